@@ -1,0 +1,53 @@
+# `make demo` and `make test` set everything up by themselves, once; and again when pyproject.toml or
+# constraints.txt changes. `make PYTHON=python3.12 ...` chooses the interpreter of a new .venv.
+
+PYTHON = python3
+JOBS = 2
+IMAGES =
+TESTS =
+
+# Paths are relative, so the checkout may lie under a path with spaces.
+RUN = .venv/bin/python
+READY = .venv/ready
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY)  ## write the demonstration to demo/; IMAGES=folder shows your own images
+	$(RUN) -m rlpips_jax.demo --out demo $${IMAGES:+--images "$$IMAGES"}
+
+test: $(READY)  ## run the tests; TESTS="tests/weights -k zip" selects some, JOBS=4 uses more processes
+	$(RUN) -m pytest -n $(JOBS) $(TESTS)
+
+lint: $(READY)  ## check style and formatting
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+format: $(READY)  ## format the code and fix what can be fixed
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+types: $(READY)  ## check types
+	$(RUN) -m pyright --warnings --pythonpath $(RUN)
+
+wheel: $(READY)  ## build the source distribution, and the wheel from it, into dist/
+	$(RUN) -m build --no-isolation
+
+clean:  ## remove the environment, builds, caches and the demonstration
+	rm -rf .venv build demo dist .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(READY)  ## only set up .venv
+
+# pip is absent from an environment whose creation was interrupted, or whose Python is gone: made anew.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
+		+ sys.version.split()[0] + "; choose another with: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv; this takes a minute or two, once."
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-build-isolation --editable '.[dev]'
+	@touch $(READY)
+
+.PHONY: help demo test lint format types wheel clean setup
