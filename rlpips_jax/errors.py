@@ -1,0 +1,53 @@
+"""Every error this library raises on purpose; each says what was wrong and what would be right."""
+
+
+class RlpipsError(Exception):
+    """Base of all errors of this library."""
+
+
+class ImageError(RlpipsError, ValueError):
+    """An image (or a batch of them) cannot be compared: its shape, type, range or values are wrong."""
+
+
+class ImageFileError(RlpipsError, OSError):
+    """An image file cannot be read or written: missing, damaged, too large, or of an unknown format."""
+
+
+class MetricError(RlpipsError, ValueError):
+    """A metric was asked for, or used, in a way that has no meaning."""
+
+
+class UnknownMetric(MetricError, LookupError):
+    """No metric has this name; the message gives the nearest names."""
+
+
+class WeightsError(RlpipsError):
+    """Base of the errors about weights."""
+
+
+class WeightsNotFound(WeightsError, LookupError):
+    """Weights are nowhere on this machine and could not be downloaded; the message says how to get them."""
+
+
+class WeightsCorrupt(WeightsError, OSError):
+    """A weight file is damaged, cut off, tampered with, or of an unknown format."""
+
+
+class WeightsMismatch(WeightsError, ValueError):
+    """A readable checkpoint does not fit: tensors missing, left over, or of another shape, or negative heads."""
+
+
+class UnsafeCheckpoint(WeightsError, ValueError):
+    """A pickle asked for something other than tensors and arrays; nothing of it was run."""
+
+
+class ValueRangeWarning(UserWarning):
+    """The images fit the stated value range but look as if they were in another one."""
+
+
+class DistortionError(RlpipsError, ValueError):
+    """A distortion was asked for that does not exist, or at a strength outside [0, 1]."""
+
+
+class ImageFileWarning(UserWarning):
+    """An image file holds more than one opaque, upright image; the message says what was made of it."""

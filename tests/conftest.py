@@ -1,0 +1,147 @@
+"""What every test has: several devices, checked types, caches of its own, no network, fixed examples."""
+
+import atexit
+import importlib.util
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# All of this must happen before jax and the library are first imported, hence before pytest imports a test.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+REQUIRE_SHARED = os.environ.get("RLPIPS_REQUIRE_SHARED") == "1"
+SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolute()
+
+# Programs that tests start inherit these: nothing reads or writes the caches of whoever runs the tests.
+HOME = Path(tempfile.mkdtemp(prefix="rlpips-jax-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), TORCH_HOME=str(HOME / "torch"))
+for variable in ("RLPIPS_WEIGHTS_DIR", "JAX_COMPILATION_CACHE_DIR"):
+    os.environ.pop(variable, None)
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Shapes and types in signatures are checked at every call.
+if already := [name for name in sys.modules if name.partition(".")[0] == "rlpips_jax"]:
+    raise RuntimeError(f"imported before its types could be checked: {', '.join(already)}")
+install_import_hook("rlpips_jax", "beartype.beartype")
+
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that needs PyTorch where there is none, or fails it where reference data is required."""
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        if REQUIRE_SHARED:
+            pytest.fail("RLPIPS_REQUIRE_SHARED=1 requires PyTorch too, and it is not installed", pytrace=False)
+        pytest.skip("needs PyTorch, which is not installed")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data: weights, photographs and numbers computed by other programs."""
+    if SHARED.is_dir():
+        return SHARED
+    reason = f"needs the reference data: {SHARED} is no folder; $RLPIPS_SHARED names another"
+    if REQUIRE_SHARED:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def is_local(host: object) -> bool:
+    """Whether a host as given to `connect` or `getaddrinfo` is this machine."""
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(name).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails a test that looks up or connects to another machine, even if the tested code catches errors.
+
+    Gives the list of what was refused.
+    """
+    refused: list[str] = []
+
+    def refuse(host: object) -> None:
+        refused.append(f"a test may talk to this machine only, and it tried {host!r}")
+        # pytest's own exception is a BaseException, so `except Exception` does not hide it.
+        pytest.fail(refused[-1])
+
+    def guarded(method: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:
+        def call(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not is_local(address[0]):
+                refuse(address[0])
+            return method(self, address)
+
+        return call
+
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if not is_local(host):
+            refuse(host)
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+    yield refused
+    # What was refused in another thread, or caught as a BaseException, comes out here.
+    if refused:
+        pytest.fail("; ".join(refused), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[..., Any]:
+    """Makes metrics with drawn weights: `drawn(ALEX, dtype="bfloat16")`, `drawn(VGG, version="0.0")`."""
+    import jax
+    import jax.numpy as jnp
+
+    from rlpips_jax.backbones import Architecture, Backbone
+    from rlpips_jax.metric import Metric
+
+    kernels: dict[str, Any] = {}
+
+    def make(architecture: Architecture, **options: Any) -> Metric:
+        if architecture.name not in kernels:
+            side = architecture.minimum_size
+            variables = Backbone(architecture).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+            # Twice the variance that Flax draws keeps the scale of activations through a ReLU.
+            kernels[architecture.name] = jax.tree.map(lambda leaf: leaf * 2**0.5, variables["params"])
+        keys = jax.random.split(jax.random.key(1), len(architecture.taps))
+        heads = tuple(
+            jax.random.uniform(key, (channels,)) for key, channels in zip(keys, architecture.channels, strict=True)
+        )
+        parameters = {"backbone": kernels[architecture.name], "heads": heads}
+        return Metric(parameters, f"drawn-{architecture.name}", architecture, **options)
+
+    return make
+
+
+@pytest.fixture
+def wrong_types() -> Iterator[None]:
+    """Lets a test pass arguments of wrong types, so that the library's own errors answer."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
