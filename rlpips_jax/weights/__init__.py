@@ -1,0 +1,1 @@
+"""Where weights come from: registry, search, download, and the two file formats."""

@@ -1,0 +1,365 @@
+"""Brings one official file onto this machine: whole and verified, or not at all.
+
+The bytes gather in `NAME.HASH.part` beside their final name. A transfer that was cut off, even by the death
+of its process, goes on from there: the next request asks for the rest alone. Only a complete file of the
+right sha256 gets its final name, in one step; everything else never does.
+
+Of several processes or threads that want one file, one downloads and the others wait for it. They agree by an
+advisory lock (`flock`) on `NAME.HASH.lock`, because the system releases it when its holder dies, however it
+dies, and because one transfer instead of many matters at half a gigabyte. Where there are no such locks
+(Windows, some network file systems), or the holder has been stuck for minutes, each downloads under a name of
+its own: more traffic, the same result.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+from rlpips_jax.errors import WeightsCorrupt, WeightsError, WeightsNotFound
+from rlpips_jax.warning import warn_user
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+TIMEOUTS = (10.0, 30.0)
+"""Seconds to wait for a connection, and for the next bytes on it."""
+
+PAUSES = (0.5, 1.0, 2.0)
+"""Seconds before each further attempt; an attempt that brought `STEADY` bytes starts the count anew."""
+
+STEADY = 1 << 20
+CHUNK = 1 << 14
+LARGEST = 1 << 32
+"""Most bytes accepted for a file of unknown size."""
+
+STUCK = 300.0
+"""Seconds without progress after which the holder of the lock is no longer waited for: longer than all its
+attempts can take."""
+
+TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
+
+
+class _Interrupted(Exception):
+    """The transfer ended too early, or never began, for a reason that may pass."""
+
+
+class _Unfit(Exception):
+    """What arrived, or was announced, is not the file wanted."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    url: str
+    sha256: str
+    size: int | None
+    final: Path
+
+    @property
+    def partial(self) -> Path:
+        # The hash in the name keeps two files of one name from continuing each other.
+        return self.final.with_name(f"{self.final.name}.{self.sha256[:8]}.part")
+
+    @property
+    def identity(self) -> str:
+        return f"sha256 {self.sha256}" + ("" if self.size is None else f", {self.size} bytes")
+
+    @property
+    def by_hand(self) -> str:
+        return f"a copy fetched by hand ({self.identity}) goes to {self.final}"
+
+
+def download(url: str, *, sha256: str, size: int | None, folder: Path, progress: bool = True) -> Path:
+    """Downloads a file into a folder, unless it is there already; resumes, verifies, and is atomic.
+
+    Args:
+        url: http or https; the last part of its path names the file.
+        sha256: of the file, 64 hexadecimal digits. A file of that name with another hash is replaced.
+        size: in bytes, None if unknown; never are more bytes than that accepted.
+        folder: where to put it; made if missing.
+        progress: show a bar on stderr if that is a terminal, one line otherwise.
+
+    Returns:
+        Path of the verified file.
+
+    Raises:
+        WeightsNotFound: no connection, no such file on the server, or no way to write it here (read-only
+            folder, full disk); quotes the cause and says where to put a file fetched by hand.
+        WeightsCorrupt: the server delivers another file; nothing of it is kept.
+        ValueError: the arguments name no file or no sha256.
+
+    Warns:
+        UserWarning: a file of that name was there, but not the right one.
+    """
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    if not name:
+        raise ValueError(f"url must end in a file name, got {url!r}")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
+    wanted = _Wanted(url, sha256.lower(), size, Path(folder).expanduser() / name)
+    try:
+        if wanted.final.is_file():
+            found = sha256_of(wanted.final)
+            if found == wanted.sha256:
+                return wanted.final
+            warn_user(
+                f"{wanted.final} has sha256 {found} instead of {wanted.sha256}: downloading it again",
+                UserWarning,
+            )
+        wanted.final.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(wanted, progress) as partial:
+            _retrieve(wanted, partial, progress)
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsNotFound(
+            f"{url} could not be saved as {wanted.final}: {error}; make room there or name another folder, "
+            f"or {wanted.by_hand}"
+        ) from error
+    return wanted.final
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hash of a file as 64 lower-case hexadecimal digits; reads it piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(wanted: _Wanted, progress: bool) -> Iterator[Path]:
+    """Yields the name under which to gather the file; until the end nobody else writes to it."""
+    lock = wanted.partial.with_suffix(".lock")
+    descriptor = _lock(lock, wanted, progress)
+    if descriptor is None:
+        own = wanted.partial.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+        try:
+            yield own
+        finally:
+            own.unlink(missing_ok=True)
+        return
+    try:
+        yield wanted.partial
+    finally:
+        # Removed while held: whoever waits for this very file notices, and asks for its successor.
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(lock: Path, wanted: _Wanted, progress: bool) -> int | None:
+    """Descriptor of the locked file, once it is free; None if locks are not to be had."""
+    if fcntl is None:
+        return None
+    state, since = None, time.monotonic()
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+            os.close(descriptor)
+            continue
+        except FileNotFoundError:
+            os.close(descriptor)
+            continue
+        except BlockingIOError:
+            os.close(descriptor)
+        except OSError:
+            os.close(descriptor)
+            return None
+        if state is None and progress:
+            _say(f"waiting for another process that downloads {wanted.url}")
+        previous, state = state, _length(wanted.partial)
+        if state != previous:
+            since = time.monotonic()
+        elif time.monotonic() - since > STUCK:
+            return None
+        time.sleep(0.1)
+
+
+def _retrieve(wanted: _Wanted, partial: Path, progress: bool) -> None:
+    """Lets pooch check what is there, have the rest fetched, verify the whole and give it its name."""
+    import pooch
+
+    def fetch(url: str, output: str, _: Any) -> None:
+        # Pooch made an empty file of this name; a killed process would leave it behind.
+        os.unlink(output)
+        _complete(wanted, partial, progress)
+        os.replace(partial, output)
+
+    def about_others(record: logging.LogRecord) -> bool:
+        return wanted.url not in record.getMessage()
+
+    logger = pooch.get_logger()
+    logger.addFilter(about_others)
+    try:
+        pooch.retrieve(
+            wanted.url,
+            known_hash=f"sha256:{wanted.sha256}",
+            fname=wanted.final.name,
+            path=wanted.final.parent,
+            downloader=cast(Any, fetch),  # The protocol names its parameters otherwise.
+        )
+    except ValueError as error:
+        raise WeightsCorrupt(f"{wanted.final} changed while it was verified: {error}") from error
+    finally:
+        logger.removeFilter(about_others)
+
+
+def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
+    """Makes `partial` the whole, right file, with as many requests as that takes."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if progress and not terminal:
+        _say(f"downloading {wanted.url}{_megabytes(wanted.size)} to {wanted.final}")
+    # A transfer that begins here is trusted to be of one piece; what an earlier call left may be anything.
+    inherited = _length(partial) > 0
+    failures = 0
+    with tqdm(
+        total=wanted.size,
+        unit="B",
+        unit_scale=True,
+        desc=wanted.final.name,
+        disable=not (progress and terminal),
+    ) as bar:
+        while True:
+            before = _length(partial)
+            try:
+                if wanted.size is None or before < wanted.size:
+                    _continue(wanted, partial, bar)
+                found = sha256_of(partial)
+                if found == wanted.sha256:
+                    return
+                raise _Unfit(f"sha256 {found}, {_length(partial)} bytes")
+            except _Unfit as unfit:
+                partial.unlink(missing_ok=True)
+                if not inherited:
+                    raise WeightsCorrupt(
+                        f"{wanted.url} is not the expected file ({wanted.identity}): got {unfit}. "
+                        "Nothing was kept. It was changed on the server or on the way; a proxy or a login "
+                        f"page often answers in its place. Try again, or elsewhere; {wanted.by_hand}"
+                    ) from None
+                inherited = False
+            except _Interrupted as interruption:
+                now = _length(partial)
+                failures = 1 if now - before >= STEADY else failures + 1
+                if failures > len(PAUSES):
+                    kept = f"; {now} bytes are kept, and the next call continues there" if now else ""
+                    raise _not_found(wanted, f"{interruption}{kept if partial == wanted.partial else ''}") from (
+                        interruption.__cause__
+                    )
+                time.sleep(PAUSES[failures - 1])
+
+
+def _continue(wanted: _Wanted, partial: Path, bar: Any) -> None:
+    """One request for what is missing, appended to `partial`."""
+    import requests
+
+    there = _length(partial)
+    # Encoded content would have other lengths, and no ranges worth asking for.
+    headers = {"User-Agent": "rlpips-jax", "Accept-Encoding": "identity"}
+    if there:
+        headers["Range"] = f"bytes={there}-"
+    try:
+        with requests.get(wanted.url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+            if response.status_code == 416 and there:
+                return  # Nothing follows: it is complete, or not of this file; its hash will tell.
+            start, total = _extent(wanted, response, there, partial)
+            _receive(wanted, response, partial, start, total, bar)
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        if isinstance(error, ValueError):  # Not an address at all.
+            raise _not_found(wanted, str(error)) from error
+        raise _Interrupted(str(error)) from error
+
+
+def _extent(wanted: _Wanted, response: Any, there: int, partial: Path) -> tuple[int, int | None]:
+    """Where the bytes of this answer begin, and how long it says the whole file is."""
+    status = response.status_code
+    encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+    if status == 200:
+        length = response.headers.get("Content-Length", "")
+        start, total = 0, int(length) if length.isdecimal() and not encoded else None
+    elif status == 206:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if span is None or int(span[1]) != there or encoded:
+            partial.unlink(missing_ok=True)
+            raise _Interrupted("the server sent another range than the one asked for")
+        start, total = there, None if span[2] == "*" else int(span[2])
+    elif status in TEMPORARY_FAILURES:
+        raise _Interrupted(f"HTTP {status} {response.reason}")
+    else:
+        raise _not_found(wanted, f"HTTP {status} {response.reason}")
+    if total is not None and (total > LARGEST if wanted.size is None else total != wanted.size):
+        raise _Unfit(f"{total} bytes announced")
+    return start, total
+
+
+def _receive(wanted: _Wanted, response: Any, partial: Path, start: int, total: int | None, bar: Any) -> None:
+    """Writes the bytes of an answer to `partial` from `start` on."""
+    expected = wanted.size if total is None else total
+    limit = LARGEST if expected is None else expected
+    bar.n, bar.total = start, expected
+    bar.refresh()
+    position = start
+    chunks = response.iter_content(CHUNK)
+    with _disk(partial), open(partial, "r+b" if start else "wb") as file:
+        file.seek(start)
+        for chunk in chunks:
+            position += len(chunk)
+            if position > limit:
+                raise _Unfit(f"more than {limit} bytes")
+            file.write(chunk)
+            file.flush()  # What a killed process has received is there for the next.
+            bar.update(len(chunk))
+        os.fsync(file.fileno())
+    if expected is not None and position < expected:
+        raise _Interrupted(f"the connection ended after {position} of {expected} bytes")
+
+
+@contextlib.contextmanager
+def _disk(partial: Path) -> Iterator[None]:
+    """Where the disk refuses (it is full), gives back what the partial file took."""
+    import requests
+
+    try:
+        yield
+    except (requests.RequestException, ConnectionError, TimeoutError):
+        raise
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _not_found(wanted: _Wanted, cause: str) -> WeightsNotFound:
+    return WeightsNotFound(f"{wanted.url} could not be downloaded: {cause}; {wanted.by_hand}")
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f" ({size / 1e6:.1f} MB)"
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        print(f"rlpips_jax: {line}", file=sys.stderr, flush=True)

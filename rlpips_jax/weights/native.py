@@ -1,0 +1,125 @@
+"""The library's own weight files: safetensors with metadata, hashed so that damage shows."""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+
+import rlpips_jax
+from rlpips_jax.backbones import Architecture
+from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
+from rlpips_jax.weights.parameters import Parameters, digest_tensors, flatten, unflatten
+from rlpips_jax.weights.pickle_reader import printable
+
+SUFFIX = ".safetensors"
+FORMAT = "rlpips-jax/1"
+SEAL = "metadata_sha256"
+
+
+def write(path: Path, parameters: Parameters, architecture: Architecture, /, **metadata: str) -> None:
+    """Writes a weight file, atomically; float32 whatever the arrays are.
+
+    Args:
+        path: where to; its folder is made.
+        parameters: backbone, heads, or both.
+        architecture: the table they fit.
+        **metadata: kept beside the tensors: `metric` (as which the file is loaded by its path), `source`,
+            `source_sha256`, `licence`... What `read` gave can be handed on; what describes the file itself is
+            stated anew.
+
+    Raises:
+        WeightsMismatch: the parameters do not fit; a file that could not be read is never written.
+    """
+    from safetensors.numpy import save
+
+    tensors = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
+    tensors = dict(flatten(unflatten(tensors, architecture, f"what was to be written to {path}")))
+    metadata.pop(SEAL, None)
+    metadata = {
+        **metadata,
+        "format": FORMAT,
+        "architecture": architecture.name,
+        "taps": json.dumps(architecture.taps),
+        "library_version": rlpips_jax.__version__,
+        "parameters_sha256": digest_tensors(tensors),
+    }
+    content = save(tensors, {**metadata, SEAL: _seal(metadata)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # The name must not outlive a power cut that the content does not.
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weight file, verified; damage of its tensors shows in `read`.
+
+    Raises:
+        WeightsCorrupt: not a weight file of this library, or damaged.
+        OSError: the file cannot be opened.
+    """
+    return _read(path, tensors_too=False)[1]
+
+
+def read(path: Path, architecture: Architecture) -> tuple[Parameters, dict[str, str]]:
+    """Parameters (float32 NumPy arrays) and metadata of a weight file.
+
+    Raises:
+        WeightsCorrupt: not a weight file of this library, or damaged.
+        WeightsMismatch: the file is whole, but of another architecture.
+        OSError: the file cannot be opened.
+    """
+    tensors, metadata = _read(path, tensors_too=True)
+    if metadata.get("architecture") != architecture.name:
+        found = printable(metadata.get("architecture", "not stated"))
+        raise WeightsMismatch(f"{path} holds weights for the network {found}, not '{architecture.name}'")
+    parameters = unflatten(tensors, architecture, str(path))
+    if "heads" in parameters and metadata.get("taps") != json.dumps(architecture.taps):
+        raise WeightsMismatch(
+            f"{path} holds heads for the layers {metadata.get('taps')} of '{architecture.name}', not for "
+            f"{json.dumps(architecture.taps)}"
+        )
+    return parameters, metadata
+
+
+def _read(path: Path, *, tensors_too: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Content of a weight file whose hashes are right."""
+    from safetensors import SafetensorError, safe_open
+
+    path.open("rb").close()  # What cannot be opened is not thereby damaged.
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if tensors_too else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise WeightsCorrupt(
+            f"{path} is not a readable safetensors file ({error}); delete it and get it again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsCorrupt(
+            f"{path} is not a weight file of this library, or damaged: its format is "
+            f"{printable(metadata.get('format', 'not stated'))}, not {FORMAT!r}; 'python -m convert' makes "
+            "such a file from a PyTorch checkpoint"
+        )
+    seal = metadata.pop(SEAL, None)
+    intact = seal == _seal(metadata)
+    if intact and tensors_too:
+        intact = metadata.get("parameters_sha256") == digest_tensors(tensors)
+    if not intact:
+        raise WeightsCorrupt(f"{path} is damaged: its content does not match its sha256; delete it and get it again")
+    return tensors, metadata
+
+
+def _seal(metadata: dict[str, str]) -> str:
+    """sha256 over the metadata, which hold that of the tensors."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

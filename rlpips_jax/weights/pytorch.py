@@ -1,0 +1,357 @@
+"""PyTorch checkpoints without PyTorch: reads what `torch.save` wrote, writes what `torch.load` reads.
+
+Three formats are read, told apart by their first bytes:
+
+- zip (PyTorch 1.6 and later): `<folder>/data.pkl` describes the tensors, `<folder>/data/*` are the storages;
+- legacy: five pickles in a row (magic number, version, platform, object, storage keys), then the storages;
+- `.npy` with one pickled dictionary of arrays.
+
+A checkpoint from the internet may be damaged or hostile. Nothing that it names is imported or called (see
+`pickle_reader`), and memory stays within four times the size of the file and a few megabytes.
+"""
+
+import io
+import os
+import re
+import secrets
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsMismatch
+from rlpips_jax.weights.pickle_reader import BASE_OPERATIONS, PickleReader, printable
+from rlpips_jax.weights.pickled_tensors import (
+    STAND_INS,
+    STORAGE_TYPES,
+    PickledArray,
+    PickledTensor,
+    Storage,
+    read_storage,
+)
+from rlpips_jax.weights.zip_reader import INFLATION_ALLOWANCE, ZipReader
+
+MAX_EXPANSION = 2
+EXPANSION_ALLOWANCE = 4 << 20
+"""Bytes that tensors may take beyond `MAX_EXPANSION` times the file: expanded ones take more than stored."""
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+
+_Contents = tuple[object, Callable[[Storage], np.ndarray], bool]
+"""The pickled object, what reads a storage's record, and whether the records are in the other byte order."""
+
+
+def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch checkpoint, or the arrays of a pickled `.npy` dictionary, by name.
+
+    The file holds a state dict, or a dictionary with one under `"state_dict"`. Parameters count as tensors;
+    numbers, text and other metadata beside the tensors are left out.
+
+    Args:
+        path: a `.pth`, `.pt` or `.npy` file.
+        keep: says by its name whether a tensor is wanted; others are not read from disk. Default: all are.
+
+    Returns:
+        name -> array in C order and native byte order, with memory of its own, in the file's order. bfloat16
+        and 8-bit floats are `ml_dtypes` types. Tensors that shared memory no longer do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsCorrupt: it is damaged, cut off, or of an unknown format.
+        UnsafeCheckpoint: its pickle asks for anything but tensors and arrays, or for far more memory than the
+            file's size warrants; nothing of it was run.
+        WeightsMismatch: it is sound, but holds no dictionary of tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise WeightsCorrupt(f"{path} is not a regular file; give the path of a checkpoint")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            contents, read_record, swap = _read_contents(file, size)
+            tensors = _state_dict(contents)
+            if keep is not None:
+                tensors = {name: tensor for name, tensor in tensors.items() if keep(name)}
+            return _materialise(tensors, read_record, swap, MAX_EXPANSION * size + EXPANSION_ALLOWANCE)
+        except WeightsCorrupt as error:
+            raise WeightsCorrupt(
+                f"{path} cannot be read: {error}. Download it again and compare its sha256."
+            ) from error
+        except UnsafeCheckpoint as error:
+            raise UnsafeCheckpoint(
+                f"{path} is refused: {error}. Nothing of it was run. Get it from its authors and compare "
+                "its sha256; if you trust it, open it with PyTorch and save its state_dict() alone."
+            ) from error
+        except WeightsMismatch as error:
+            raise WeightsMismatch(f"{path}: {error}") from error
+
+
+def write_checkpoint(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a PyTorch zip file that `torch.load(path, weights_only=True)` reads as a dictionary of tensors.
+
+    Equal tensors give equal bytes, and a file at `path` is replaced in one step or not at all.
+
+    Args:
+        path: where to; its folder exists.
+        tensors: name -> array; float16/32/64, bfloat16, int8/16/32/64, uint8 or bool.
+
+    Raises:
+        WeightsMismatch: PyTorch has no name for an array's type, or a name is not Unicode text.
+    """
+    path = Path(path)
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    description = _describe(arrays)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+            _add(archive, "data.pkl", description)
+            _add(archive, "byteorder", b"little")
+            for index, array in enumerate(arrays.values()):
+                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+                _add(archive, f"data/{index}", little.reshape(-1).view(np.uint8).data)
+            _add(archive, "version", b"3\n")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_contents(file: io.BufferedIOBase, size: int) -> _Contents:
+    head = file.read(1024)
+    file.seek(0)
+    if head.startswith(b"PK\3\4"):
+        return _read_zip(file, size)
+    if head.startswith(b"\x93NUMPY"):
+        return _read_npy(file, size)
+    if head.startswith(b"\x80"):
+        return _read_legacy(file, size)
+    raise WeightsCorrupt(_what_else(head))
+
+
+def _what_else(head: bytes) -> str:
+    """What a file that begins like this probably is."""
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty: a download that failed at once"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself ('git lfs pull' fetches that)"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page, such as a server's error or login page saved in place of the file"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, PyTorch's format before version 0.1.10; open and save it with PyTorch"
+    return f"it is no PyTorch checkpoint but of an unknown format (it begins with {head[:12].hex(' ')})"
+
+
+def _operations(size: int) -> int:
+    return BASE_OPERATIONS + size // 128
+
+
+def _read_zip(file: io.BufferedIOBase, size: int) -> _Contents:
+    archive = ZipReader(file, size)
+    found = [name for name in archive.entries if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(found) != 1:
+        if any(name.endswith(".npy") for name in archive.entries):
+            raise WeightsCorrupt("it is a NumPy .npz archive, not a PyTorch checkpoint")
+        raise WeightsCorrupt(f"it is a zip archive, but not PyTorch's: {len(found)} of its files are 'data.pkl'")
+    folder = found[0].removesuffix("data.pkl")
+    if folder + "constants.pkl" in archive.entries:
+        raise WeightsCorrupt("it is a TorchScript archive; save the state_dict() of what torch.jit.load gives")
+    byte_order = b"little"
+    if folder + "byteorder" in archive.entries:
+        byte_order = archive.read(folder + "byteorder").tobytes()
+    if byte_order not in (b"little", b"big"):
+        raise WeightsCorrupt("its byte order is neither 'little' nor 'big'")
+
+    if archive.entries[found[0]].size > size + INFLATION_ALLOWANCE:
+        raise UnsafeCheckpoint("its pickle would inflate to more than the whole file")
+    data = archive.read(found[0]).tobytes()
+    contents = PickleReader(io.BytesIO(data), len(data), STAND_INS, read_storage, _operations(size)).load()
+    return contents, partial(_zip_record, archive, folder), _must_swap(byte_order)
+
+
+def _zip_record(archive: ZipReader, folder: str, storage: Storage) -> np.ndarray:
+    return archive.read(f"{folder}data/{storage.key}")
+
+
+def _read_legacy(file: io.BufferedIOBase, size: int) -> _Contents:
+    storages: dict[str, Storage] = {}
+    reader = PickleReader(file, size, STAND_INS, partial(_noted_storage, storages), _operations(size))
+    if reader.load() != _LEGACY_MAGIC:
+        raise WeightsCorrupt("it is a pickle, but not one that torch.save wrote")
+    if reader.load() != _LEGACY_VERSION:
+        raise WeightsCorrupt(f"its format version is not {_LEGACY_VERSION}")
+    reader.load()  # byte order and C types of the machine that wrote it; storages are little-endian anyway
+    contents = reader.load()
+    keys = reader.load()
+
+    records: dict[str, tuple[int, int]] = {}
+    position = file.tell()
+    for key in keys if isinstance(keys, list) else [None]:
+        if not isinstance(key, str) or key not in storages or key in records:
+            raise WeightsCorrupt("its list of storages makes no sense")
+        file.seek(position)
+        header = file.read(8)
+        nbytes = storages[key].record_nbytes
+        if len(header) < 8 or position + 8 + nbytes > size:
+            raise WeightsCorrupt("it is cut off within its tensors")
+        if int.from_bytes(header, "little") * storages[key].dtype.itemsize != nbytes:
+            raise WeightsCorrupt(f"the storage {printable(key)} has another size than its tensors say")
+        records[key] = position + 8, nbytes
+        position += 8 + nbytes
+    return contents, partial(_legacy_record, file, records), _must_swap(b"little")
+
+
+def _noted_storage(storages: dict[str, Storage], identity: object) -> Storage:
+    storage = read_storage(identity)
+    storages[storage.key] = storage
+    return storage
+
+
+def _legacy_record(file: io.BufferedIOBase, records: Mapping[str, tuple[int, int]], storage: Storage) -> np.ndarray:
+    if storage.key not in records:
+        raise WeightsCorrupt(f"it lacks the storage {printable(storage.key)}")
+    start, nbytes = records[storage.key]
+    record = np.empty(nbytes, np.uint8)
+    file.seek(start)
+    if file.readinto(record.data) != nbytes:
+        raise WeightsCorrupt("it is cut off within its tensors")
+    return record
+
+
+def _read_npy(file: io.BufferedIOBase, size: int) -> _Contents:
+    version = file.read(8)[6:]
+    length_bytes = file.read(2 if version[:1] == b"\1" else 4)
+    header = file.read(min(int.from_bytes(length_bytes, "little"), 10_000))
+    if not header.endswith(b"\n"):
+        raise WeightsCorrupt("the header of the .npy file is damaged")
+    if not re.search(rb"'descr': '[|<>=]?O[48]?'", header):
+        raise WeightsMismatch("it is a .npy file of plain numbers; needed is a pickled dictionary of arrays")
+    contents = PickleReader(file, size - file.tell(), STAND_INS, operations=_operations(size)).load()
+    if not isinstance(contents, PickledArray):
+        raise WeightsCorrupt("the .npy file does not hold an array")
+    return contents.item(), _no_record, False
+
+
+def _no_record(storage: Storage) -> np.ndarray:
+    raise WeightsCorrupt("a .npy file holds arrays, not tensors")
+
+
+def _must_swap(byte_order: bytes) -> bool:
+    return np.dtype(np.int16).newbyteorder("<" if byte_order == b"little" else ">") != np.dtype(np.int16)
+
+
+def _state_dict(contents: object) -> dict[str, PickledTensor | PickledArray]:
+    """The named tensors of a state dict, or of the one in a dictionary around it."""
+    if isinstance(contents, dict) and isinstance(contents.get("state_dict"), dict):
+        contents = contents["state_dict"]
+    if not isinstance(contents, dict):
+        raise WeightsMismatch(f"it holds {printable(contents)}; needed is a state dict, name -> tensor")
+    tensors, others, seen = {}, [], set()
+    for name, value in contents.items():
+        if isinstance(value, PickledTensor | PickledArray):
+            if not isinstance(name, str):
+                raise WeightsMismatch(f"it has a tensor under {name}, which is not a name")
+            tensors[name] = value
+        elif _holds_tensors(value, seen):
+            others.append(printable(name))
+    if others or (contents and not tensors):
+        where = f"others are nested under {', '.join(others[:8])}" if others else "and no others"
+        raise WeightsMismatch(
+            f"it holds {len(tensors)} tensors by name, {where}; needed is a state dict, name -> tensor, "
+            "alone or under 'state_dict'"
+        )
+    return tensors
+
+
+def _holds_tensors(value: object, seen: set[int]) -> bool:
+    """Whether there are tensors anywhere within; `seen` keeps cycles and repeats from taking for ever."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, PickledTensor | PickledArray):
+            return True
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return False
+
+
+def _materialise(
+    tensors: Mapping[str, PickledTensor | PickledArray],
+    read_record: Callable[[Storage], np.ndarray],
+    swap: bool,
+    max_nbytes: int,
+) -> dict[str, np.ndarray]:
+    """The arrays; each storage is read once, and only one is held at a time."""
+    if (nbytes := sum(tensor.nbytes() for tensor in tensors.values())) > max_nbytes:
+        raise UnsafeCheckpoint(f"its tensors would take {nbytes} bytes, far more than the file itself")
+    by_storage: dict[str, list[str]] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, PickledArray):
+            arrays[name] = tensor.array()
+        else:
+            by_storage.setdefault(tensor.storage.key, []).append(name)
+    for names in by_storage.values():
+        record = None
+        for name in names:
+            tensor = tensors[name]
+            assert isinstance(tensor, PickledTensor)
+            record = read_record(tensor.storage) if record is None else record
+            if record.nbytes != tensor.storage.record_nbytes:
+                raise WeightsCorrupt(f"the storage of {printable(name)} is not of the size that its tensor says")
+            arrays[name] = tensor.array(record, swap)
+    return {name: arrays[name] for name in tensors}
+
+
+def _describe(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle of an OrderedDict of tensors, as `torch.save` writes it (but without memo)."""
+    storage_names = {dtype: name for name, dtype in STORAGE_TYPES.items()}
+    ordered_dict = b"ccollections\nOrderedDict\n)R"
+    parts = [b"\x80\2", ordered_dict, b"("]
+    for index, (name, array) in enumerate(arrays.items()):
+        if not isinstance(name, str) or any("\ud800" <= character <= "\udfff" for character in name):
+            raise WeightsMismatch(f"the name {printable(name)} of a tensor is not Unicode text")
+        if (storage := storage_names.get(array.dtype.newbyteorder("="))) is None:
+            allowed = ", ".join(str(dtype) for dtype in STORAGE_TYPES.values())
+            raise WeightsMismatch(f"tensor {name!r} is of type {array.dtype}, not one of {allowed}")
+        strides = [1]
+        for length in reversed(array.shape[1:]):
+            strides.insert(0, strides[0] * max(length, 1))
+        parts += [
+            _pickled(name),
+            b"ctorch._utils\n_rebuild_tensor_v2\n(",
+            b"(" + _pickled("storage") + b"ctorch\n" + storage.encode() + b"\n",
+            _pickled(str(index)) + _pickled("cpu") + _pickled(array.size) + b"tQ",  # the persistent id
+            _pickled(0),
+            b"(" + b"".join(map(_pickled, array.shape)) + b"t",
+            b"(" + b"".join(map(_pickled, strides[: array.ndim])) + b"t",
+            b"\x89" + ordered_dict,  # no gradient, no hooks
+            b"tR",
+        ]
+    return b"".join([*parts, b"u."])
+
+
+def _pickled(value: str | int) -> bytes:
+    if isinstance(value, int):
+        return struct.pack("<ci", b"J", value) if value < 2**31 else struct.pack("<2sq", b"\x8a\x08", value)
+    text = value.encode()
+    return struct.pack("<cI", b"X", len(text)) + text
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    """Adds an uncompressed entry, dated 1980; its data begin at a multiple of 64 bytes, fit to be mapped."""
+    entry = zipfile.ZipInfo(f"archive/{name}")
+    entry.create_system = 3  # the same bytes on every platform
+    entry.file_size = len(data)
+    unpadded = archive.fp.tell() + 30 + len(entry.filename) + 4  # type: ignore[union-attr]
+    padding = -unpadded % 64
+    entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+    with archive.open(entry, "w") as file:
+        file.write(data)

@@ -1,0 +1,249 @@
+"""What there is to load: every metric by name, every file it is made of, and who made them."""
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rlpips_jax.backbones import (
+    ALEX,
+    ELPIPS_SQUEEZE,
+    ELPIPS_VGG,
+    SQUEEZE,
+    SQUEEZE_FLOOR,
+    TINY,
+    VGG,
+    Architecture,
+)
+from rlpips_jax.errors import UnknownMetric
+
+
+@dataclass(frozen=True)
+class Official:
+    """A file as its authors publish it.
+
+    Attributes:
+        path: where it lies in a folder laid out like the original, for looking it up.
+        url: where it is downloaded from.
+        sha256: of the file.
+        size: in bytes.
+        licence: under which its authors published it.
+        citation: what to cite when using it.
+    """
+
+    path: str
+    url: str
+    sha256: str
+    size: int
+    licence: str
+    citation: str
+
+    @property
+    def file_name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight file: the convolutions of a backbone, the heads of a metric, or both.
+
+    Attributes:
+        name: its native file is `{name}.safetensors`.
+        architecture: the table it fits.
+        official: where its original is published; None for what is shipped here or made by the user.
+        shipped: whether it lies inside this package.
+        half: what the file must hold, whatever else it holds.
+    """
+
+    name: str
+    architecture: Architecture
+    official: Official | None = None
+    shipped: bool = False
+    half: Literal["backbone", "heads"] = "heads"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a metric is put together.
+
+    Attributes:
+        name: as `rlpips_jax.load` takes it.
+        architecture: backbone, pooling and taps.
+        heads: the file with its heads; None for a baseline, whose weights are all 1. A file that holds a
+            backbone too brings its own.
+        backbone: the file with the official backbone; None where `heads` must bring it.
+        version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
+    """
+
+    name: str
+    architecture: Architecture
+    heads: Part | None
+    backbone: Part | None
+    version: str = "0.1"
+
+
+ALEXNET = "Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012"
+VGG16 = "Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015"
+SQUEEZENET = "Iandola et al.: SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv:1602.07360"
+LPIPS = "Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018"
+ELPIPS = (
+    "Kettunen, Härkönen, Lehtinen: E-LPIPS: Robust Perceptual Image Similarity via Random Transformation "
+    "Ensembles, arXiv:1906.03973"
+)
+
+
+def _torchvision(file: str, sha256: str, size: int, citation: str) -> Official:
+    return Official(file, f"https://download.pytorch.org/models/{file}", sha256, size, "BSD-3-Clause", citation)
+
+
+def _lpips_heads(path: str, sha256: str, size: int) -> Official:
+    url = f"https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/{path}"
+    return Official(path, url, sha256, size, "BSD-2-Clause", LPIPS)
+
+
+def _elpips_heads(file: str, sha256: str, size: int) -> Official:
+    url = f"https://raw.githubusercontent.com/mkettune/elpips/master/elpips/{file}"
+    return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
+
+
+ALEX_BACKBONE = Part(
+    "alex",
+    ALEX,
+    _torchvision(
+        "alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        244_408_911,
+        ALEXNET,
+    ),
+    half="backbone",
+)
+VGG_BACKBONE = Part(
+    "vgg",
+    VGG,
+    _torchvision(
+        "vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        553_433_881,
+        VGG16,
+    ),
+    half="backbone",
+)
+SQUEEZE_BACKBONE = Part(
+    "squeeze",
+    SQUEEZE,
+    _torchvision(
+        "squeezenet1_1-b8a52dc0.pth",
+        "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        4_958_839,
+        SQUEEZENET,
+    ),
+    half="backbone",
+)
+BACKBONES = {part.name: part for part in (ALEX_BACKBONE, VGG_BACKBONE, SQUEEZE_BACKBONE)}
+
+_HEADS = (
+    Part(
+        "lpips-alex",
+        ALEX,
+        _lpips_heads("v0.1/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", 6_009),
+    ),
+    Part(
+        "lpips-vgg",
+        VGG,
+        _lpips_heads("v0.1/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", 7_289),
+    ),
+    Part(
+        "lpips-squeeze",
+        SQUEEZE,
+        _lpips_heads("v0.1/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", 10_811),
+    ),
+    Part(
+        "lpips-alex@0.0",
+        ALEX,
+        _lpips_heads("v0.0/alex.pth", "18720f55913d0af89042f13faa7e536a6ce1444a0914e6db9461355ece1e8cd5", 5_455),
+    ),
+    Part(
+        "lpips-vgg@0.0",
+        VGG,
+        _lpips_heads("v0.0/vgg.pth", "b9e4236260c3dd988fc79d2a48d645d885afcbb21f9fd595e6744cf7419b582c", 6_735),
+    ),
+    Part(
+        "lpips-squeeze@0.0",
+        SQUEEZE,
+        _lpips_heads("v0.0/squeeze.pth", "c27abd3a0145541baa50990817df58d3759c3f8154949f42af3b59b4e042d0bf", 10_057),
+    ),
+    Part(
+        "lpips-squeeze@elpips",
+        SQUEEZE_FLOOR,
+        _elpips_heads("squeeze.npy", "9cf7e036dbcac9e8134b45641e5efd32c5e97681f7c3b08b911ab3c78236a4b9", 13_135),
+    ),
+    Part(
+        "lpips-vgg@elpips",
+        VGG,
+        _elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
+    ),
+    Part("lpips-tiny", TINY, shipped=True),
+    Part("rlpips-alex", ALEX),
+    Part("rlpips-vgg", VGG),
+    Part("rlpips-squeeze", SQUEEZE),
+)
+HEADS = {part.name: part for part in _HEADS}
+
+ENSEMBLE_HEADS = {
+    part.name: part
+    for part in (
+        Part(
+            "elpips-squeeze",
+            ELPIPS_SQUEEZE,
+            _elpips_heads(
+                "squeeze_full_maxpool.npy",
+                "bcaae2eb93410893fb2f97b5fc57854ef9cc8ebb813304a617a5416b68bedc22",
+                14_259,
+            ),
+        ),
+        Part(
+            "elpips-vgg",
+            ELPIPS_VGG,
+            _elpips_heads(
+                "vgg_full_avg.npy", "2f9171c0fb542223efc240fed40c0e56ad3014d5a9153e4a3fdc00cf7b1bb16e", 23_948
+            ),
+        ),
+    )
+}
+
+PARTS = BACKBONES | HEADS | ENSEMBLE_HEADS
+
+
+def _recipes() -> dict[str, Recipe]:
+    recipes = [
+        Recipe(
+            part.name,
+            part.architecture,
+            part,
+            BACKBONES.get(part.architecture.name),
+            version="0.0" if part.name.endswith("@0.0") else "0.1",
+        )
+        for part in _HEADS
+    ]
+    for backbone in BACKBONES.values():
+        baseline = Recipe(f"baseline-{backbone.name}", backbone.architecture, None, backbone)
+        recipes += [baseline, replace(baseline, name=f"{baseline.name}@0.0", version="0.0")]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+RECIPES = _recipes()
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a metric; `@0.1`, the current version, may be written out.
+
+    Raises:
+        UnknownMetric: no such metric; names the nearest.
+    """
+    recipe = RECIPES.get(name)
+    if recipe is None and name.count("@") == 1:
+        recipe = RECIPES.get(name.removesuffix("@0.1"))
+    if recipe is None:
+        near = difflib.get_close_matches(name.lower(), RECIPES, n=3, cutoff=0.4)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}."
+        raise UnknownMetric(f"no metric is called {name!r}; {advice} A trained metric is loaded by its file's path")
+    return recipe

@@ -1,0 +1,231 @@
+"""Finds the weights of a part: folders, caches, then the official download; never a silent substitute.
+
+Search order: the `weights_dir` argument, `$RLPIPS_WEIGHTS_DIR`, this package itself (for the metrics it
+ships), the user cache (`$XDG_CACHE_HOME/rlpips_jax` or the platform's), PyTorch's own cache
+(`$TORCH_HOME/hub/checkpoints`), an installed `lpips` package, the download. A folder may hold native files
+(`alex.safetensors`) or official ones under their official names. An official file counts only if its sha256
+is right; what it yields is kept in the user cache.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
+from rlpips_jax.weights import native
+from rlpips_jax.weights.download import download, sha256_of
+from rlpips_jax.weights.parameters import Parameters, from_pytorch
+from rlpips_jax.weights.pytorch import read_checkpoint
+from rlpips_jax.weights.registry import PARTS, Official, Part
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SHIPPED = Path(__file__).parent.parent / "data"
+WEIGHTS_DIR = "RLPIPS_WEIGHTS_DIR"
+
+
+def cache_folder() -> Path:
+    """Where this library keeps weights of its own accord."""
+    import pooch
+
+    return Path(pooch.os_cache("rlpips_jax"))
+
+
+def torch_cache_folder() -> Path:
+    """Where PyTorch keeps its downloads."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
+    return Path(os.path.expanduser(home), "hub", "checkpoints")
+
+
+def obtain(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> tuple[Parameters, dict[str, str]]:
+    """Parameters and metadata of a part, from the first place that has it.
+
+    Raises:
+        WeightsNotFound: nowhere, and the download is impossible; says what to put where.
+        WeightsCorrupt: a file is there, but damaged.
+        WeightsMismatch: a file is there, but of another network.
+    """
+    path = locate(part, weights_dir)
+    if path is not None:
+        return read(path, part)
+    if part.official is not None:
+        return fetch(part)
+    if part.shipped:
+        raise WeightsNotFound(
+            f"no weights for '{part.name}', though it ships with this library: {SHIPPED} lacks "
+            f"{part.name}{native.SUFFIX}, so the installation is incomplete; install rlpips-jax again"
+        )
+    folder = weights_dir or f"the folder ${WEIGHTS_DIR} names"
+    raise WeightsNotFound(
+        f"no weights for '{part.name}': there is no official download. Put {part.name}{native.SUFFIX}, made "
+        f"by 'python -m convert' from a checkpoint of your own, into {folder}, or load it by its path; "
+        "'lpips-tiny' needs no download"
+    )
+
+
+def locate(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Path of the first file that holds a part, without downloading; None if there is none.
+
+    Raises:
+        WeightsNotFound: a folder was named, as an argument or by the environment, that is none.
+    """
+    return next((path for path in candidates(part, weights_dir) if path.is_file()), None)
+
+
+def candidates(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Every path where a part may lie, in search order.
+
+    Raises:
+        WeightsNotFound: a folder was named, as an argument or by the environment, that is none.
+    """
+    named = {"weights_dir": weights_dir, f"${WEIGHTS_DIR}": os.environ.get(WEIGHTS_DIR)}
+    folders = [_existing(origin, folder) for origin, folder in named.items() if folder]
+    for folder in folders:
+        yield folder / (part.name + native.SUFFIX)
+        if part.official:
+            yield folder / part.official.path
+    if part.shipped:
+        yield SHIPPED / (part.name + native.SUFFIX)
+    yield _kept(part)
+    if part.official:
+        yield torch_cache_folder() / part.official.file_name
+        yield from _in_lpips_package(part.official)
+
+
+def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
+    """Parameters and metadata from a native file, or from an official one, which then enters the cache.
+
+    Raises:
+        WeightsCorrupt: the file is damaged, or under an official name but not the official one.
+        WeightsMismatch: the file is of another network, or lacks the half that the part stands for.
+    """
+    if path.suffix == native.SUFFIX:
+        parameters, metadata = native.read(path, part.architecture)
+        if part.half not in parameters:
+            raise WeightsMismatch(
+                f"{path} holds {' and '.join(parameters)} alone, but '{part.name}' stands for {part.half}: "
+                "was the file renamed?"
+            )
+        return parameters, metadata
+    official = part.official
+    assert official is not None, f"{path} is no place of {part.name}"
+    found = sha256_of(path)
+    if found != official.sha256:
+        raise WeightsCorrupt(
+            f"{path} is not the official file: its sha256 is {found}, not {official.sha256}; delete it and "
+            f"fetch it again from {official.url} (your own weights go through 'python -m convert')"
+        )
+    parameters, metadata = _extract(path, part, official)
+    with contextlib.suppress(OSError):  # Without a writable cache it is only read.
+        native.write(_kept(part), parameters, part.architecture, **metadata)
+    return parameters, metadata
+
+
+def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
+    """Downloads a part's official file, keeps what the metric needs of it in the cache, and returns that.
+
+    Of several threads or processes one downloads, and the others take what it kept.
+
+    Raises:
+        WeightsNotFound: the download is impossible; says what to put where.
+        WeightsCorrupt: the server delivers another file.
+    """
+    official = part.official
+    assert official is not None, f"{part.name} has no download"
+    folder = cache_folder() / "downloads"
+    with _alone(folder):
+        if _kept(part).is_file():
+            return read(_kept(part), part)
+        try:
+            path = download(official.url, sha256=official.sha256, size=official.size, folder=folder)
+        except WeightsNotFound as error:
+            raise WeightsNotFound(
+                f"no weights for '{part.name}' on this machine, and the download failed: {error}. Fetch "
+                f"{official.url} by hand (sha256 {official.sha256}) and put it into {torch_cache_folder()}, "
+                f"or (as {official.path}) into a folder passed as weights_dir or named by ${WEIGHTS_DIR}; "
+                "'lpips-tiny' needs no download"
+            ) from error
+        parameters, metadata = _extract(path, part, official)
+        with contextlib.suppress(OSError):  # Whatever cannot be written or removed now is so at the next time.
+            native.write(_kept(part), parameters, part.architecture, **metadata)
+            path.unlink()
+        return parameters, metadata
+
+
+def identify(path: Path) -> Part | None:
+    """The part whose official file this is, by its sha256."""
+    size = path.stat().st_size
+    candidates = [part for part in PARTS.values() if part.official and part.official.size == size]
+    found = sha256_of(path) if candidates else None
+    return next((part for part in candidates if part.official and part.official.sha256 == found), None)
+
+
+def provenance(official: Official) -> dict[str, str]:
+    """What the metadata of a native file say of the official file it was made from."""
+    return {
+        "source": official.url,
+        "source_sha256": official.sha256,
+        "licence": official.licence,
+        "citation": official.citation,
+    }
+
+
+def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
+    """The needed tensors of a verified official file."""
+    needed = read_checkpoint(path, keep=lambda name: not name.startswith("classifier."))
+    return from_pytorch(needed, part.architecture, str(path)), provenance(official)
+
+
+def _kept(part: Part) -> Path:
+    return cache_folder() / (part.name + native.SUFFIX)
+
+
+def _existing(origin: str, folder: str | os.PathLike[str]) -> Path:
+    path = Path(os.path.expanduser(folder))
+    if not path.is_dir():
+        raise WeightsNotFound(f"{origin} {os.fspath(folder)!r} is not a folder")
+    return path
+
+
+def _in_lpips_package(official: Official) -> Iterator[Path]:
+    """The file in an installed `lpips` package; a changed one, as forks of that package have, is no place."""
+    try:
+        package = importlib.util.find_spec("lpips")
+    except ValueError:  # It is imported, but by other means than a file.
+        return
+    if package and package.origin:
+        path = Path(package.origin).parent / "weights" / official.path
+        if path.is_file() and sha256_of(path) == official.sha256:
+            yield path
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the advisory lock on a folder, where there is such a thing, until the end."""
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            if fcntl is not None:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if sys.stderr is not None:
+                        print(
+                            f"rlpips_jax: waiting for another download into {folder}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
