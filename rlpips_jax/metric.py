@@ -1,0 +1,427 @@
+"""LPIPS: the distance between images as the weighted difference of a network's activations.
+
+With image x in [-1, 1], f_l the activations at tap l, and h = f / (|f| + 1e-10) their unit vectors over channels,
+
+    d(x, y) = sum_l mean_ij sum_c w_lc (h_l(x)_ijc - h_l(y)_ijc)^2,        w >= 0
+
+(Zhang et al. 2018). A `Metric` is a pytree whose leaves are the parameters: pass it to a jitted function as an
+argument. A Metric that a jitted function closes over is baked into the program as constants, which makes the
+program large and slow to compile.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+import rlpips_jax
+from rlpips_jax.backbones import Architecture, Backbone
+from rlpips_jax.convolution import resize_bilinear
+from rlpips_jax.errors import MetricError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.weights import native, registry, store
+from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
+
+DEFAULT = "lpips-alex"
+EPSILON = 1e-10
+DTYPES = ("float32", "bfloat16", "float64")
+PRECISIONS = ("default", "high", "highest")
+
+Features = tuple[Float[Array, "..."], ...]
+"""Unit-normalised activations, one array `(..., h_l, w_l, c_l)` a tap."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["parameters"],
+    meta_fields=["name", "architecture", "version", "dtype", "precision", "max_batch", "remat"],
+)
+@dataclass(frozen=True)
+class Metric:
+    """A perceptual distance: parameters and how to use them. Made by `load`.
+
+    Attributes:
+        parameters: `{"backbone": {...}, "heads": (w_0, w_1, ...)}`, float32; the leaves of the pytree.
+        name: what it was loaded as.
+        architecture: backbone, pooling and taps.
+        version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
+        dtype: what the network computes in; norms, differences and sums are never below float32.
+        precision: of the convolutions, as `jax.lax.Precision` names it.
+        max_batch: most images that are in the network at once; None for no limit.
+        remat: whether the gradient recomputes activations instead of keeping them.
+    """
+
+    parameters: Parameters
+    name: str
+    architecture: Architecture
+    version: str = "0.1"
+    dtype: str = "float32"
+    precision: str = "highest"
+    max_batch: int | None = None
+    remat: bool = False
+
+    def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
+        """Unit-normalised activations, to compare one image with many by `between`.
+
+        Args:
+            images: `(..., h, w, 3)`, uint8 or floats in `value_range`.
+            value_range: black and white of floating-point images.
+
+        Returns:
+            One array `(..., h_l, w_l, c_l)` a tap, float32 (float64 if the metric is).
+
+        Raises:
+            ImageError: the images break the convention of `rlpips_jax.images`.
+        """
+        value_range = check_value_range(value_range)
+        (images,) = check_images(value_range, images=images, **self._limits)
+        return _features(self, images, value_range)
+
+    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
+        """Distances between images whose features are at hand; leading axes broadcast.
+
+        Args:
+            features: from `features`.
+            others: from `features` of images of the same size.
+
+        Returns:
+            The distance, with the leading axes, in the units of `distance`.
+
+        Raises:
+            MetricError: the features are of different sizes or of another metric.
+        """
+        return _sum(self._layers_between(features, others))
+
+    def layers_between(self, features: Features, others: Features) -> Float[Array, "... layers"]:
+        """The part of each tap in `between`: `(..., layers)`, summing to it. Arguments as there."""
+        return jnp.stack(self._layers_between(features, others), axis=-1)
+
+    @property
+    def signature(self) -> str:
+        """A line that pins a number: library version, metric, backbone, parameters, dtype, precision.
+
+        Raises:
+            MetricError: the parameters are traced or abstract, and so have no values to hash.
+        """
+        leaves = jax.tree.leaves(self.parameters)
+        if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves) or any(
+            isinstance(leaf, Tracer) for leaf in leaves
+        ):
+            raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
+        return (
+            f"rlpips-jax {rlpips_jax.__version__} {self.name} backbone={self.architecture.name} v{self.version} "
+            f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
+        )
+
+    @property
+    def minimum_size(self) -> int:
+        """Smallest height and width of an image, in pixels."""
+        return self.architecture.minimum_size
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {"minimum_size": self.minimum_size, "user": self.name}
+
+    def _layers_between(self, features: Features, others: Features) -> list[Float[Array, "..."]]:
+        self._check_features(features)
+        self._check_features(others)
+        for tap, (f, g) in enumerate(zip(features, others, strict=True)):
+            if f.shape[-3:] != g.shape[-3:]:
+                raise MetricError(
+                    f"features differ at tap {tap}: {f.shape[-3:]} and {g.shape[-3:]}; compare images of one size"
+                )
+        return _layer_distances(self, features, others)
+
+    def _check_features(self, features: Features) -> None:
+        channels = tuple(feature.shape[-1] for feature in features)
+        if channels != self.architecture.channels:
+            raise MetricError(
+                f"features have {channels} channels at their taps, but {self.name} has {self.architecture.channels}: "
+                "they come from another metric"
+            )
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    unweighted: bool = False,
+    dtype: DTypeLike = "float32",
+    precision: str = "highest",
+    max_batch: int | None = None,
+    remat: bool = False,
+) -> Metric:
+    """Loads a metric by name, or from a weight file by its path.
+
+    Weights are sought in `weights_dir`, `$RLPIPS_WEIGHTS_DIR`, the user cache, PyTorch's cache, and are
+    downloaded from their authors otherwise. Safe under tracing: the parameters are concrete arrays.
+
+    Args:
+        name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "lpips-tiny" (`rlpips weights list` shows
+            all), or the path of a `.safetensors` file made by training or by `python -m convert`.
+        weights_dir: a folder to look into first.
+        unweighted: set every weight of the heads to 1.
+        dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
+        precision: of the convolutions: "highest" gives the same number on every platform; "default" is faster
+            where a GPU has TF32 or a TPU bfloat16.
+        max_batch: most images in the network at once: bounds memory, not results.
+        remat: recompute activations in the gradient instead of keeping them.
+
+    Raises:
+        UnknownMetric: no metric of this name.
+        WeightsNotFound: no weights on this machine, and no download; says what to put where.
+        WeightsCorrupt: a weight file is damaged.
+        WeightsMismatch: a weight file is of another network, incomplete, or has negative heads.
+        MetricError: an option that makes no sense.
+    """
+    dtype = _check_dtype(dtype)
+    if precision not in PRECISIONS:
+        raise MetricError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
+        raise MetricError(f"max_batch must be a whole number of images, 1 or more, or None, got {max_batch!r}")
+    recipe, parameters = _read(name, weights_dir)
+    if unweighted or "heads" not in parameters:
+        parameters = parameters | {
+            "heads": tuple(np.ones(channels, np.float32) for channels in recipe.architecture.channels)
+        }
+    with jax.ensure_compile_time_eval():
+        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
+    return Metric(
+        parameters=parameters,
+        name=f"{recipe.name} (unweighted)" if unweighted and recipe.heads else recipe.name,
+        architecture=recipe.architecture,
+        version=recipe.version,
+        dtype=dtype,
+        precision=precision,
+        max_batch=max_batch,
+        remat=remat,
+    )
+
+
+def distance(
+    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, "..."]:
+    """Perceptual distance of each pair of images: 0 for identical ones, about 0.7 for unrelated ones (LPIPS).
+
+    Args:
+        x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
+        y: images of the same shape.
+        metric: from `load`; None for "lpips-alex".
+        value_range: black and white of floating-point images.
+
+    Returns:
+        The distance, with the leading axes of the images and nothing else; float32 (float64 if the metric is).
+        Differentiable, with finite gradients everywhere, also at x == y.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
+        WeightsNotFound: `metric` is None, and the weights are not to be had.
+    """
+    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    return _distance(metric, x, y, value_range)
+
+
+def layer_distances(
+    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, "... layers"]:
+    """The part of each tap in `distance`: `(..., layers)`, summing to the distance. Arguments as there."""
+    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    return _distance_by_layer(metric, x, y, value_range)
+
+
+def distance_map(
+    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, "... h w"]:
+    """Where two images differ: every tap's map, enlarged bilinearly to the size of the images, summed.
+
+    Its mean is near the distance, but not equal, as the enlargement weighs the borders differently.
+    Arguments as in `distance`; the result has the shape of the images without the channels.
+    """
+    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    return _distance_map(metric, x, y, value_range)
+
+
+def _checked(
+    x: Any, y: Any, metric: Metric | None, value_range: Any
+) -> tuple[Metric, Array | np.ndarray, Array | np.ndarray, ValueRange]:
+    if metric is None:
+        metric = _default()
+    elif not isinstance(metric, Metric):
+        raise MetricError(f"metric must come from rlpips_jax.load, got {type(metric).__name__}")
+    value_range = check_value_range(value_range)
+    x, y = check_images(value_range, x=x, y=y, **metric._limits)
+    return metric, x, y, value_range
+
+
+@functools.cache
+def _default() -> Metric:
+    return load(DEFAULT)
+
+
+def _check_dtype(dtype: DTypeLike) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise MetricError(f"dtype must be one of {', '.join(DTYPES)}, got {name}")
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
+        raise MetricError(
+            "dtype float64 needs 64-bit mode: jax.config.update('jax_enable_x64', True), before any array"
+        )
+    return name
+
+
+def _read(
+    name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None
+) -> tuple[registry.Recipe, Parameters]:
+    """The recipe and all parameters of a metric, from the store or from a file."""
+    if isinstance(name, os.PathLike) or name.endswith(native.SUFFIX):
+        recipe, parameters = _read_file(Path(name))
+    else:
+        recipe = registry.find(name)
+        parameters = store.obtain(recipe.heads, weights_dir)[0] if recipe.heads else {}
+    if "backbone" not in parameters and recipe.backbone:
+        parameters = parameters | {"backbone": store.obtain(recipe.backbone, weights_dir)[0]["backbone"]}
+    return recipe, parameters
+
+
+def _read_file(path: Path) -> tuple[registry.Recipe, Parameters]:
+    if not path.is_file():
+        raise WeightsNotFound(f"no weight file {os.fspath(path)!r}")
+    metadata = native.read_metadata(path)
+    if "metric" not in metadata:
+        raise WeightsMismatch(
+            f"{path} is one part of a metric, not a whole one; load the metric by name, with weights_dir={path.parent}"
+        )
+    recipe = registry.find(metadata["metric"])
+    parameters, _ = native.read(path, recipe.architecture)
+    return replace(recipe, name=path.stem), parameters
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _features(metric: Metric, images: Images, value_range: ValueRange) -> Features:
+    leading = images.shape[:-3]
+    features = _in_blocks(
+        metric,
+        lambda block: _normalised(metric, to_symmetric(block, value_range, _wide(metric))),
+        images.reshape(-1, *images.shape[-3:]),
+    )
+    return tuple(feature.reshape(*leading, *feature.shape[1:]) for feature in features)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _distance_by_layer(metric: Metric, x: Images, y: Images, value_range: ValueRange) -> Float[Array, "... layers"]:
+    def of_features(features: Features, others: Features) -> Float[Array, "n layers"]:
+        return jnp.stack(_layer_distances(metric, features, others), axis=-1)
+
+    return _of_pairs(metric, of_features, x, y, value_range)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _distance(metric: Metric, x: Images, y: Images, value_range: ValueRange) -> Float[Array, "..."]:
+    layers = _distance_by_layer(metric, x, y, value_range)
+    return _sum([layers[..., index] for index in range(layers.shape[-1])])
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _distance_map(metric: Metric, x: Images, y: Images, value_range: ValueRange) -> Float[Array, "... h w"]:
+    height, width = x.shape[-3:-1]
+
+    def of_features(features: Features, others: Features) -> Float[Array, "n h w"]:
+        layers = zip(features, others, metric.parameters["heads"], strict=True)
+        return _sum([resize_bilinear(_weighted_difference(*layer), height, width) for layer in layers])
+
+    return _of_pairs(metric, of_features, x, y, value_range)
+
+
+def _of_pairs(
+    metric: Metric,
+    of_features: Callable[[Features, Features], Float[Array, "n ..."]],
+    x: Images,
+    y: Images,
+    value_range: ValueRange,
+) -> Float[Array, "..."]:
+    """What a function of two images' features says of each pair; exactly 0 for identical images."""
+
+    def block(x: Images, y: Images) -> Float[Array, "n ..."]:
+        x, y = (to_symmetric(images, value_range, _wide(metric)) for images in (x, y))
+        result = of_features(_normalised(metric, x), _normalised(metric, y))
+        # The compiler may round the two networks differently. Taking that difference away as a constant leaves
+        # every derivative as it is.
+        identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
+        return result - jax.lax.stop_gradient(jnp.where(identical, result, 0))
+
+    result = _in_blocks(metric, block, x.reshape(-1, *x.shape[-3:]), y.reshape(-1, *y.shape[-3:]))
+    return result.reshape(*x.shape[:-3], *result.shape[1:])
+
+
+def _in_blocks(metric: Metric, function: Callable[..., Any], *images: Images) -> Any:
+    """Applies a function of batches of images, at most `max_batch` images at a time."""
+    if metric.max_batch is None or images[0].shape[0] <= metric.max_batch:
+        return function(*images)
+
+    def one(images: tuple[Images, ...]) -> Any:
+        result = function(*(image[None] for image in images))
+        return jax.tree.map(lambda leaf: leaf[0], result)
+
+    return jax.lax.map(one, images, batch_size=metric.max_batch)
+
+
+def _wide(metric: Metric) -> DTypeLike:
+    """What images, norms, differences and sums are computed in."""
+    return jnp.float64 if metric.dtype == "float64" else jnp.float32
+
+
+def _normalised(metric: Metric, x: Float[Array, "n h w 3"]) -> Features:
+    """Unit-normalised activations of a batch in [-1, 1]."""
+    if metric.version != "0.0":
+        x = (x - np.asarray(SHIFT, np.float32)) / np.asarray(SCALE, np.float32)
+    backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision)
+    variables = {"params": metric.parameters["backbone"]}
+
+    def stage(variables: Any, x: Array, layers: Any) -> tuple[Array, Array]:
+        activation = jnp.asarray(backbone.apply(variables, x, layers, method="stage"))
+        return activation, _unit(activation.astype(_wide(metric)))
+
+    if metric.remat:
+        stage = jax.checkpoint(stage, static_argnums=2)
+    x = x.astype(metric.dtype)
+    features = []
+    for layers in metric.architecture.stages():
+        x, unit = stage(variables, x, layers)
+        features.append(unit)
+    return tuple(features)
+
+
+def _unit(activation: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """f / (|f| + 1e-10). The square root never sees 0, where its slope is infinite, so no gradient is NaN."""
+    square = jnp.sum(jnp.square(activation), axis=-1, keepdims=True)
+    positive = square > 0
+    norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return activation / (norm + EPSILON)
+
+
+def _weighted_difference(
+    features: Float[Array, "... h w c"], others: Float[Array, "... h w c"], head: Float[Array, " c"]
+) -> Float[Array, "... h w"]:
+    return jnp.sum(jnp.square(features - others) * head.astype(features.dtype), axis=-1)
+
+
+def _layer_distances(metric: Metric, features: Features, others: Features) -> list[Float[Array, "..."]]:
+    layers = zip(features, others, metric.parameters["heads"], strict=True)
+    return [jnp.mean(_weighted_difference(*layer), axis=(-2, -1)) for layer in layers]
+
+
+def _sum(terms: list[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """Sum in a fixed order, so that every path to a distance rounds alike."""
+    return functools.reduce(jnp.add, terms)

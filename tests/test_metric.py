@@ -1,0 +1,387 @@
+"""What a distance must be, whatever its weights: properties, gradients, transformations, devices, misuse."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import rlpips_jax as rl
+from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
+from rlpips_jax.metric import Metric
+
+
+def photographs(*shape: int, seed: int = 0) -> np.ndarray:
+    """Bytes with edges and gradients."""
+    rng = np.random.RandomState(seed)
+    noise = rng.uniform(0, 1, shape)
+    smooth = np.cumsum(np.cumsum(noise - 0.5, axis=-3), axis=-2)
+    span = np.ptp(smooth, axis=(-3, -2), keepdims=True)
+    return (255 * (smooth - smooth.min(axis=(-3, -2), keepdims=True)) / span).astype(np.uint8)
+
+
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """In [0, 1]."""
+    return np.asarray(images / 255, np.float32)
+
+
+X, Y = photographs(3, 40, 45, 3), photographs(3, 40, 45, 3, seed=1)
+
+
+@pytest.fixture(scope="module", params=[ALEX, SQUEEZE, TINY], ids=lambda architecture: architecture.name)
+def metric(request, drawn) -> Metric:
+    return drawn(request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny(drawn) -> Metric:
+    return drawn(TINY)
+
+
+def by_hand(x: np.ndarray, y: np.ndarray, metric: Metric) -> np.ndarray:
+    """The definition, in float64, from the metric's own features."""
+    layers = []
+    for f, g, head in zip(metric.features(x), metric.features(y), metric.parameters["heads"], strict=True):
+        difference = np.square(np.float64(f) - np.float64(g)) @ np.float64(head)
+        layers.append(difference.mean(axis=(-2, -1)))
+    return np.stack(layers, axis=-1)
+
+
+def test_distance_is_its_definition(metric) -> None:
+    layers = rl.layer_distances(X, Y, metric)
+    np.testing.assert_allclose(layers, by_hand(X, Y, metric), rtol=2e-5)
+    np.testing.assert_allclose(rl.distance(X, Y, metric), np.sum(layers, axis=-1), rtol=1e-6)
+    assert rl.distance(X, Y, metric).min() > 0.01
+
+
+def test_features_have_length_one_or_zero(metric) -> None:
+    for feature in metric.features(X):
+        length = np.linalg.norm(feature, axis=-1)
+        assert np.all((np.abs(length - 1) < 1e-5) | (length == 0))
+
+
+def test_identical_images_are_at_distance_exactly_zero(metric) -> None:
+    for distance in (rl.distance, jax.jit(rl.distance, static_argnames="value_range"), rl.distance_map):
+        assert np.all(np.asarray(distance(X, X, metric)) == 0)
+        assert np.all(np.asarray(distance(X[0], X[0], metric)) == 0)
+    assert np.all(np.asarray(rl.layer_distances(X, X, metric)) == 0)
+    mixed = rl.distance(X, np.stack([X[0], Y[1], X[2]]), metric)
+    assert list(np.asarray(mixed) == 0) == [True, False, True]
+
+
+def test_distance_is_symmetric(metric) -> None:
+    np.testing.assert_allclose(rl.distance(X, Y, metric), rl.distance(Y, X, metric), rtol=1e-6)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3), (1, 2, 1)])
+def test_a_distance_has_the_leading_axes_and_nothing_else(leading, tiny) -> None:
+    x, y = (photographs(*leading, 33, 47, 3, seed=seed) for seed in (2, 3))
+    d = rl.distance(x, y, tiny)
+    assert d.shape == leading
+    assert rl.layer_distances(x, y, tiny).shape == (*leading, 4)
+    assert rl.distance_map(x, y, tiny).shape == (*leading, 33, 47)
+    one_by_one = [
+        rl.distance(a, b, tiny) for a, b in zip(x.reshape(-1, 33, 47, 3), y.reshape(-1, 33, 47, 3), strict=True)
+    ]
+    np.testing.assert_allclose(np.ravel(d), one_by_one, rtol=1e-5)
+
+
+def test_an_empty_batch_has_no_distances(tiny) -> None:
+    assert rl.distance(X[:0], Y[:0], tiny).shape == (0,)
+
+
+def test_distances_from_features_are_the_distances_and_broadcast(metric) -> None:
+    features, others = metric.features(X), metric.features(Y)
+    np.testing.assert_allclose(metric.between(features, others), rl.distance(X, Y, metric), rtol=1e-6)
+    one = tuple(feature[:1] for feature in features)
+    np.testing.assert_allclose(
+        metric.between(one, others), rl.distance(np.broadcast_to(X[:1], Y.shape), Y, metric), rtol=1e-5
+    )
+    assert np.all(np.asarray(metric.between(features, features)) == 0)
+
+
+def test_the_map_is_high_where_the_images_differ(metric) -> None:
+    y = X.copy()
+    y[:, 20:, 23:] = Y[:, 20:, 23:]
+    corner = np.zeros((40, 45), bool)
+    corner[20:, 23:] = True
+    difference = np.asarray(rl.distance_map(X, y, metric))
+    assert np.all(difference[:, corner].mean(axis=1) > 3 * difference[:, ~corner].mean(axis=1))
+
+
+def test_blocks_bound_memory_and_not_results(metric) -> None:
+    for most in (1, 2, 5):
+        blocks = dataclasses.replace(metric, max_batch=most)
+        np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, metric), rtol=1e-5)
+        for f, g in zip(blocks.features(X), metric.features(X), strict=True):
+            np.testing.assert_allclose(f, g, atol=1e-5)
+        np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, metric), rtol=1e-3, atol=1e-6)
+
+
+def test_recomputing_activations_changes_no_gradient(metric) -> None:
+    def gradient(metric: Metric) -> jax.Array:
+        return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
+
+    plain, recomputed = gradient(metric), gradient(dataclasses.replace(metric, remat=True))
+    np.testing.assert_allclose(plain, recomputed, atol=1e-5 * float(jnp.abs(plain).max()))
+
+
+def test_the_gradient_is_the_slope(tiny) -> None:
+    """Central differences in float64."""
+    with jax.enable_x64(True):
+        metric = dataclasses.replace(tiny, dtype="float64")
+        x, y = X[0] / 255, 0.05 + 0.9 * (Y[0] / 255)
+        gradient = jax.grad(lambda y: rl.distance(x, y, metric))(y)
+        direction = np.random.RandomState(5).standard_normal(y.shape)
+        step = 1e-6 * direction
+        slope = (rl.distance(x, y + step, metric) - rl.distance(x, y - step, metric)) / 2e-6
+        assert gradient.dtype == jnp.float64
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-4)
+
+
+IMAGES = {
+    "photograph": as_floats(X[0]),
+    "grey": np.full((40, 45, 3), 0.4, np.float32),
+    "middle": np.full((40, 45, 3), 0.5, np.float32),
+    "black": np.zeros((40, 45, 3), np.float32),
+    "white": np.ones((40, 45, 3), np.float32),
+}
+
+
+@jax.jit
+def gradients(metric: Metric, x: jax.Array, y: jax.Array) -> tuple:
+    """By the parameters and by an image, of a distance and of one that is masked away, through which a NaN leaks."""
+
+    def loss(metric: Metric, y: jax.Array) -> jax.Array:
+        distances = rl.distance(x, y, metric)
+        return (distances + jnp.where(jnp.any(x != x), distances, 0.0)).sum()
+
+    return jax.grad(loss, argnums=(0, 1))(metric, y)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [(ALEX, "float32"), (SQUEEZE, "float32"), (TINY, "float32"), (TINY, "bfloat16")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_gradients_are_finite_everywhere(architecture, dtype, drawn) -> None:
+    metric = drawn(architecture, dtype=dtype, version="0.0")
+    # Without biases a black image has features that are exactly 0, the hardest case of the normalisation.
+    bare = {"backbone": jax.tree.map(lambda leaf: leaf * (leaf.ndim != 1), metric.parameters["backbone"])}
+    y = np.stack([image[:32, :32] for image in IMAGES.values()])
+    for candidate in (metric, dataclasses.replace(metric, parameters=metric.parameters | bare)):
+        for x in (y, np.broadcast_to(y[:1], y.shape)):
+            assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients(candidate, x, y)))
+    middle = np.zeros((1, 32, 32, 3), np.float32) + 0.5
+    features = dataclasses.replace(metric, parameters=metric.parameters | bare).features(middle)
+    assert all(float(jnp.abs(feature).max()) == 0 for feature in features), "the test lost its hardest case"
+
+
+@pytest.mark.parametrize("wrap", ["jit", "vmap", "checkpoint", "scan", "value_and_grad"])
+def test_transformations_agree_with_the_plain_call(wrap, tiny) -> None:
+    x, y = as_floats(X), as_floats(Y)
+    expected = rl.distance(x, y, tiny)
+    if wrap == "jit":
+        found = jax.jit(rl.distance)(x, y, tiny)
+    elif wrap == "vmap":
+        found = jax.vmap(rl.distance, in_axes=(0, 0, None))(x, y, tiny)
+    elif wrap == "checkpoint":
+        found = jax.checkpoint(lambda x, y: rl.distance(x, y, tiny))(x, y)
+    elif wrap == "scan":
+        _, found = jax.lax.scan(lambda carry, pair: (carry, rl.distance(*pair, tiny)), 0, (x, y))
+    else:
+        total, gradient = jax.value_and_grad(lambda y: rl.distance(x, y, tiny).sum())(y)
+        one_by_one = [jax.grad(lambda b, a=a: rl.distance(a, b, tiny))(b) for a, b in zip(x, y, strict=True)]
+        np.testing.assert_allclose(total, expected.sum(), rtol=1e-6)
+        np.testing.assert_allclose(gradient, one_by_one, atol=1e-5 * float(jnp.abs(gradient).max()))
+        return
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_second_derivatives_survive_at_identical_images(tiny) -> None:
+    """At x == y the distance is 0 and flat, and curved: its Hessian is 2 J'WJ, not 0."""
+    x = jnp.asarray(X[0] / 255, jnp.float32)
+    direction = jnp.asarray(np.random.RandomState(0).standard_normal(x.shape), jnp.float32)
+    slope = jax.grad(lambda y: rl.distance(x, y, tiny))
+    curvature = jax.grad(lambda y: jnp.vdot(slope(y), direction))(x)
+    assert float(jnp.vdot(curvature, direction)) > 0
+    _, forward = jax.jvp(lambda y: jnp.concatenate([f.ravel() for f in tiny.features(y)]), (x,), (direction,))
+    weights = jnp.concatenate(
+        [
+            jnp.broadcast_to(head / (f.shape[-2] * f.shape[-3]), f.shape).ravel()
+            for head, f in zip(tiny.parameters["heads"], tiny.features(x), strict=True)
+        ]
+    )
+    np.testing.assert_allclose(jnp.vdot(curvature, direction), 2 * jnp.sum(weights * forward**2), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.03), ("float64", 1e-5)])
+def test_other_types_stay_near_float32(dtype, tolerance, metric) -> None:
+    expected = rl.distance(X, Y, metric)
+    with jax.enable_x64(dtype == "float64"):
+        found = rl.distance(X, Y, dataclasses.replace(metric, dtype=dtype))
+        assert found.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
+        np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_parameters_are_arguments_and_not_constants_of_the_program(tiny) -> None:
+    def largest_constant(program: str) -> int:
+        sizes = re.findall(r"stablehlo\.constant[^\n]*tensor<((?:\d+x)+)(?:f|bf|i|ui)\d+>", program)
+        return max((int(np.prod([int(n) for n in size.split("x") if n])) for size in sizes), default=0)
+
+    spec = jax.ShapeDtypeStruct((2, 40, 45, 3), jnp.float32)
+    as_argument = jax.jit(rl.distance).lower(spec, spec, tiny).as_text()
+    closed_over = jax.jit(lambda x, y: rl.distance(x, y, tiny)).lower(spec, spec).as_text()
+    assert largest_constant(as_argument) <= 3
+    assert largest_constant(closed_over) > 10_000, "the test no longer sees constants"
+
+
+def test_a_metric_is_a_pytree(tiny) -> None:
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, tiny)
+    assert isinstance(doubled, Metric)
+    assert doubled.architecture == tiny.architecture
+    shapes = jax.eval_shape(rl.distance, X, Y, tiny)
+    assert (shapes.shape, shapes.dtype) == ((3,), jnp.float32)
+    abstract = jax.eval_shape(lambda metric: metric, tiny)
+    assert jax.tree.structure(abstract) == jax.tree.structure(tiny)
+    with pytest.raises(rl.MetricError, match="outside jit"):
+        _ = abstract.signature
+
+
+def test_a_donated_metric_comes_back(tiny) -> None:
+    copy = jax.tree.map(jnp.copy, tiny)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(metric: Metric) -> tuple[Metric, jax.Array]:
+        return jax.tree.map(lambda leaf: leaf * 0.5, metric), rl.distance(X, Y, metric).sum()
+
+    halved, total = step(copy)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy))
+    np.testing.assert_allclose(total, rl.distance(X, Y, tiny).sum(), rtol=1e-6)
+    np.testing.assert_allclose(halved.parameters["heads"][0], tiny.parameters["heads"][0] / 2)
+
+
+@pytest.mark.parametrize("style", ["jit", "shard_map"])
+def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(style, tiny) -> None:
+    """A step that moves images, as a generator's training does."""
+    devices = np.array(jax.devices())
+    assert len(devices) == 8
+    x, y = (jnp.asarray(as_floats(photographs(16, 32, 32, 3, seed=seed))) for seed in (4, 5))
+
+    def step(metric: Metric, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss(y: jax.Array) -> jax.Array:
+            return rl.distance(x, y, metric).sum()
+
+        value, gradient = jax.value_and_grad(loss)(y)
+        return value, y - 0.1 * gradient
+
+    expected, moved = step(tiny, x, y)
+    mesh = Mesh(devices, ("data",))
+    rows, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    arguments = jax.device_put(tiny, everywhere), jax.device_put(x, rows), jax.device_put(y, rows)
+    if style == "jit":
+        value, images = jax.jit(step, out_shardings=(everywhere, rows))(*arguments)
+    else:
+
+        def local(metric: Metric, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value, images = step(metric, x, y)
+            return jax.lax.psum(value, "data"), images
+
+        specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
+        sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec("data")))
+        value, images = jax.jit(sharded)(*arguments)
+    assert images.sharding.is_equivalent_to(rows, images.ndim)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(images, moved, atol=1e-5)
+
+
+def test_pmap_as_older_training_code_calls_it(tiny) -> None:
+    x, y = (photographs(8, 2, 32, 32, 3, seed=seed) for seed in (6, 7))
+    found = jax.pmap(rl.distance, in_axes=(0, 0, None))(x, y, tiny)
+    np.testing.assert_allclose(found, rl.distance(x, y, tiny), rtol=1e-5)
+
+
+def test_the_signature_pins_what_changes_the_number(tiny) -> None:
+    signature = tiny.signature
+    assert signature == jax.tree.map(jnp.copy, tiny).signature
+    assert all(part in signature for part in (rl.__version__, tiny.name, "float32", "highest", "0.1"))
+    nudged = jax.tree.map(lambda leaf: leaf, tiny)
+    nudged.parameters["heads"] = (
+        nudged.parameters["heads"][0].at[0].add(1e-3),
+        *nudged.parameters["heads"][1:],
+    )
+    others = [
+        nudged,
+        dataclasses.replace(tiny, dtype="bfloat16"),
+        dataclasses.replace(tiny, precision="default"),
+        dataclasses.replace(tiny, version="0.0"),
+    ]
+    assert len({signature, *(other.signature for other in others)}) == 5
+    assert dataclasses.replace(tiny, max_batch=3, remat=True).signature == signature
+
+
+@pytest.mark.usefixtures("wrong_types")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, float64"),
+        ({"dtype": "floaty"}, "dtype must be one of"),
+        ({"dtype": "float64"}, "jax_enable_x64"),
+        ({"precision": "best"}, "precision must be one of default, high, highest"),
+        ({"max_batch": 0}, "max_batch must be a whole number"),
+        ({"max_batch": 2.5}, "max_batch must be a whole number"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, message) -> None:
+    with pytest.raises(rl.MetricError, match=message):
+        rl.load("lpips-tiny", **options)
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(rl.UnknownMetric, match="did you mean lpips-alex"):
+        rl.load("lpips-alexnet")
+
+
+def test_missing_weights_say_where_to_put_which_file(tmp_path) -> None:
+    with pytest.raises(rl.WeightsNotFound, match=r"rlpips-alex\.safetensors.*lpips-tiny"):
+        rl.load("rlpips-alex", weights_dir=tmp_path)
+    with pytest.raises(rl.WeightsNotFound, match="is not a folder"):
+        rl.load("lpips-tiny", weights_dir=tmp_path / "nowhere")
+    with pytest.raises(rl.WeightsNotFound, match="no weight file"):
+        rl.load(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.usefixtures("wrong_types")
+def test_images_that_break_the_convention_are_refused_by_every_function(tiny) -> None:
+    for function in (rl.distance, rl.layer_distances, rl.distance_map):
+        with pytest.raises(rl.ImageError, match="at least 31x31"):
+            function(X[:, :30], Y[:, :30], tiny)
+        with pytest.raises(rl.ImageError, match=r"value_range=\(0, 255\) would fit"):
+            function(X.astype(np.float32), Y.astype(np.float32), tiny)
+        with pytest.raises(rl.ImageError, match="differ in size"):
+            function(X, Y[:, 1:], tiny)
+        with pytest.raises(rl.ImageError, match="must be a pair"):
+            function(X, Y, tiny, value_range=255)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(rl.ImageError, match="images has dtype int64"):
+        tiny.features(X.astype(np.int64))
+    with pytest.raises(rl.MetricError, match=r"must come from rlpips_jax\.load, got str"):
+        rl.distance(X, Y, "lpips-tiny")  # pyright: ignore[reportArgumentType]
+
+
+def test_features_of_other_sizes_or_metrics_are_refused(tiny, drawn) -> None:
+    with pytest.raises(rl.MetricError, match="compare images of one size"):
+        tiny.between(tiny.features(X), tiny.features(Y[:, :33]))
+    with pytest.raises(rl.MetricError, match="another metric"):
+        tiny.between(tiny.features(X), drawn(ALEX).features(Y))
+
+
+def test_vgg_too_is_its_definition(drawn) -> None:
+    """Apart from the others, as it is slow."""
+    metric = drawn(VGG)
+    x, y = X[:1, :32, :32], Y[:1, :32, :32]
+    np.testing.assert_allclose(rl.layer_distances(x, y, metric), by_hand(x, y, metric), rtol=2e-5)
+    assert float(rl.distance(x, x, metric)[0]) == 0
