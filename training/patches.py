@@ -1,0 +1,203 @@
+"""Training data: patches cut from a folder of photographs, and distorted versions of them.
+
+Programs that ask for more than one worker need the usual ``if __name__ == "__main__":`` guard, because
+workers are started afresh (spawned), and must be run from a file or a module.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from rlpips_jax.errors import ImageError, ImageFileError
+from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+MINIMUM_DEVIATION = 0.06
+"""A patch is kept when the standard deviation of its values, in [0, 1], is above this."""
+COMPOSED = 0.2
+"""Share of distorted versions to which a second, different kind is applied."""
+FAINT = 0.15
+"""Share of distorted versions that are mixed back towards the reference, so that small distances are learnt
+too."""
+CHUNK = 128
+"""References a worker distorts at a time. It is part of the seeding: changing it changes the result."""
+
+Result = TypeVar("Result")
+
+
+class Pairs(NamedTuple):
+    """Reference patches and ``k`` distorted versions of each."""
+
+    references: UInt8[np.ndarray, "n h w 3"]
+    distorted: UInt8[np.ndarray, "n k h w 3"]
+
+
+def _run(function: Callable[..., Result], arguments: tuple, seed: np.random.SeedSequence) -> Result:
+    return function(*arguments, rng=np.random.default_rng(seed))
+
+
+def seeded_map(
+    function: Callable[..., Result], arguments: Sequence[tuple], *, seed: int, workers: int | None = None
+) -> Iterator[Result]:
+    """``function(*a, rng=...)`` for every ``a`` in ``arguments``, in order, in ``workers`` processes.
+
+    Every call has its own child of ``seed``, so the results do not depend on the number of workers. ``None``
+    takes every processor this process may use; 1 starts no process. ``function`` must be importable by name.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; give at least 1, or None for every processor")
+    seeds = np.random.SeedSequence(seed).spawn(len(arguments))
+    workers = min(workers, len(arguments))
+    if workers <= 1:
+        for chunk, child in zip(arguments, seeds, strict=True):
+            yield _run(function, chunk, child)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_run, [function] * len(arguments), arguments, seeds)
+
+
+def list_photographs(folder: str | Path) -> list[Path]:
+    """The PNG, JPEG and WebP files anywhere under ``folder``, sorted.
+
+    Raises `ImageFileError` where the folder is missing or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageFileError(f"folder {folder} does not exist or is not a folder; give a folder of photographs")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        known = ", ".join(sorted(SUFFIXES))
+        raise ImageFileError(f"folder {folder} holds no image; looked, at any depth, for {known}")
+    return files
+
+
+def _read(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ImageFileError(f"{file} has more than 8 bits a channel; convert it to 8 bits first")
+            return np.asarray(image.convert("RGB"))
+    except ImageFileError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageFileError(f"{file} cannot be read as an image: {error}") from error
+
+
+def deviation(patch: UInt8[np.ndarray, "h w 3"]) -> float:
+    """Standard deviation of all values of a patch, in units of [0, 1]."""
+    return float(patch.astype(np.float32).std()) / 255
+
+
+def halve(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h//2 w//2 3"]:
+    """The image at half its height and width by 2 x 2 box averages, rounded to the nearest (halves up)."""
+    wide = image.astype(np.uint16)
+    total = wide[0::2, 0::2] + wide[1::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+def _cut(image: UInt8[np.ndarray, "h w 3"], size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+    side = 2 * size if min(image.shape[:2]) >= 2 * size and rng.random() < 0.5 else size
+    top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
+    patch = image[top : top + side, left : left + side]
+    patch = patch if side == size else halve(patch)
+    flip_y, flip_x = rng.integers(2, size=2)
+    return patch[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def patches(
+    folder: str | Path, count: int, *, size: int = 64, rng: np.random.Generator
+) -> UInt8[np.ndarray, "count size size 3"]:
+    """``count`` random patches from the photographs under ``folder``, in random order.
+
+    A patch is cut at ``size``, or, half of the time where the photograph is large enough, at twice that and
+    box-averaged; it is flipped at random along each axis, and kept when its standard deviation is above
+    `MINIMUM_DEVIATION`. Photographs contribute equally, except where one has too little contrast.
+
+    Raises `ImageFileError` where there is no photograph, or one cannot be read, and `ImageError` where all
+    are too small or too flat.
+    """
+    if count < 0 or size < 1:
+        raise ValueError(f"count is {count} and size {size}; count must be at least 0 and size at least 1")
+    files = list_photographs(folder)
+    result = np.empty((count, size, size, 3), np.uint8)
+    filled = 0
+    while filled < count:
+        before = filled
+        for position, index in enumerate(rng.permutation(len(files))):
+            if filled == count:
+                break
+            image = _read(files[index])
+            if min(image.shape[:2]) < size:
+                continue
+            wanted = math.ceil((count - filled) / (len(files) - position))
+            goal = filled + wanted
+            for _ in range(8 * wanted):
+                patch = _cut(image, size, rng)
+                if deviation(patch) > MINIMUM_DEVIATION:
+                    result[filled] = patch
+                    filled += 1
+                    if filled == goal:
+                        break
+        if filled == before:
+            raise ImageError(
+                f"none of the {len(files)} images under {folder} gave a patch; they must be at least {size} "
+                f"pixels high and wide and have a standard deviation above {MINIMUM_DEVIATION}"
+            )
+    rng.shuffle(result)
+    return result
+
+
+def random_distortion(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+    """The image distorted by one of the nine training kinds at a strength from U(0, 1).
+
+    A share `COMPOSED` gets a second, different kind on top, at its own strength; a share `FAINT` is mixed
+    back towards the image until only a part of the change is left, from 5 % to 50 %, uniform in its
+    logarithm.
+    """
+    first, second = rng.choice(len(TRAINING_KINDS), size=2, replace=False)
+    choice = rng.random()
+    distorted = distort(image, TRAINING_KINDS[first], float(rng.random()), rng)
+    if choice < COMPOSED:
+        return distort(distorted, TRAINING_KINDS[second], float(rng.random()), rng)
+    if choice < COMPOSED + FAINT:
+        share = np.float32(np.exp(rng.uniform(np.log(0.05), np.log(0.5))))
+        return np.rint(image + share * (distorted.astype(np.float32) - image)).astype(np.uint8)
+    return distorted
+
+
+def _distort_chunk(
+    references: UInt8[np.ndarray, "n h w 3"], versions: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "n k h w 3"]:
+    result = np.empty((len(references), versions, *references.shape[1:]), np.uint8)
+    for reference, row in zip(references, result, strict=True):
+        for version in range(versions):
+            row[version] = random_distortion(reference, rng)
+    return result
+
+
+def make_pairs(references: np.ndarray, *, versions: int = 4, seed: int = 0, workers: int | None = None) -> Pairs:
+    """Each reference, uint8 ``(n, h, w, 3)``, with ``versions`` independent draws of `random_distortion`.
+
+    The result depends on ``seed`` and not on ``workers``; see `seeded_map` for the latter.
+    """
+    if references.ndim != 4 or references.shape[-1] != 3 or references.dtype != np.uint8:
+        raise ImageError(f"references are {references.dtype} {references.shape}; give uint8 (n, h, w, 3)")
+    if versions < 1:
+        raise ValueError(f"versions is {versions}; give at least 1")
+    starts = range(0, len(references), CHUNK)
+    chunks = [(references[start : start + CHUNK], versions) for start in starts]
+    distorted = np.empty((len(references), versions, *references.shape[1:]), np.uint8)
+    results = seeded_map(_distort_chunk, chunks, seed=seed, workers=workers)
+    for start, chunk in zip(starts, results, strict=True):
+        distorted[start : start + CHUNK] = chunk
+    return Pairs(references, distorted)
