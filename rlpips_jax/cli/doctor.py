@@ -1,0 +1,250 @@
+"""`rlpips doctor`: whether this installation computes the right numbers, and what stands in the way."""
+
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from rlpips_jax import __version__, reports
+from rlpips_jax.backbones import Convolution, Pool
+from rlpips_jax.cli.inventory import availability, megabytes, places
+from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.errors import RlpipsError
+from rlpips_jax.metric import EPSILON, Metric, distance, load
+from rlpips_jax.weights import store
+from rlpips_jax.weights.parameters import SCALE, SHIFT
+from rlpips_jax.weights.registry import RECIPES
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "safetensors", "pooch", "tyro")
+
+VARIABLES = (
+    "RLPIPS_WEIGHTS_DIR",
+    "XDG_CACHE_HOME",
+    "TORCH_HOME",
+    "JAX_PLATFORMS",
+    "JAX_ENABLE_X64",
+    "JAX_DISABLE_JIT",
+    "JAX_DEBUG_NANS",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_COMPILATION_CACHE_DIR",
+    "XLA_FLAGS",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""What changes where weights are sought, where numbers are computed, or how."""
+
+TOLERANCE = 1e-5
+"""Largest relative difference from the same distance computed in float64."""
+
+
+class Check(NamedTuple):
+    """One thing that must hold."""
+
+    name: str
+    passed: bool
+    detail: str
+    advice: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Check this installation: versions, devices, weights, and the numbers themselves.
+
+    Exit status 0 means that it is healthy; otherwise 1, and each problem comes with advice.
+    """
+
+    weights_dir: Folder = None
+    """Folder to look for weights in first."""
+
+    def run(self) -> int:
+        _section("versions", [("rlpips-jax", __version__), ("python", sys.version.split()[0]), *_versions()])
+        _section("platform", [("system", platform.platform()), *_devices()])
+        variables = [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
+        _section("environment", variables or [("none of those that matter is set", "")])
+        _section("places", [(kind, _described(path)) for kind, path in places(self.weights_dir)])
+        metrics = [(name, availability(recipe, self.weights_dir)) for name, recipe in RECIPES.items()]
+        _section(
+            "metrics",
+            [(name, f"{here.state:18}{'' if here.damage else here.places}") for name, here in metrics],
+        )
+        checks = [_check_cache(), *_check_devices()]
+        # One bad file or folder spoils several metrics.
+        for damage in dict.fromkeys(here.damage for _, here in metrics if here.damage):
+            spoilt = [name for name, here in metrics if here.damage == damage]
+            advice = f"without repair there is no {reports.few(spoilt)}; 'rlpips weights verify' reads every file"
+            checks.append(Check("weights", False, damage, advice))
+        checks += _check_numbers(self.weights_dir)
+        _section(
+            "checks",
+            [(check.name, f"{'ok' if check.passed else 'FAILED':8}{check.detail}") for check in checks],
+        )
+        problems = [check for check in checks if not check.passed]
+        for problem in problems:
+            print(f"\n{problem.name}: {problem.advice}")
+        print(f"\n{len(problems)} of {len(checks)} checks failed" if problems else "\nhealthy")
+        return 1 if problems else 0
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print(f"{title}\n" + "\n".join(f"  {name.ljust(width)}  {value}".rstrip() for name, value in rows))
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, "not installed"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    if device_problem():
+        yield "devices", "none"
+        return
+    devices = jax.devices()
+    yield "default backend", jax.default_backend()
+    kinds = [device.device_kind for device in devices]
+    yield "devices", ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    yield "64-bit mode", "on" if jax.config.read("jax_enable_x64") else "off"
+
+
+def _described(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} (not there)"
+    try:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+    except OSError as error:
+        return f"{folder} ({error})"
+    return f"{folder} ({len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes(size)})"
+
+
+def _check_cache() -> Check:
+    folder = store.cache_folder()
+    name = "cache"
+    advice = (
+        f"let {folder} be written, or set XDG_CACHE_HOME to a folder that can be; until then downloaded "
+        "weights cannot be kept"
+    )
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    probe = nearest / f".rlpips-{secrets.token_hex(8)}"
+    try:
+        # Whether a file can be made is known only when it has been.
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        return Check(name, False, f"{folder} cannot be written: {error}", advice)
+    return Check(name, True, f"{folder} can be written", advice)
+
+
+def _check_devices() -> Iterator[Check]:
+    name = "devices"
+    if problem := device_problem():
+        yield Check(name, False, problem, "unset JAX_PLATFORMS, or install the plugin of the platform that it names")
+        return
+    backend = jax.default_backend()
+    # Somebody who asked for the CPU has it.
+    asked = "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if backend == "cpu" and not asked and shutil.which("nvidia-smi") and Path("/dev/nvidiactl").exists():
+        advice = "for the NVIDIA GPU of this machine: pip install 'rlpips-jax[cuda]'; for none: JAX_PLATFORMS=cpu"
+        yield Check(name, False, "there is an NVIDIA GPU, but JAX computes on the CPU", advice)
+    else:
+        yield Check(name, True, f"JAX computes on {backend}", "")
+
+
+def _check_numbers(weights_dir: Path | None) -> Iterator[Check]:
+    """What must be true of any distance, on the metric that needs no download."""
+    if device_problem():
+        return
+    try:
+        metric = load("lpips-tiny", weights_dir=weights_dir)
+    except (RlpipsError, OSError) as error:
+        yield Check("lpips-tiny", False, str(error), "no number can be checked until this is repaired")
+        return
+    x, y = _images()
+    report = "report this, with all of the above: numbers from this machine cannot be trusted"
+    started = time.perf_counter()
+    value = float(distance(x, y, metric))
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    float(distance(x, y, metric))
+    second = time.perf_counter() - started
+    expected = distance_in_numpy(x, y, metric)
+    error = abs(value - expected) / expected
+    yield Check(
+        "right number",
+        error <= TOLERANCE,
+        f"{value:.7f}, in NumPy and float64 {expected:.7f}, relative difference {error:.1e}",
+        f"{report}; if JAX_DEFAULT_MATMUL_PRECISION or XLA_FLAGS is set, first try without",
+    )
+    itself = float(distance(x, x, metric))
+    yield Check("identical images", itself == 0, f"distance {itself:g}", report)
+    jitted = float(jax.jit(distance)(x, y, metric))
+    yield Check("within jit", abs(jitted - value) <= TOLERANCE * value, f"{jitted:.7f}", report)
+    floats = jnp.asarray(y, jnp.float32) / 255
+    for name, other in (("gradient", x), ("gradient at 0", y)):
+        gradient = np.asarray(jax.grad(distance)(floats, jnp.asarray(other, jnp.float32) / 255, metric))
+        largest = float(np.abs(gradient).max())
+        sound = bool(np.isfinite(gradient).all()) and (largest > 0 or name == "gradient at 0")
+        yield Check(name, sound, f"largest component {largest:.3g}", report)
+    detail = f"first call {first:.2f} s, second {second * 1e3:.1f} ms (a pair of {x.shape[1]}x{x.shape[0]} pixels)"
+    yield Check("time", True, detail, "")
+
+
+def _images(size: int = 64) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
+    """A picture with edges and slopes, and the same with noise."""
+    rows, columns = np.mgrid[:size, :size] / size
+    waves = np.stack([np.sin(9 * rows), np.cos(7 * columns), np.sin(11 * rows * columns)], axis=-1)
+    picture = 128 + 60 * waves + 40 * (rows > columns)[..., None]
+    noise = np.random.default_rng(0).normal(0, 20, picture.shape)
+    return tuple(np.clip(image, 0, 255).astype(np.uint8) for image in (picture, picture + noise))  # type: ignore[return-value]
+
+
+def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Metric) -> float:
+    """LPIPS in NumPy and float64, from its definition: slow, and independent of JAX and its compiler.
+
+    Args:
+        x, y: two images of one size.
+        metric: version 0.1, of convolutions and max pooling alone, as "lpips-tiny" is.
+    """
+    total = 0.0
+    pairs = zip(_features_in_numpy(x, metric), _features_in_numpy(y, metric), strict=True)
+    for (f, g), head in zip(pairs, metric.parameters["heads"], strict=True):
+        total += float(np.mean(np.square(f - g) @ np.asarray(head, np.float64)))
+    return total
+
+
+def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Iterator[Float[np.ndarray, "i j c"]]:
+    value = (image / 127.5 - 1 - np.array(SHIFT)) / np.array(SCALE)
+    for layer in metric.architecture.layers:
+        if isinstance(layer, Pool):
+            pooling = metric.architecture.pooling
+            value = _windows(value, pooling.window, pooling.stride).max(axis=(-2, -1))
+            continue
+        assert isinstance(layer, Convolution)
+        weights = metric.parameters["backbone"][f"features_{layer.index}"]
+        padded = np.pad(value, ((layer.padding,) * 2, (layer.padding,) * 2, (0, 0)))
+        windows = _windows(padded, layer.window, layer.stride)
+        kernel = np.asarray(weights["kernel"], np.float64)
+        value = np.tensordot(windows, kernel, axes=((2, 3, 4), (2, 0, 1))) + np.asarray(weights["bias"], np.float64)
+        value = np.maximum(value, 0)
+        if layer.index in metric.architecture.taps:
+            yield value / (np.linalg.norm(value, axis=-1, keepdims=True) + EPSILON)
+
+
+def _windows(value: Float[np.ndarray, "h w c"], window: int, stride: int) -> Float[np.ndarray, "i j c u v"]:
+    return np.lib.stride_tricks.sliding_window_view(value, (window, window), axis=(0, 1))[::stride, ::stride]

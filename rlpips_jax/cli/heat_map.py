@@ -1,0 +1,48 @@
+"""`rlpips map`: where two images differ, as a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from rlpips_jax import reports
+from rlpips_jax.cli.options import MetricOptions, check_files
+from rlpips_jax.image_files import load_image, save_image
+from rlpips_jax.metric import distance, distance_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map(MetricOptions):
+    """Draw where an image differs from a reference: both, and a heat map beside them."""
+
+    reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REF")]
+    """The reference."""
+
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """The image to compare with it."""
+
+    out: Path = Path("map.png")
+    """The picture to write: .png, .jpg or .webp."""
+
+    maximum: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the largest value)")] = None
+    """Where the colour scale ends; state one to compare several maps."""
+
+    def run(self) -> int:
+        reference, image = load_image(self.reference), load_image(self.image)
+        metric = self.load()
+        check_files(metric, {self.reference: reference, self.image: image})
+        value = np.asarray(distance(reference, image, metric))
+        picture = reports.heat_map(
+            reference,
+            image,
+            np.asarray(distance_map(reference, image, metric)),
+            names=(f"reference: {self.reference.name}", f"image: {self.image.name}"),
+            title=metric.name,
+            notes=(f"distance {reports.plain(value)}", metric.signature),
+            maximum=self.maximum,
+        )
+        save_image(self.out, picture)
+        print(f"{self.out}: distance {reports.plain(value)} ({metric.signature})")
+        return 0

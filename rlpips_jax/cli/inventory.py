@@ -1,0 +1,128 @@
+"""What of each metric's weights is on this machine, and where."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlpips_jax.errors import WeightsError
+from rlpips_jax.weights import native, store
+from rlpips_jax.weights.registry import Official, Part, Recipe
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that holds a part.
+
+    Attributes:
+        part: what it holds.
+        path: where it lies.
+        kind: what sort of place that is, in a word or two.
+    """
+
+    part: Part
+    path: Path
+    kind: str
+
+
+@dataclass(frozen=True)
+class Availability:
+    """How a metric could be loaded now.
+
+    Attributes:
+        found: the files that would be read.
+        to_download: official files of the parts that are not here.
+        missing: parts that are not here and have no download.
+        damage: why the metric cannot be loaded, although there are files.
+    """
+
+    found: tuple[Found, ...] = ()
+    to_download: tuple[Official, ...] = ()
+    missing: tuple[Part, ...] = ()
+    damage: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.damage is None and not self.to_download and not self.missing
+
+    @property
+    def state(self) -> str:
+        if self.damage:
+            return "damaged"
+        if self.missing:
+            return "not here"
+        if self.to_download:
+            return f"download {megabytes(sum(official.size for official in self.to_download))}"
+        return "ready"
+
+    @property
+    def places(self) -> str:
+        """Where the files lie, or why there are none."""
+        if self.damage:
+            return self.damage
+        if any(part.shipped for part in self.missing):
+            return "it ships with this library, so the installation is incomplete: install rlpips-jax again"
+        if self.missing:
+            return "no official download: train it, or convert a checkpoint of your own"
+        return ", ".join(f"{found.part.name}: {found.kind}" for found in self.found)
+
+
+def availability(recipe: Recipe, weights_dir: Path | None) -> Availability:
+    """Looks for the files that `rlpips_jax.load` would read, and downloads nothing."""
+    found, to_download, missing = [], [], []
+    try:
+        for part in _needed(recipe, weights_dir):
+            if place := first(part, weights_dir):
+                found.append(place)
+            elif part.official:
+                to_download.append(part.official)
+            else:
+                missing.append(part)
+    except (WeightsError, OSError) as error:
+        return Availability(damage=str(error))
+    return Availability(tuple(found), tuple(to_download), tuple(missing))
+
+
+def _needed(recipe: Recipe, weights_dir: Path | None) -> Iterator[Part]:
+    """The parts of a metric. Heads may bring their backbone, which only their file can tell."""
+    if recipe.heads:
+        yield recipe.heads
+        path = store.locate(recipe.heads, weights_dir)
+        if path and path.suffix == native.SUFFIX and "backbone" in store.read(path, recipe.heads)[0]:
+            return
+    if recipe.backbone:
+        yield recipe.backbone
+
+
+def first(part: Part, weights_dir: Path | None) -> Found | None:
+    """The file of a part that would be read."""
+    return next(everywhere(part, weights_dir), None)
+
+
+def everywhere(part: Part, weights_dir: Path | None) -> Iterator[Found]:
+    """Every file of a part, in search order."""
+    for path in store.candidates(part, weights_dir):
+        if path.is_file():
+            yield Found(part, path, _kind(path, weights_dir))
+
+
+def places(weights_dir: Path | None) -> list[tuple[str, Path]]:
+    """The folders that are searched, by the words that stand for them."""
+    folders = {
+        "--weights-dir": weights_dir,
+        f"${store.WEIGHTS_DIR}": os.environ.get(store.WEIGHTS_DIR),
+        "shipped": store.SHIPPED,
+        "cache": store.cache_folder(),
+        "torch cache": store.torch_cache_folder(),
+    }
+    return [(kind, Path(folder).expanduser()) for kind, folder in folders.items() if folder]
+
+
+def _kind(path: Path, weights_dir: Path | None) -> str:
+    kinds = (kind for kind, folder in places(weights_dir) if path.is_relative_to(folder))
+    return next(kinds, "lpips package")
+
+
+def megabytes(size: int) -> str:
+    """A size as people say it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"

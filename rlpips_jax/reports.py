@@ -1,0 +1,352 @@
+"""Results as people and programs read them: tables, JSON, CSV, heat maps, contact sheets.
+
+Distances in JSON and CSV are plain decimals with the fewest digits that give back the very float32, never
+with an exponent. Pictures are drawn with Pillow and its own font.
+"""
+
+import csv
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from rlpips_jax.errors import ImageError, MetricError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (113, 113, 122)
+MARGIN, GAP = 16, 12
+TEXT, SMALL = 15, 12
+LEADING = 1.35
+"""Height of a line of text over the size of its font."""
+
+SMALLEST_PANEL, LARGEST_PANEL = 256, 1024
+"""Pixels of a panel's shorter and longer side: smaller images are enlarged pixel by pixel, larger reduced."""
+
+Picture = Shaped[np.ndarray, "h w 3"]
+
+
+def decimal(value: Any) -> str:
+    """A number as plain digits, no exponent: the fewest that give back the same float32 (or float64).
+
+    Raises:
+        MetricError: NaN or infinity, which plain digits cannot say.
+    """
+    number = value if isinstance(value, np.float64) else np.float32(value)
+    if not np.isfinite(number):
+        raise MetricError(f"a distance must be a finite number, got {number}")
+    return np.format_float_positional(number, unique=True, trim="0")
+
+
+def plain(value: Any) -> str:
+    """A number for people: six decimals; exactly 0 is 0, so that it differs from what is merely small."""
+    return "0" if value == 0 else f"{float(value):.6f}"
+
+
+def json_text(document: Any) -> str:
+    """JSON of nested dictionaries and lists, NumPy numbers written by `decimal`."""
+    return _json(document, "\n")
+
+
+def _json(value: Any, line: str) -> str:
+    inner = line + "  "
+    if isinstance(value, Mapping) and value:
+        # What holds nothing further stands in one line: one result, one line.
+        flat = line != "\n" and not any(isinstance(item, Mapping | list | tuple) for item in value.values())
+        items = [f"{json.dumps(str(key), ensure_ascii=False)}: {_json(item, inner)}" for key, item in value.items()]
+        return f"{{{', '.join(items)}}}" if flat else f"{{{inner}{f',{inner}'.join(items)}{line}}}"
+    if isinstance(value, list | tuple) and value:
+        return f"[{inner}{f',{inner}'.join(_json(item, inner) for item in value)}{line}]"
+    if isinstance(value, np.floating):
+        return decimal(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """CSV with a header, NumPy numbers written by `decimal`; ends with a newline."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([decimal(cell) if isinstance(cell, np.floating) else cell for cell in row] for row in rows)
+    return file.getvalue()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, two spaces apart; columns of numbers to the right. No newline at the end."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    right = [len(column) > 1 and all(map(_is_number, column[1:])) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
+def heat(values: Float[np.ndarray, "h w"], maximum: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Colours for values from 0 (nearly black, violet) over red to `maximum` and above (pale yellow).
+
+    Equal steps of value are equal steps of colour as people see it: the colours lie evenly along a curve
+    through OKLab (Ottosson 2020) on which lightness only rises, so the map can be read in grey too.
+
+    Args:
+        values: finite, 0 or more.
+        maximum: above 0.
+
+    Raises:
+        ImageError: a value or the maximum is out of bounds.
+    """
+    if not (np.isfinite(maximum) and maximum > 0):
+        raise ImageError(f"the maximum of a heat map's scale must be a number above 0, got {maximum}")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ImageError("values of a heat map must be finite and 0 or more")
+    colours = _heat_colours()
+    positions = np.minimum(values / maximum, 1) * (len(colours) - 1)
+    return colours[np.rint(positions).astype(np.intp)]
+
+
+@functools.cache
+def _heat_colours() -> UInt8[np.ndarray, "256 3"]:
+    steps = np.linspace(0, 1, 4096)
+    lightness = 0.12 + 0.84 * steps
+    hue = np.deg2rad(285 + 180 * steps)
+    # Within what a screen can show at each lightness and hue.
+    chroma = np.interp(steps, (0, 0.25, 0.55, 0.75, 1), (0.05, 0.12, 0.20, 0.155, 0.11))
+    curve = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
+    travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=-1))])
+    even = np.linspace(0, travelled[-1], 256)
+    lab = np.stack([np.interp(even, travelled, component) for component in curve.T], axis=-1)
+    return np.rint(_oklab_to_srgb(lab) * 255).astype(np.uint8)
+
+
+def _oklab_to_srgb(lab: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    to_cones = np.array(
+        [
+            [1, 0.3963377774, 0.2158037573],
+            [1, -0.1055613458, -0.0638541728],
+            [1, -0.0894841775, -1.2914855480],
+        ]
+    )
+    to_linear = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip((lab @ to_cones.T) ** 3 @ to_linear.T, 0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def heat_map(
+    reference: Picture,
+    image: Picture,
+    values: Float[np.ndarray, "h w"],
+    *,
+    names: tuple[str, str],
+    title: str,
+    notes: Sequence[str] = (),
+    maximum: float | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Reference, image and heat map side by side, with a scale below the map.
+
+    Args:
+        reference: uint8, or floating point in [0, 1].
+        image: of the same size.
+        values: one a pixel, as from `rlpips_jax.distance_map`.
+        names: what to call the reference and the image.
+        title: what to call the map.
+        notes: lines below the pictures; the last is small print.
+        maximum: where the scale ends; None for the largest value. State it to compare several maps.
+
+    Raises:
+        ImageError: the sizes differ, or values and maximum cannot be shown.
+    """
+    if not reference.shape == image.shape == (*values.shape, 3):
+        raise ImageError(
+            f"a heat map needs pictures and values of one size, got {reference.shape}, {image.shape} and {values.shape}"
+        )
+    largest = float(values.max())
+    # Identical images have a map of zeros, which any scale shows.
+    scale = maximum if maximum is not None else largest or 1.0
+    panels = [_panel(picture) for picture in (reference, image, heat(values, scale))]
+    height = panels[0].height
+    width = max(panels[0].width, SMALLEST_PANEL)
+    top = MARGIN + _line(TEXT)
+    lines = [_line(TEXT)] * (len(notes) - 1) + [_line(SMALL)] * min(len(notes), 1)
+    bar = _line(SMALL) + 14
+    sheet = _Sheet(2 * MARGIN + 3 * width + 2 * GAP, top + height + GAP + bar + sum(lines) + MARGIN)
+    for number, (panel, name) in enumerate(zip(panels, (*names, title), strict=True)):
+        left = MARGIN + number * (width + GAP)
+        sheet.write(name, left, MARGIN - 2, width)
+        sheet.paste(panel, left + (width - panel.width) // 2, top)
+    left, below = MARGIN + 2 * (width + GAP), top + height + GAP
+    ramp = np.broadcast_to(np.linspace(0, 1, width)[None], (12, width))
+    sheet.paste(_panel(heat(ramp, 1.0), enlarge=False), left, below)
+    sheet.write("0", left, below + 14, width, SMALL, FAINT)
+    end = f"{scale:.4g}" + (" and above" if largest > scale else "")
+    sheet.write(end, left, below + 14, width, SMALL, FAINT, to_right=True)
+    position = below
+    for number, note in enumerate(notes):
+        last = number == len(notes) - 1
+        # Small print runs below the scale, the rest stands beside it.
+        if last:
+            position = max(position, below + bar)
+        room = sheet.width - 2 * MARGIN if last else 2 * width + GAP
+        sheet.write(note, MARGIN, position, room, SMALL if last else TEXT, FAINT if last else INK)
+        position += lines[number]
+    return sheet.pixels(position + MARGIN // 2)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a contact sheet and the lines below it; the first is in ink, the others are faint."""
+
+    picture: Picture
+    caption: tuple[str, ...] = ()
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Tile]], *, title: str = "", notes: Sequence[str] = (), size: int = 160
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Rows of captioned pictures, each fitted into a square.
+
+    Args:
+        rows: at least one, with at least one tile each; they may differ in length.
+        title: a line above.
+        notes: lines below the title, small.
+        size: of the squares in pixels.
+
+    Raises:
+        ImageError: there is no picture.
+    """
+    from PIL import Image
+
+    if not rows or not all(rows):
+        raise ImageError("a contact sheet needs rows of one picture or more")
+    columns = max(len(row) for row in rows)
+    head = (_line(TEXT) if title else 0) + _line(SMALL) * len(notes) + (GAP // 2 if title or notes else 0)
+    captions = [max(len(tile.caption) for tile in row) for row in rows]
+    heights = [size + 4 + _line(SMALL) * lines + GAP for lines in captions]
+    sheet = _Sheet(2 * MARGIN + columns * size + (columns - 1) * GAP, 2 * MARGIN - GAP + head + sum(heights))
+    room = sheet.width - 2 * MARGIN
+    top = MARGIN
+    if title:
+        sheet.write(title, MARGIN, top, room)
+        top += _line(TEXT)
+    for note in notes:
+        sheet.write(note, MARGIN, top, room, SMALL, FAINT)
+        top += _line(SMALL)
+    top = MARGIN + head
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left = MARGIN + column * (size + GAP)
+            picture = Image.fromarray(_bytes(tile.picture))
+            picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+            sheet.paste(picture, left + (size - picture.width) // 2, top + (size - picture.height) // 2)
+            for number, line in enumerate(tile.caption):
+                ink = FAINT if number else INK
+                sheet.write(line, left, top + size + 4 + number * _line(SMALL), size, SMALL, ink)
+        top += height
+    return sheet.pixels()
+
+
+class _Sheet:
+    """White paper to paste pictures and write lines on."""
+
+    def __init__(self, width: int, height: int) -> None:
+        from PIL import Image, ImageDraw
+
+        self.image = Image.new("RGB", (width, height), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    def paste(self, picture: "Image", left: int, top: int) -> None:
+        self.image.paste(picture, (left, top))
+
+    def write(
+        self,
+        text: str,
+        left: int,
+        top: int,
+        room: int,
+        size: int = TEXT,
+        ink: tuple[int, int, int] = INK,
+        *,
+        to_right: bool = False,
+    ) -> None:
+        font = _font(size)
+        text = _fitted(text, font, room)
+        left += round(room - font.getlength(text)) if to_right else 0
+        self.draw.text((left, top), text, fill=ink, font=font)
+
+    def pixels(self, height: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        return np.array(self.image)[:height]
+
+
+@functools.cache
+def _font(size: int) -> "FreeTypeFont | ImageFont":
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _fitted(text: str, font: "FreeTypeFont | ImageFont", room: int) -> str:
+    """The text, its middle left out where it is too long: both ends of a path tell it apart."""
+    if font.getlength(text) <= room:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        short = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+        if font.getlength(short) <= room:
+            return short
+    return ""
+
+
+def _line(size: int) -> int:
+    return round(size * LEADING)
+
+
+def _panel(picture: Picture, *, enlarge: bool = True) -> "Image":
+    from PIL import Image
+
+    panel = Image.fromarray(_bytes(picture))
+    if not enlarge:
+        return panel
+    if max(panel.size) > LARGEST_PANEL:
+        panel.thumbnail((LARGEST_PANEL, LARGEST_PANEL), Image.Resampling.LANCZOS)
+        return panel
+    times = min(-(-SMALLEST_PANEL // min(panel.size)), max(1, LARGEST_PANEL // max(panel.size)))
+    return panel.resize((panel.width * times, panel.height * times), Image.Resampling.NEAREST)
+
+
+def _bytes(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    if picture.dtype == np.uint8:
+        return np.ascontiguousarray(picture)
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)

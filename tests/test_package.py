@@ -1,0 +1,205 @@
+"""What is installed, what an import costs, and which module may know which."""
+
+import ast
+import graphlib
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from email.parser import Parser
+from pathlib import Path, PurePosixPath
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import rlpips_jax
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "rlpips_jax"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+LAYERS = (
+    ("errors",),
+    ("warning",),
+    ("images", "image_files", "convolution"),
+    ("backbones",),
+    ("weights",),
+    ("metric",),
+    ("ensemble", "ranking"),
+    ("attacks", "evaluation", "geometry"),
+    ("reports",),
+    ("",),  # the package itself: the public names
+    ("demo", "cli"),
+    ("__main__",),
+)
+"""Low to high. A module knows its own layer and those below, and no two modules know each other."""
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+LATE = ("PIL", "matplotlib", "pooch", "requests", "scipy", "tensorflow", "torch", "tqdm", "tyro")
+"""What `import rlpips_jax` must not import: each is slow, or needed by few."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Iterator[zipfile.ZipFile]:
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_wheel_holds_the_library_alone(wheel: zipfile.ZipFile) -> None:
+    dist_info = f"{PACKAGE}-{rlpips_jax.__version__}.dist-info"
+    assert {PurePosixPath(name).parts[0] for name in wheel.namelist()} == {PACKAGE, dist_info}
+
+
+def test_wheel_holds_the_whole_library(wheel: zipfile.ZipFile) -> None:
+    source = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("**/*.py", "py.typed", "data/*")
+        for path in (ROOT / PACKAGE).glob(pattern)
+    }
+    assert f"{PACKAGE}/py.typed" in source
+    assert source == {name for name in wheel.namelist() if name.startswith(f"{PACKAGE}/")}
+
+
+def test_wheel_describes_itself(wheel: zipfile.ZipFile) -> None:
+    dist_info = f"{PACKAGE}-{rlpips_jax.__version__}.dist-info"
+    metadata = Parser().parsestr(wheel.read(f"{dist_info}/METADATA").decode())
+    assert metadata["Version"] == rlpips_jax.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["CREDITS.md", "LICENSE"]
+    assert f"rlpips = {PACKAGE}.cli:main" in wheel.read(f"{dist_info}/entry_points.txt").decode()
+    required = {
+        Requirement(line).name for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line
+    }
+    assert "jax" in required
+    assert not required & {"torch", "tensorflow", "matplotlib", "orbax-checkpoint"}
+
+
+def test_source_distribution_can_be_worked_on(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {PurePosixPath(name) for name in archive.getnames()}
+    inside = {PurePosixPath(*name.parts[1:]) for name in names}
+    assert {name.parts[0] for name in names} == {f"{PACKAGE}-{rlpips_jax.__version__}"}
+    for needed in ("pyproject.toml", "constraints.txt", "Makefile", "LICENSE", f"{PACKAGE}/py.typed"):
+        assert PurePosixPath(needed) in inside
+    assert PurePosixPath("tests") / Path(__file__).name in inside
+    assert not [name for name in inside if {"__pycache__", ".venv", ".git"} & set(name.parts)]
+
+
+def test_import_leaves_out_what_few_need() -> None:
+    program = f"import sys, {PACKAGE}; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = {name.partition(".")[0] for name in run.stdout.split()}
+    assert "jax" in loaded
+    assert sorted(loaded & set(LATE)) == []
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Each distribution that the extra `dev` brings into this environment has one line in the constraints."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [canonicalize_name(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    assert len(here) == len(set(here)), "pinned twice"
+    for pin in pins:
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is not one version"
+
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    queue = [(Requirement(line), "") for line in wanted]
+    reached: set[str] = set()
+    while queue:
+        requirement, extra = queue.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name in reached:
+            continue
+        reached.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            queue.extend((Requirement(line), wanted_extra) for wanted_extra in requirement.extras or {""})
+    assert sorted(reached - set(here)) == []
+
+
+def modules(folder: str) -> dict[str, Path]:
+    """Every module under a folder of the checkout, by its full name."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Full names of what a module imports, anywhere in it; a submodule counts as itself, not as its package.
+
+    The version is defined before the package imports anything, so everyone may ask for it.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    nodes = list(ast.walk(ast.parse(path.read_text(), path)))
+    members: list[tuple[str, str]] = []
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name != PACKAGE)
+            bound = {alias.asname or PACKAGE for alias in node.names if alias.name == PACKAGE}
+            members.extend(
+                (PACKAGE, use.attr)
+                for use in nodes
+                if isinstance(use, ast.Attribute)
+                and isinstance(use.value, ast.Name)
+                and use.value.id in bound
+            )
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            members.extend((source, alias.name) for alias in node.names)
+    for source, member in members:
+        if (source, member) != (PACKAGE, "__version__"):
+            found.add(f"{source}.{member}" if f"{source}.{member}" in known else source)
+    return found
+
+
+def test_library_imports_no_program() -> None:
+    known = modules(PACKAGE)
+    programs = {"training", "convert", "benchmarks", "tests", "notebooks"}
+    guilty = {
+        name: sorted(wrong)
+        for name, path in known.items()
+        if (wrong := {module.partition(".")[0] for module in imports(name, path, known)} & programs)
+    }
+    assert guilty == {}
+
+
+def test_modules_know_only_lower_layers() -> None:
+    known = modules(PACKAGE)
+    part = {name: name.split(".")[1] if "." in name else "" for name in known}
+    assert sorted(set(part.values()) - set(LEVEL)) == [], "give these a layer"
+    graph = {
+        name: {module for module in imports(name, path, known) if module in known and module != name}
+        for name, path in known.items()
+    }
+    upward = {
+        f"{name} -> {module}"
+        for name, targets in graph.items()
+        for module in targets
+        if LEVEL[part[name]] < LEVEL[part[module]]
+    }
+    assert sorted(upward) == []
+    # Raises CycleError, which names the cycle.
+    graphlib.TopologicalSorter(graph).prepare()
