@@ -1,0 +1,1 @@
+"""Side-by-side measurements; results stand in RESULTS.md. Nothing imports this."""
