@@ -150,7 +150,9 @@ def _check_same_shape(arrays: dict[str, Any]) -> None:
 
 @jax.jit
 def _extremes(array: Float[Array, "..."]) -> Float[Array, "2"]:
-    return jnp.stack([array.min(), array.max()]).astype(jnp.result_type(jnp.float32, array.dtype))
+    """Smallest and largest value; NaN for both if any value is (XLA's own minimum may pass over a NaN)."""
+    extremes = jnp.stack([array.min(), array.max()]).astype(jnp.result_type(jnp.float32, array.dtype))
+    return jnp.where(jnp.isnan(array).any(), jnp.nan, extremes)
 
 
 def _check_values(name: str, array: Any, value_range: ValueRange) -> tuple[float, float]:

@@ -11,6 +11,8 @@ from rlpips_jax.errors import ImageError, ValueRangeWarning
 from rlpips_jax.images import check_images, check_value_range, to_symmetric
 
 GREY = np.full((40, 48, 3), 0.5, np.float32)
+ONE_NAN = GREY.copy()
+ONE_NAN[3, 5, 1] = np.nan
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,7 @@ GREY = np.full((40, 48, 3), 0.5, np.float32)
         (GREY * 300, (-1, 1), r"value_range=\(0, 255\) would fit"),
         (GREY * 1e4, (0, 1), "no common range fits"),
         (GREY * np.nan, (0, 1), "x contains NaN"),
+        (ONE_NAN, (0, 1), "x contains NaN"),
         (GREY * np.inf, (0, 1), "x contains infinity"),
         (GREY.astype(np.int32), (0, 1), r"int32.*astype\('uint8'\)"),
         (GREY > 0, (0, 1), "dtype bool"),
