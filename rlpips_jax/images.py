@@ -160,7 +160,8 @@ def _check_values(name: str, array: Any, value_range: ValueRange) -> tuple[float
     if isinstance(array, np.ndarray):
         low, high = float(array.min()), float(array.max())
     else:
-        low, high = (float(extreme) for extreme in _extremes(array))
+        with jax.ensure_compile_time_eval():  # A concrete image among traced ones has values too.
+            low, high = (float(extreme) for extreme in _extremes(array))
     if not (np.isfinite(low) and np.isfinite(high)):
         kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinity"
         raise ImageError(f"{name} contains {kind}; every value must be finite and within value_range {value_range}")

@@ -114,24 +114,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def drawn() -> Callable[..., Any]:
     """Makes metrics with drawn weights: `drawn(ALEX, dtype="bfloat16")`, `drawn(VGG, version="0.0")`."""
     import jax
-    import jax.numpy as jnp
+    import numpy as np
 
-    from rlpips_jax.backbones import Architecture, Backbone
+    from rlpips_jax.backbones import Architecture
     from rlpips_jax.metric import Metric
 
-    kernels: dict[str, Any] = {}
-
     def make(architecture: Architecture, **options: Any) -> Metric:
-        if architecture.name not in kernels:
-            side = architecture.minimum_size
-            variables = Backbone(architecture).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-            # Twice the variance that Flax draws keeps the scale of activations through a ReLU.
-            kernels[architecture.name] = jax.tree.map(lambda leaf: leaf * 2**0.5, variables["params"])
-        keys = jax.random.split(jax.random.key(1), len(architecture.taps))
-        heads = tuple(
-            jax.random.uniform(key, (channels,)) for key, channels in zip(keys, architecture.channels, strict=True)
-        )
-        parameters = {"backbone": kernels[architecture.name], "heads": heads}
+        rng = np.random.default_rng(0)
+        backbone: dict[str, Any] = {}
+        for path, shape in architecture.convolutions():
+            node = backbone
+            for step in path:
+                node = node.setdefault(step, {})
+            # This variance keeps the scale of activations through a ReLU.
+            node["kernel"] = rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape).astype(np.float32)
+            node["bias"] = rng.normal(0, 0.01, shape[-1]).astype(np.float32)
+        heads = tuple(rng.uniform(0, 1, channels).astype(np.float32) for channels in architecture.channels)
+        parameters = jax.tree.map(jax.numpy.asarray, {"backbone": backbone, "heads": heads})
         return Metric(parameters, f"drawn-{architecture.name}", architecture, **options)
 
     return make

@@ -1,6 +1,7 @@
 """The command line as its users meet it: what it prints where, with which status, and what it says of mistakes."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -43,7 +44,9 @@ Rlpips = Callable[..., Run]
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has caches of its own; gives the folder of this library's."""
+    """Every test has caches of its own and no `lpips` package; gives the folder of this library's."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lpips" else find_spec(name))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return store.cache_folder()

@@ -90,6 +90,15 @@ def test_true_images_do_not_warn(image) -> None:
         check_images((-1, 1), x=image)
 
 
+@pytest.mark.parametrize("where", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_a_concrete_image_beside_a_traced_one_is_looked_at(where) -> None:
+    """As when a jitted loss closes over its target."""
+    right, wrong = where(GREY), where(GREY * 9)
+    jax.jit(lambda y: check_images(x=right, y=y)[1])(GREY * 9)
+    with pytest.raises(ImageError, match=r"value_range=\(0, 255\) would fit"):
+        jax.jit(lambda y: check_images(x=wrong, y=y)[1])(GREY)
+
+
 def test_every_way_to_write_an_image_means_the_same() -> None:
     image = np.random.RandomState(0).randint(0, 256, (2, 3, 3), np.uint8)
     symmetric = image / 127.5 - 1

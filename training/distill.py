@@ -65,7 +65,7 @@ class Distill:
     steps: int = 5_000
     """Training steps."""
     rate: float = 2e-3
-    """Peak learning rate of Adam, gradients clipped to norm 1; rises over the first 2 %, falls to 0 as a cosine."""
+    """Peak learning rate of Adam; rises over the first 2 %, then falls to 0 as a cosine."""
     seed: int = 0
     """Seed of everything that is drawn."""
     workers: int | None = None
@@ -192,7 +192,7 @@ def distill(config: Distill) -> Path:
 
     student = draw_student(jax.random.key(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(0, config.rate, config.steps // 50, config.steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    optimiser = optax.adam(schedule)
     state = State(student.parameters, optimiser.init(student.parameters), jnp.zeros((), jnp.int32))
     take_step = make_step(student, optimiser)
     report_every = max(1, config.steps // 20)

@@ -1,0 +1,1 @@
+"""`python -m convert`: PyTorch checkpoints to this library's weight files and back, verified on request."""

@@ -1,0 +1,433 @@
+"""The program: what it is asked for, what it writes, what it says."""
+
+import importlib.util
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+import rlpips_jax as rl
+from rlpips_jax.backbones import (
+    ALEX,
+    ELPIPS_SQUEEZE,
+    ELPIPS_VGG,
+    SQUEEZE,
+    SQUEEZE_FLOOR,
+    VGG,
+    Architecture,
+)
+from rlpips_jax.errors import RlpipsError, WeightsMismatch
+from rlpips_jax.metric import Metric
+from rlpips_jax.weights import native, store
+from rlpips_jax.weights.download import sha256_of
+from rlpips_jax.weights.parameters import (
+    Parameters,
+    canonical,
+    flatten,
+    from_pytorch,
+    pytorch_shapes,
+    to_pytorch,
+)
+from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
+from rlpips_jax.weights.registry import BACKBONES, ENSEMBLE_HEADS, HEADS, RECIPES, Part
+
+PROGRAM = "python -m convert"
+DIFFERENT, IMPOSSIBLE = 1, 2
+"""Exit statuses."""
+
+METRICS = HEADS | ENSEMBLE_HEADS
+
+IN_PYTORCH = {
+    ALEX: "lpips-alex",
+    VGG: "lpips-vgg",
+    SQUEEZE: "lpips-squeeze",
+    SQUEEZE_FLOOR: "lpips-squeeze@elpips",
+    ELPIPS_VGG: "elpips-vgg",
+    ELPIPS_SQUEEZE: "elpips-squeeze",
+}
+"""The networks that PyTorch knows, by a metric that has them."""
+IN_PACKAGE = (ALEX, VGG, SQUEEZE)
+"""Those that the `lpips` package knows."""
+
+
+# tyro would show "{None}|PATH" and "(default: None)".
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+class ArgumentError(RlpipsError, ValueError):
+    """The program was asked for something that has no meaning."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn PyTorch checkpoints into weight files of this library, and back, and compare the distances.
+
+    A backbone and heads:  --weights alexnet-owt-7be5be79.pth --heads alex.pth --out DIR
+
+    A whole metric:  --checkpoint latest_net_.pth --out DIR
+
+    Back to PyTorch:  --to-pytorch rlpips-alex --weights-dir DIR --out rlpips-alex.pth
+
+    Compare only:  --verify --name lpips-alex
+
+    What lies in DIR is loaded by rlpips_jax.load(NAME, weights_dir=DIR), or wherever $RLPIPS_WEIGHTS_DIR
+    names DIR.
+    """
+
+    weights: File = None
+    """Backbone as torchvision saves it (.pth): the official file, or one with `features.*` alone."""
+    heads: File = None
+    """Heads of LPIPS (.pth) or of E-LPIPS (.npy)."""
+    checkpoint: File = None
+    """State dict of a whole LPIPS or R-LPIPS, or of its heads alone."""
+    to_pytorch: Annotated[str | None, tyro.conf.arg(metavar="METRIC", help_behavior_hint="")] = None
+    """Metric, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")] = None
+    """Folder for the weight files; with --to-pytorch, the file to write."""
+    backbone: Annotated[
+        Literal["alex", "vgg", "squeeze"] | None,
+        tyro.conf.arg(metavar="alex|vgg|squeeze", help_behavior_hint=""),
+    ] = None
+    """Network; by default known by its tensors."""
+    name: Name = None
+    """Name of the metric, such as lpips-squeeze@elpips or rlpips-alex; one of your own is loaded by path."""
+    version: Annotated[Literal["0.1", "0.0"] | None, tyro.conf.arg(metavar="0.1|0.0", help_behavior_hint="")] = None
+    """LPIPS version of the heads, by default 0.1; 0.0 does not scale the channels of the image."""
+    weights_dir: Folder = None
+    """Folder with the metric that --to-pytorch or --verify is to read."""
+    verify: Flag = False
+    """Compare distances, layers and gradients with PyTorch; exit status 1 if they differ."""
+    images: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")] = ()
+    """Image files to compare on, beside generated images."""
+    overwrite: Flag = False
+    """Replace files that exist."""
+
+
+class Checkpoint(NamedTuple):
+    """A PyTorch file, and what it turned out to be."""
+
+    path: Path
+    tensors: Mapping[str, np.ndarray]
+    official: Part | None
+    """The part whose official file it is."""
+    likeness: Part
+    """The part whose tensors it resembles most."""
+
+
+class Product(NamedTuple):
+    """A weight file to write, and what it is made from."""
+
+    path: Path
+    part: Part
+    parameters: Parameters
+    metadata: dict[str, str]
+    checkpoint: Checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Returns:
+        Exit status: 0; 1 where distances differ; 2 where what was asked for is impossible.
+    """
+    config = tyro.cli(Convert, prog=PROGRAM, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        return run(config)
+    except (RlpipsError, OSError) as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return IMPOSSIBLE
+
+
+def run(config: Convert) -> int:
+    """Does what is asked for and returns the exit status.
+
+    Raises:
+        RlpipsError: it cannot be done; nothing was written.
+        OSError: a file cannot be read or written.
+    """
+    _check(config)
+    sources = [path for path in (config.weights, config.heads, config.checkpoint) if path is not None]
+    if config.to_pytorch is not None:
+        metric = _export(config)
+    elif sources:
+        metric = _convert(config)
+    else:
+        assert config.name is not None
+        metric = _load(config.name, config.weights_dir)
+    if not config.verify:
+        return 0
+    assert metric is not None
+    return _verify(metric, [config.out] if config.to_pytorch and config.out else sources, config.images)
+
+
+def _check(config: Convert) -> None:
+    """Refuses combinations that have no meaning."""
+    converts = bool(config.weights or config.heads or config.checkpoint)
+    exports = config.to_pytorch is not None
+    mistakes = (
+        (
+            not (converts or exports or config.verify),
+            "nothing to do; give --weights, --heads, --checkpoint, --to-pytorch or --verify",
+        ),
+        (converts and exports, "--to-pytorch reads a metric of this library, not a checkpoint; run it alone"),
+        (
+            config.checkpoint and (config.weights or config.heads),
+            "--checkpoint is a whole metric; give that alone, or its halves as --weights and --heads",
+        ),
+        (
+            (converts or exports) and config.out is None,
+            "--out is missing: a folder for weight files, or with --to-pytorch a file",
+        ),
+        (
+            config.name and config.weights and not config.heads,
+            "--name names a metric, and a backbone alone is none; it is named by its network",
+        ),
+        (
+            exports and (config.name or config.backbone or config.version),
+            "--to-pytorch takes all from the metric; leave out --name, --backbone and --version",
+        ),
+        (
+            converts and config.weights_dir,
+            "--weights-dir is for --to-pytorch and for --verify alone; other weights are sought in --out",
+        ),
+        (
+            not (converts or exports) and config.name is None,
+            "--verify needs a metric: --name of one, or a checkpoint to convert",
+        ),
+        (not (converts or exports) and config.out, "--verify writes nothing; leave out --out"),
+        (config.images and not config.verify, "--images are compared by --verify; add that"),
+        (
+            config.verify and importlib.util.find_spec("torch") is None,
+            "--verify compares with PyTorch, which is not installed; install torch, or leave out --verify",
+        ),
+    )
+    for mistaken, message in mistakes:
+        if mistaken:
+            raise ArgumentError(message)
+
+
+def _convert(config: Convert) -> Metric | None:
+    """Writes weight files; returns the metric they make, None where its backbone is not on this machine."""
+    assert config.out is not None
+    products: list[Product] = []
+    if config.weights is not None:
+        products.append(_backbone(config.weights, config, config.out))
+    if config.heads is not None or config.checkpoint is not None:
+        products.append(_heads(config, config.out))
+    networks = {product.part.architecture.name for product in products}
+    if len(networks) > 1:
+        raise ArgumentError(
+            f"{config.weights} and {config.heads} are of different networks: {' and '.join(sorted(networks))}"
+        )
+    if config.out.exists() and not config.out.is_dir():
+        raise ArgumentError(f"--out {config.out} is a file; weight files need a folder")
+    for product in products:
+        _may_write(product.path, config)
+    for product in products:
+        native.write(product.path, product.parameters, product.part.architecture, **product.metadata)
+        _report(product)
+
+    *_, last = products
+    backbone = BACKBONES.get(last.part.architecture.name)
+    whole = any("backbone" in product.parameters for product in products)
+    if not (whole or backbone is None or config.verify or store.locate(backbone, config.out)):
+        print(f"signature  needs the backbone '{backbone.name}', which is not on this machine yet")
+        return None
+    if last.part in BACKBONES.values():
+        name = f"baseline-{last.part.name}"
+    elif last.part.name in METRICS:
+        name = last.part.name
+    else:
+        name = str(last.path)
+    metric = _load(name, config.out)
+    print(f"signature  {metric.signature}")
+    if name in RECIPES:
+        print(f"load it    rlpips_jax.load({name!r}, weights_dir={str(config.out)!r})")
+    elif name not in METRICS:
+        print(f"load it    rlpips_jax.load({name!r})")
+    return metric
+
+
+def _backbone(path: Path, config: Convert, out: Path) -> Product:
+    """The weight file of a torchvision network."""
+    checkpoint = _read(path)
+    part = BACKBONES[config.backbone or checkpoint.likeness.architecture.name]
+    parameters = _parameters(checkpoint, part.architecture)
+    if parameters.keys() != {"backbone"}:
+        found = "a whole metric; give it as --checkpoint" if len(parameters) > 1 else "heads; give it as --heads"
+        raise ArgumentError(f"{path} holds {found}")
+    return Product(out / (part.name + native.SUFFIX), part, parameters, _provenance(checkpoint), checkpoint)
+
+
+def _heads(config: Convert, out: Path) -> Product:
+    """The weight file of heads, with the backbone if the checkpoint has one."""
+    path = config.heads or config.checkpoint
+    assert path is not None
+    checkpoint = _read(path)
+    part, metric = _target(config, checkpoint)
+    parameters = _parameters(checkpoint, part.architecture)
+    if "heads" not in parameters:
+        raise ArgumentError(f"{path} holds a backbone without heads; give it as --weights")
+    if config.heads and "backbone" in parameters:
+        raise ArgumentError(f"{path} holds a whole metric; give it as --checkpoint")
+    metadata = {"metric": metric, **_provenance(checkpoint)}
+    return Product(out / (part.name + native.SUFFIX), part, parameters, metadata, checkpoint)
+
+
+def _read(path: Path) -> Checkpoint:
+    tensors = read_checkpoint(path, keep=lambda name: not name.removeprefix("module.").startswith("classifier."))
+    official = store.identify(path)
+    if official is not None:
+        return Checkpoint(path, tensors, official, official)
+    shapes = {name: item.tensor.shape for name, item in canonical(tensors, str(path)).items()}
+
+    def likeness(part: Part) -> tuple[int, int]:
+        expected = pytorch_shapes(part.architecture)
+        return sum(expected.get(name) == shape for name, shape in shapes.items()), -len(expected)
+
+    best = max((METRICS[name] for name in IN_PYTORCH.values()), key=likeness)
+    if likeness(best)[0] == 0:
+        raise WeightsMismatch(
+            f"{path} resembles no network known here ({', '.join(BACKBONES)}): none of its {len(tensors)} "
+            "tensors has the name and the shape of one of theirs"
+        )
+    return Checkpoint(path, tensors, None, best)
+
+
+def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
+    """The part that the heads become, and the metric as which its file is loaded by path.
+
+    Raises:
+        ArgumentError: name, version, backbone and file contradict each other.
+    """
+    likeness = checkpoint.likeness
+    official = checkpoint.official if likeness.half == "heads" else None
+    network = config.backbone or likeness.architecture.name
+    suffix = "@0.0" if config.version == "0.0" else ""
+    if likeness.name in ENSEMBLE_HEADS and likeness.architecture.name == network:
+        usual = base = likeness.name
+    else:
+        usual = f"{'lpips' if config.heads else 'rlpips'}-{network}{suffix}"
+        base = f"lpips-{network}{suffix}"
+    if official is not None and config.version is None:
+        usual = official.name
+    name = config.name.removesuffix("@0.1") if config.name else usual
+    part = METRICS.get(name)
+    if part is None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONES or name in RECIPES:
+            raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
+        return Part(name, METRICS[base].architecture), base
+    version = "0.0" if name.endswith("@0.0") else "0.1"
+    if config.backbone not in (None, part.architecture.name):
+        raise ArgumentError(f"{name} has the backbone {part.architecture.name}, but --backbone is {config.backbone}")
+    if config.version not in (None, version):
+        raise ArgumentError(f"{name} has version {version}, but --version is {config.version}")
+    if official not in (None, part) and part.official is not None:
+        raise ArgumentError(f"{checkpoint.path} is the official file of {official.name}, not of {name}")
+    return part, name
+
+
+def _parameters(checkpoint: Checkpoint, architecture: Architecture) -> Parameters:
+    try:
+        return from_pytorch(checkpoint.tensors, architecture, str(checkpoint.path))
+    except WeightsMismatch as error:
+        likeness = checkpoint.likeness.architecture.name
+        if likeness == architecture.name:
+            raise
+        raise WeightsMismatch(f"{error} It resembles '{likeness}'.") from error
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, str]:
+    if checkpoint.official is not None and checkpoint.official.official is not None:
+        return store.provenance(checkpoint.official.official)
+    return {"source": checkpoint.path.name, "source_sha256": sha256_of(checkpoint.path)}
+
+
+def _report(product: Product) -> None:
+    tensors = sum(1 for _ in flatten(product.parameters))
+    path, _, official, _ = product.checkpoint
+    kind = f"the official file of {official.name}" if official else "not an official file"
+    print(f"wrote      {product.path}: {tensors} tensors ({' and '.join(sorted(product.parameters))})")
+    print(f"from       {path}, {kind}, sha256 {product.metadata['source_sha256']}")
+
+
+def _export(config: Convert) -> Metric:
+    """Writes a metric as a checkpoint of the `lpips` package."""
+    assert config.to_pytorch is not None
+    assert config.out is not None
+    metric = None if config.to_pytorch in ENSEMBLE_HEADS else _load(config.to_pytorch, config.weights_dir)
+    if metric is None or metric.architecture not in IN_PACKAGE:
+        raise ArgumentError(
+            f"the lpips package has no network like that of {config.to_pytorch}; it has "
+            f"{', '.join(architecture.name for architecture in IN_PACKAGE)} with LPIPS's pooling and layers"
+        )
+    if config.out.is_dir():
+        raise ArgumentError(f"--out {config.out} is a folder; --to-pytorch writes a file")
+    _may_write(config.out, config)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    tensors = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
+    write_checkpoint(config.out, tensors)
+    print(f"wrote      {config.out}: {len(tensors)} tensors, sha256 {sha256_of(config.out)}")
+    print(f"signature  {metric.signature}")
+    arguments = f"net={metric.architecture.name!r}, version={metric.version!r}, model_path={str(config.out)!r}"
+    print(f"load it    lpips.LPIPS({arguments}, pnet_rand=True)")
+    return metric
+
+
+def _may_write(path: Path, config: Convert) -> None:
+    if path.exists() and not config.overwrite:
+        raise ArgumentError(f"{path} exists; --overwrite replaces it")
+
+
+def _load(name: str, weights_dir: Path | None) -> Metric:
+    """A metric; of an ensemble, the network that it applies to each of its transformed images."""
+    part = ENSEMBLE_HEADS.get(name)
+    if part is None:
+        return rl.load(name, weights_dir=weights_dir)
+    backbone = BACKBONES[part.architecture.name]
+    parameters = store.obtain(part, weights_dir)[0] | store.obtain(backbone, weights_dir)[0]
+    return Metric(parameters, name, part.architecture)
+
+
+def _verify(metric: Metric, sources: Sequence[Path], images: Sequence[Path]) -> int:
+    """Compares a metric with what PyTorch makes of the files it came from; prints a table."""
+    from convert import reference, verification
+
+    if metric.architecture not in IN_PYTORCH:
+        raise ArgumentError(f"PyTorch has no network '{metric.architecture.name}' to compare {metric.name} with")
+    weights = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
+    # What was not converted now is taken from the metric itself.
+    tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
+    for path in sources:
+        tensors |= reference.read(path)
+    network = reference.variant(IN_PYTORCH[metric.architecture])
+    expected = reference.Reference(network, tensors, scaled=metric.version != "0.0")
+    package = None
+    if metric.architecture in IN_PACKAGE:
+        try:
+            # It may be an old package with a new torchvision, about which both complain at length.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                package = reference.Package(metric.architecture.name, metric.version, tensors)
+        except Exception as error:
+            print(f"without the lpips package ({' '.join(str(error).split())})")
+    pairs = [*verification.generated(), *verification.photographs(images)]
+    rows = verification.compare(metric, expected, package, pairs)
+    torch = f"PyTorch {reference.torch.__version__} in float64"
+    print(f"largest relative differences from {torch}, {len(pairs)} pairs of images:")
+    print(verification.table(rows))
+    if verification.passes(rows):
+        print(f"verified   all within {verification.LIMIT:g}")
+        return 0
+    print(f"{PROGRAM}: {metric.name} differs from PyTorch by more than {verification.LIMIT:g}", file=sys.stderr)
+    return DIFFERENT

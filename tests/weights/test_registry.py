@@ -1,0 +1,125 @@
+"""The registry is consistent, and what it says of official files is true."""
+
+import hashlib
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from rlpips_jax.backbones import ALEX, SQUEEZE, SQUEEZE_FLOOR, VGG
+from rlpips_jax.errors import UnknownMetric
+from rlpips_jax.weights import registry
+from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.pytorch import read_checkpoint
+from rlpips_jax.weights.registry import BACKBONES, ENSEMBLE_HEADS, HEADS, PARTS, RECIPES, Part
+
+OFFICIAL = [part for part in PARTS.values() if part.official]
+
+
+def test_names_are_unique() -> None:
+    assert len(PARTS) == len(BACKBONES) + len(HEADS) + len(ENSEMBLE_HEADS)
+    for table in (BACKBONES, HEADS, ENSEMBLE_HEADS, RECIPES):
+        assert all(item.name == name for name, item in table.items())
+    digests = [part.official.sha256 for part in OFFICIAL if part.official]
+    assert len(set(digests)) == len(digests)
+
+
+def test_names_can_name_files() -> None:
+    for name in (*PARTS, *RECIPES):
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)?(@[a-z0-9.]+)?", name)
+
+
+@pytest.mark.parametrize("part", OFFICIAL, ids=lambda part: part.name)
+def test_official_files_are_described_well(part: Part) -> None:
+    official = part.official
+    assert official is not None
+    assert re.fullmatch(r"[0-9a-f]{64}", official.sha256)
+    assert 1_000 < official.size < 2**30
+    assert urlsplit(official.url).scheme == "https"
+    assert official.url.endswith(f"/{official.file_name}")
+    assert official.path.endswith(official.file_name)
+    assert official.licence in ("BSD-2-Clause", "BSD-3-Clause")
+    assert len(official.citation) > 40
+    # torchvision puts the first digits of the hash into the name.
+    stated = re.search(r"-([0-9a-f]{8})\.pth$", official.file_name)
+    assert (part.half == "backbone") == bool(stated)
+    assert stated is None or official.sha256.startswith(stated[1])
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_recipes_fit_together(recipe: registry.Recipe) -> None:
+    assert recipe.version == ("0.0" if recipe.name.endswith("@0.0") else "0.1")
+    if recipe.heads:
+        assert recipe.heads.half == "heads"
+        assert recipe.heads.architecture == recipe.architecture
+        assert recipe.heads.name == recipe.name
+    if recipe.backbone:
+        assert recipe.backbone.half == "backbone"
+        # Taps and pooling may differ; the convolutions may not.
+        own, needed = recipe.backbone.architecture, recipe.architecture
+        assert list(own.convolutions()) == list(needed.convolutions())
+        assert own.name == needed.name
+    # What has neither of its own nor an official backbone ships with one.
+    assert recipe.backbone or (recipe.heads and recipe.heads.shipped)
+
+
+def test_every_backbone_has_every_metric() -> None:
+    for name in BACKBONES:
+        for expected in (f"lpips-{name}", f"lpips-{name}@0.0", f"rlpips-{name}", f"baseline-{name}"):
+            assert RECIPES[expected].architecture.name == name
+        baseline = RECIPES[f"baseline-{name}"]
+        assert baseline.heads is None
+        assert baseline.architecture == RECIPES[f"lpips-{name}"].architecture
+        assert RECIPES[f"baseline-{name}@0.0"].version == "0.0"
+
+
+def test_pooling_of_e_lpips() -> None:
+    assert SQUEEZE.pooling.ceil
+    assert not SQUEEZE_FLOOR.pooling.ceil
+    assert RECIPES["lpips-squeeze@elpips"].architecture == SQUEEZE_FLOOR
+    assert RECIPES["lpips-vgg@elpips"].architecture == VGG
+    assert [len(part.architecture.taps) for part in ENSEMBLE_HEADS.values()] == [10, 14]
+    assert [part.architecture.pooling.kind for part in ENSEMBLE_HEADS.values()] == ["max", "average"]
+
+
+def test_find() -> None:
+    assert registry.find("lpips-alex").architecture == ALEX
+    assert registry.find("lpips-alex@0.1") is registry.find("lpips-alex")
+    assert registry.find("lpips-alex@0.0").version == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("lpips-alexnet", "did you mean lpips-alex "),
+        ("LPIPS-VGG", "did you mean lpips-vgg "),
+        ("lpips_squeeze", "lpips-squeeze or "),
+        ("lpips-alex@0.2", "lpips-alex"),
+        ("lpips-alex@0.0@0.1", "lpips-alex@0.0"),
+        ("baseline-alx", "baseline-alex"),
+        ("zzz", "there are lpips-alex, lpips-vgg, "),
+        ("", "there are lpips-alex, lpips-vgg, "),
+    ],
+)
+def test_unknown_names_get_advice(name: str, advice: str) -> None:
+    with pytest.raises(UnknownMetric) as caught:
+        registry.find(name)
+    message = str(caught.value)
+    assert message.startswith(f"no metric is called {name!r}; ")
+    assert advice in message
+    assert re.search(r"[.?] A trained metric is loaded by its file's path$", message)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("part", [part for part in OFFICIAL if part.half == "heads"], ids=lambda part: part.name)
+def test_official_heads_are_the_published_files(part: Part, shared: Path) -> None:
+    official = part.official
+    assert official is not None
+    kind, _, file = official.path.partition("/")
+    name = f"elpips_heads/{file}" if kind == "elpips" else f"lpips_heads/{kind}-{file}"
+    content = (shared / "weights" / name).read_bytes()
+    assert len(content) == official.size
+    assert hashlib.sha256(content).hexdigest() == official.sha256
+    parameters = from_pytorch(read_checkpoint(shared / "weights" / name), part.architecture, name)
+    assert parameters.keys() == {"heads"}
