@@ -124,9 +124,7 @@ def save_image(
 
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise ImageFileError(
-            f"{path} must end in one of {', '.join(WRITERS)}, which states the format to write"
-        )
+        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which states the format to write")
     kind, options = WRITERS[path.suffix.lower()]
     levels = _levels(image, value_range)
     # Short, so that any name that fits has a temporary one that fits.
@@ -163,9 +161,7 @@ def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
             inner[:] = [name for name in inner if recursive and not name.startswith(".")]
             paths += [Path(place, name) for name in files if not name.startswith(".")]
     except OSError as error:
-        raise ImageFileError(
-            f"{folder} cannot be listed: {_cause(error)}; it must be a folder of images"
-        ) from error
+        raise ImageFileError(f"{folder} cannot be listed: {_cause(error)}; it must be a folder of images") from error
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
@@ -191,8 +187,7 @@ def _read(path: Path) -> _Picture:
         raise ImageFileError(f"{path} is too large: {error} {_limit_advice()}") from error
     except Exception as error:  # Damaged files make decoders raise nearly anything.
         raise ImageFileError(
-            f"{path} cannot be read: {_cause(error)}; it is damaged, cut off or of a rare kind: "
-            "fetch or save it again"
+            f"{path} cannot be read: {_cause(error)}; it is damaged, cut off or of a rare kind: fetch or save it again"
         ) from error
 
 
@@ -252,9 +247,7 @@ def _decode_bytes(path: Path, image: "ImageFile") -> UInt8[np.ndarray, "h w c"]:
 
 def _layouts(image: "ImageFile") -> set[str]:
     """How the samples lie in the file, in Pillow's words."""
-    return {
-        str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args
-    }
+    return {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
 
 
 def _tag(image: "ImageFile", number: int, default: Any) -> Any:
@@ -331,9 +324,7 @@ def _upright(values: UInt[np.ndarray, "i j c"], orientation: int) -> UInt[np.nda
 def _check_background(background: Any) -> UInt[np.ndarray, "3"]:
     colour = np.asarray((255, 255, 255) if background is None else background)
     if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
-        raise ImageError(
-            f"background must be three integers from 0 to 255 (red, green, blue), got {background!r}"
-        )
+        raise ImageError(f"background must be three integers from 0 to 255 (red, green, blue), got {background!r}")
     return colour.astype(np.uint64)
 
 
@@ -365,9 +356,7 @@ def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
     else:
         array = np.asarray(check_images((black, white), image=image)[0])
         if array.ndim != 3:
-            raise ImageError(
-                f"image has shape {array.shape}; save the images of a batch one by one, each (h, w, 3)"
-            )
+            raise ImageError(f"image has shape {array.shape}; save the images of a batch one by one, each (h, w, 3)")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     scaled = (array.astype(np.float64) - black) * (255 / (white - black))

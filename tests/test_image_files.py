@@ -137,9 +137,7 @@ def test_content_counts_not_the_name(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
 @pytest.mark.parametrize("offset", [-0.49, 0.0, 0.49])
-def test_floats_go_to_the_nearest_level(
-    tmp_path: Path, value_range: tuple[float, float], offset: float
-) -> None:
+def test_floats_go_to_the_nearest_level(tmp_path: Path, value_range: tuple[float, float], offset: float) -> None:
     levels = np.arange(256).reshape(16, 16)
     inside = np.clip(levels + offset, 0, 255) / 255
     black, white = value_range
@@ -475,9 +473,7 @@ def test_cut_off_files_are_refused(tmp_path: Path, kind: str) -> None:
     content = FILES[kind]
     whole = load_image(put(tmp_path, content))
     spared = 0
-    for length in sorted(
-        {*range(1, 40), *range(40, len(content), 37), *range(len(content) - 30, len(content))}
-    ):
+    for length in sorted({*range(1, 40), *range(40, len(content), 37), *range(len(content) - 30, len(content))}):
         image = outcome(put(tmp_path, content[:length]))
         if image is not None:
             np.testing.assert_array_equal(image, whole)
@@ -490,9 +486,7 @@ def test_cut_off_files_are_refused(tmp_path: Path, kind: str) -> None:
 def test_any_changed_byte_of_a_png_is_noticed(tmp_path: Path, kind: str) -> None:
     content = FILES[kind]
     whole = load_image(put(tmp_path, content))
-    for position in sorted(
-        {*range(60), *range(60, len(content), 29), *range(len(content) - 20, len(content))}
-    ):
+    for position in sorted({*range(60), *range(60, len(content), 29), *range(len(content) - 20, len(content))}):
         changed = bytearray(content)
         changed[position] ^= 1 << position % 8
         image = outcome(put(tmp_path, bytes(changed)))

@@ -82,9 +82,7 @@ def test_wheel_describes_itself(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("License-File") == ["CREDITS.md", "LICENSE"]
     assert f"rlpips = {PACKAGE}.cli:main" in wheel.read(f"{dist_info}/entry_points.txt").decode()
-    required = {
-        Requirement(line).name for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line
-    }
+    required = {Requirement(line).name for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert "jax" in required
     assert not required & {"torch", "tensorflow", "matplotlib", "orbax-checkpoint"}
 
@@ -162,9 +160,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
             members.extend(
                 (PACKAGE, use.attr)
                 for use in nodes
-                if isinstance(use, ast.Attribute)
-                and isinstance(use.value, ast.Name)
-                and use.value.id in bound
+                if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id in bound
             )
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)

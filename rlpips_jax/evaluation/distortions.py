@@ -233,8 +233,6 @@ def apply(image: np.ndarray, kind: str, strength: float, draw: _Draw) -> UInt8[n
     return _to_uint8(distortion.function(pixels, distortion.amount(strength), draw))
 
 
-def distort(
-    image: np.ndarray, kind: str, strength: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
+def distort(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
     """The image distorted by ``kind`` at ``strength`` in [0, 1], with a fresh draw; see `apply`."""
     return apply(image, kind, strength, draw(kind, image.shape, rng))

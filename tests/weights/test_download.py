@@ -154,9 +154,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def fetch(server: Server, folder: Path, **changes: object) -> Path:
-    return download(
-        server.url, **{"sha256": SHA256, "size": SIZE, "folder": folder, "progress": False, **changes}
-    )
+    return download(server.url, **{"sha256": SHA256, "size": SIZE, "folder": folder, "progress": False, **changes})
 
 
 def names(folder: Path) -> list[str]:
@@ -229,18 +227,14 @@ def test_transfer_given_up_goes_on_in_the_next_call(server: Server, tmp_path: Pa
     assert names(tmp_path) == [NAME]
 
 
-def test_progress_earns_further_attempts(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_earns_further_attempts(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEADY", 2 * PIECE)
     server.answers = [sends(stop_after=2 * PIECE)]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.ranges[1:] == [f"bytes={start}-" for start in range(2 * PIECE, SIZE, 2 * PIECE)]
 
 
-def test_silent_server_is_left_and_asked_again(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_server_is_left_and_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUTS", (1.0, 0.2))
     server.answers = [sends(stop_after=100_000, then_hang=True), sends()]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -248,9 +242,7 @@ def test_silent_server_is_left_and_asked_again(
     assert 100_000 - PIECE < start <= 100_000
 
 
-def test_server_that_stays_silent_is_an_error(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_stays_silent_is_an_error(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUTS", (1.0, 0.1))
     server.answers = [hangs]
     with pytest.raises(WeightsNotFound, match="timed out"):
@@ -291,9 +283,7 @@ def test_foreign_partial_is_dropped_and_all_fetched(
 
 
 @pytest.mark.parametrize(("size", "requests"), [(SIZE, 0), (None, 1)])
-def test_complete_partial_needs_no_transfer(
-    server: Server, tmp_path: Path, size: int | None, requests: int
-) -> None:
+def test_complete_partial_needs_no_transfer(server: Server, tmp_path: Path, size: int | None, requests: int) -> None:
     (tmp_path / PARTIAL).write_bytes(CONTENT)
     assert fetch(server, tmp_path, size=size).read_bytes() == CONTENT
     assert len(server.ranges) == requests
@@ -326,9 +316,7 @@ def test_tampered_rest_is_refused_and_removed(server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("length", [SIZE - 1, SIZE + 1, 0])
-def test_wrong_announced_length_is_refused_before_the_transfer(
-    server: Server, tmp_path: Path, length: int
-) -> None:
+def test_wrong_announced_length_is_refused_before_the_transfer(server: Server, tmp_path: Path, length: int) -> None:
     server.answers = [sends((CONTENT + b"x")[:length] or b"page", stop_after=0)]
     with pytest.raises(WeightsCorrupt, match=rf"{SIZE} bytes\): got {length or 4} bytes announced"):
         fetch(server, tmp_path)

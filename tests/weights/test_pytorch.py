@@ -75,9 +75,7 @@ def tensor(
     """Opcodes that push a tensor in a storage of `stored` elements; `view` holds the metadata of a view."""
     where = [plain("storage"), named("torch", kind), *map(plain, (key, device, stored, *view))]
     rebuild = named("torch._utils", "_rebuild_tensor_v2")
-    return call(
-        rebuild, identity(*where), plain(offset), plain(shape), plain(strides), b"\x89", call(ORDERED_DICT)
-    )
+    return call(rebuild, identity(*where), plain(offset), plain(shape), plain(strides), b"\x89", call(ORDERED_DICT))
 
 
 def vector(key: str, length: int, **options) -> bytes:
@@ -185,9 +183,7 @@ any_array = st.sampled_from(NUMPY_DTYPES).flatmap(
 
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(max_size=20), any_array, max_size=6))
-def test_round_trip_of_anything(
-    tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, np.ndarray]
-) -> None:
+def test_round_trip_of_anything(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, np.ndarray]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.pth"
     write_checkpoint(path, tensors)
     assert_same(read_checkpoint(path), tensors)
@@ -663,9 +659,7 @@ def overlapping_archive(copies: int) -> bytes:
     data = zip_file(pickled(b"}"), {"00000": bytes(500_000)}, compression=zipfile.ZIP_DEFLATED)
     local, entries = directory_of(data)
     (entry,) = (entry for entry in entries if b"data/00000" in entry)
-    return with_directory(
-        local, entries + [entry.replace(b"00000", b"%05d" % (i + 1)) for i in range(copies)]
-    )
+    return with_directory(local, entries + [entry.replace(b"00000", b"%05d" % (i + 1)) for i in range(copies)])
 
 
 def test_overlapping_entries_are_refused(read: Callable) -> None:
@@ -876,9 +870,7 @@ def sound_files() -> dict[str, bytes]:
     return {
         "one tensor, zip": zip_file(contents, records),
         "one tensor, legacy": legacy_file(contents, records),
-        "two of one storage": zip_file(
-            pickled(dictionary({"w": transposed, "v": vector("0", length)})), records
-        ),
+        "two of one storage": zip_file(pickled(dictionary({"w": transposed, "v": vector("0", length)})), records),
         "deflated": zip_file(contents, {"0": half.tobytes()}, compression=zipfile.ZIP_DEFLATED),
         "Latin-1 text": npy_of({"w": noise}),
         "ASCII text": npy_of({"w": np.full(4 * length, ord("a"), np.uint8)}),
