@@ -12,6 +12,7 @@ Images are RGB, channels last, with any leading axes; `rlpips_jax.images` states
 __version__ = "0.1.0"
 
 from rlpips_jax.errors import (
+    DistortionError,
     ImageError,
     ImageFileError,
     ImageFileWarning,
@@ -29,6 +30,7 @@ from rlpips_jax.image_files import image_paths, load_image, save_image
 from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load
 
 __all__ = [
+    "DistortionError",
     "ImageError",
     "ImageFileError",
     "ImageFileWarning",

@@ -111,7 +111,7 @@ class Architecture:
                 stage = []
         return tuple(stages)
 
-    def smallest_tap(self, size: int) -> int:
+    def smallest_activation(self, size: int) -> int:
         """The shortest any activation gets along an axis of `size` pixels; 0 or less where the image is too small."""
         smallest = size
         for layer in self.layers:
@@ -124,7 +124,7 @@ class Architecture:
     @property
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels, for which every activation has at least one pixel."""
-        return next(size for size in range(1, 1024) if self.smallest_tap(size) >= 1)
+        return next(size for size in range(1, 1024) if self.smallest_activation(size) >= 1)
 
 
 def layer_name(layer: Layer) -> str:

@@ -26,6 +26,9 @@ class Pooling:
     stride: int
     ceil: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.window}-{self.stride}-{'ceil' if self.ceil else 'floor'}"
+
     def size(self, size: int) -> int:
         """Number of windows along an axis of `size` pixels; 0 or less where none fits."""
         steps = (size - self.window) / self.stride

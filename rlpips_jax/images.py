@@ -4,7 +4,8 @@ Images are RGB, channels last, with any leading axes: `(h, w, 3)`, `(n, h, w, 3)
 `uint8` means 0..255, whatever `value_range` says. Floats are read in `value_range`, a pair (black, white),
 by default (0, 1). Other types are an error: an integer that is not a byte has no agreed range.
 
-Checks of shape and type happen always; checks of values only where there are values, outside `jit`.
+Checks of shape and type happen always; checks of values only where there are values: not for images that are being
+traced by `jit`, `grad` or `vmap`.
 """
 
 from typing import Any
@@ -37,6 +38,11 @@ def check_value_range(value_range: Any) -> ValueRange:
         ImageError: not a pair of finite numbers, the first below the second.
     """
     try:
+        if any(isinstance(bound, Tracer) for bound in value_range):
+            raise ImageError(
+                "value_range is traced: it must be two plain numbers; where you jit a function of it, name it in "
+                "static_argnames"
+            )
         black, white = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
         raise ImageError(f"value_range must be a pair (black, white) such as (-1, 1), got {value_range!r}") from None
@@ -105,7 +111,7 @@ def _as_array(name: str, image: Any) -> Array | np.ndarray:
 
 
 def _check_type(name: str, array: Any) -> None:
-    if array.dtype == np.uint8 or jnp.issubdtype(array.dtype, jnp.floating):
+    if array.dtype == np.uint8 or (jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize <= 8):
         return
     if jnp.issubdtype(array.dtype, jnp.integer):
         advice = "images of 0..255 become bytes with .astype('uint8'); anything else must be scaled to floats"
@@ -164,7 +170,9 @@ def _check_values(name: str, array: Any, value_range: ValueRange) -> tuple[float
             low, high = (float(extreme) for extreme in _extremes(array))
     if not (np.isfinite(low) and np.isfinite(high)):
         kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinity"
-        raise ImageError(f"{name} contains {kind}; every value must be finite and within value_range {value_range}")
+        raise ImageError(
+            f"{name} contains {kind}; every value must be finite and within value_range={_short(value_range)}"
+        )
     if _fits(low, high, value_range):
         return low, high
     fitting = [candidate for candidate in COMMON_RANGES if _fits(low, high, candidate)]

@@ -45,7 +45,7 @@ Features = tuple[Float[Array, "..."], ...]
     data_fields=["parameters"],
     meta_fields=["name", "architecture", "version", "dtype", "precision", "max_batch", "remat"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metric:
     """A perceptual distance: parameters and how to use them. Made by `load`.
 
@@ -58,6 +58,8 @@ class Metric:
         precision: of the convolutions, as `jax.lax.Precision` names it.
         max_batch: most images that are in the network at once; None for no limit.
         remat: whether the gradient recomputes activations instead of keeping them.
+
+    Metrics are compared by identity; `signature` tells whether two give the same numbers.
     """
 
     parameters: Parameters
@@ -68,6 +70,10 @@ class Metric:
     precision: str = "highest"
     max_batch: int | None = None
     remat: bool = False
+
+    def __repr__(self) -> str:
+        options = f"dtype={self.dtype!r}, precision={self.precision!r}, max_batch={self.max_batch}, remat={self.remat}"
+        return f"Metric({self.name!r}, backbone={self.architecture.name!r}, version={self.version!r}, {options})"
 
     def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
         """Unit-normalised activations, to compare one image with many by `between`.
@@ -97,7 +103,8 @@ class Metric:
             The distance, with the leading axes, in the units of `distance`.
 
         Raises:
-            MetricError: the features are of different sizes or of another metric.
+            MetricError: the features are of different sizes, or of a metric with other taps. Features of the same
+                network with other weights cannot be told apart: compare only what one Metric made.
         """
         return _sum(self._layers_between(features, others))
 
@@ -107,7 +114,7 @@ class Metric:
 
     @property
     def signature(self) -> str:
-        """A line that pins a number: library version, metric, backbone, parameters, dtype, precision.
+        """A line that pins a number: library version, metric, network, parameters, dtype, precision.
 
         Raises:
             MetricError: the parameters are traced or abstract, and so have no values to hash.
@@ -118,7 +125,8 @@ class Metric:
         ):
             raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
         return (
-            f"rlpips-jax {rlpips_jax.__version__} {self.name} backbone={self.architecture.name} v{self.version} "
+            f"rlpips-jax {rlpips_jax.__version__} {self.name} backbone={self.architecture.name} "
+            f"pooling={self.architecture.pooling} taps={len(self.architecture.taps)} v{self.version} "
             f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
         )
 
@@ -173,8 +181,10 @@ def load(
         dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
         precision: of the convolutions: "highest" gives the same number on every platform; "default" is faster
             where a GPU has TF32 or a TPU bfloat16.
-        max_batch: most images in the network at once: bounds memory, not results.
-        remat: recompute activations in the gradient instead of keeping them.
+        max_batch: most images in the network at once: bounds memory, not results. The gradient recomputes each
+            block, so it is bounded too.
+        remat: recompute activations in the gradient instead of keeping them. XLA's CPU compiler undoes this and
+            gains nothing from it.
 
     Raises:
         UnknownMetric: no metric of this name.
@@ -186,7 +196,11 @@ def load(
     dtype = _check_dtype(dtype)
     if precision not in PRECISIONS:
         raise MetricError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
+    if not isinstance(name, str | os.PathLike):
+        raise MetricError(f"a metric is named by a string or by a file's path, got {name!r}")
+    if max_batch is not None and (
+        isinstance(max_batch, bool) or not isinstance(max_batch, int | np.integer) or max_batch < 1
+    ):
         raise MetricError(f"max_batch must be a whole number of images, 1 or more, or None, got {max_batch!r}")
     recipe, parameters = _read(name, weights_dir)
     if unweighted or "heads" not in parameters:
@@ -202,7 +216,7 @@ def load(
         version=recipe.version,
         dtype=dtype,
         precision=precision,
-        max_batch=max_batch,
+        max_batch=None if max_batch is None else int(max_batch),
         remat=remat,
     )
 
@@ -215,8 +229,9 @@ def distance(
     Args:
         x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
         y: images of the same shape.
-        metric: from `load`; None for "lpips-alex".
-        value_range: black and white of floating-point images.
+        metric: from `load`; None for "lpips-alex", which is loaded once. In a function that you jit, pass the metric
+            through as an argument: one that is loaded or closed over there becomes constants of the program.
+        value_range: black and white of floating-point images; under `jit` a static argument.
 
     Returns:
         The distance, with the leading axes of the images and nothing else; float32 (float64 if the metric is).
@@ -313,7 +328,7 @@ def _features(metric: Metric, images: Images, value_range: ValueRange) -> Featur
     leading = images.shape[:-3]
     features = _in_blocks(
         metric,
-        lambda block: _normalised(metric, to_symmetric(block, value_range, _wide(metric))),
+        lambda block: _normalised(metric, to_symmetric(block, value_range, _accumulator_dtype(metric))),
         images.reshape(-1, *images.shape[-3:]),
     )
     return tuple(feature.reshape(*leading, *feature.shape[1:]) for feature in features)
@@ -354,7 +369,7 @@ def _of_pairs(
     """What a function of two images' features says of each pair; exactly 0 for identical images."""
 
     def block(x: Images, y: Images) -> Float[Array, "n ..."]:
-        x, y = (to_symmetric(images, value_range, _wide(metric)) for images in (x, y))
+        x, y = (to_symmetric(images, value_range, _accumulator_dtype(metric)) for images in (x, y))
         result = of_features(_normalised(metric, x), _normalised(metric, y))
         # The compiler may round the two networks differently. Taking that difference away as a constant leaves
         # every derivative as it is.
@@ -370,6 +385,7 @@ def _in_blocks(metric: Metric, function: Callable[..., Any], *images: Images) ->
     if metric.max_batch is None or images[0].shape[0] <= metric.max_batch:
         return function(*images)
 
+    @jax.checkpoint  # or a gradient would keep the activations of every block
     def one(images: tuple[Images, ...]) -> Any:
         result = function(*(image[None] for image in images))
         return jax.tree.map(lambda leaf: leaf[0], result)
@@ -377,7 +393,7 @@ def _in_blocks(metric: Metric, function: Callable[..., Any], *images: Images) ->
     return jax.lax.map(one, images, batch_size=metric.max_batch)
 
 
-def _wide(metric: Metric) -> DTypeLike:
+def _accumulator_dtype(metric: Metric) -> DTypeLike:
     """What images, norms, differences and sums are computed in."""
     return jnp.float64 if metric.dtype == "float64" else jnp.float32
 
@@ -391,7 +407,7 @@ def _normalised(metric: Metric, x: Float[Array, "n h w 3"]) -> Features:
 
     def stage(variables: Any, x: Array, layers: Any) -> tuple[Array, Array]:
         activation = jnp.asarray(backbone.apply(variables, x, layers, method="stage"))
-        return activation, _unit(activation.astype(_wide(metric)))
+        return activation, _unit(activation.astype(_accumulator_dtype(metric)))
 
     if metric.remat:
         stage = jax.checkpoint(stage, static_argnums=2)

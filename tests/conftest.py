@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEVICES = "--xla_force_host_platform_device_count"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 REQUIRE_SHARED = os.environ.get("RLPIPS_REQUIRE_SHARED") == "1"
 SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolute()

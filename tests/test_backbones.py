@@ -69,7 +69,7 @@ def test_the_minimum_size_is_the_smallest_that_works(architecture: Architecture)
     shapes = taps(smallest)
     assert all(min(shape) >= 1 for shape in shapes)
     assert [shape[-1] for shape in shapes] == list(architecture.channels)
-    assert architecture.smallest_tap(smallest - 1) < 1
+    assert architecture.smallest_activation(smallest - 1) < 1
 
 
 def test_a_tap_on_the_input_is_the_input() -> None:

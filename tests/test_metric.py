@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
+from rlpips_jax.convolution import Pooling
 from rlpips_jax.metric import Metric
 
 
@@ -113,7 +114,23 @@ def test_the_map_is_high_where_the_images_differ(metric) -> None:
     assert np.all(difference[:, corner].mean(axis=1) > 3 * difference[:, ~corner].mean(axis=1))
 
 
-def test_blocks_bound_memory_and_not_results(metric) -> None:
+def test_blocks_bound_memory(tiny) -> None:
+    """Forward and in the gradient, what is held beside the images does not grow with their number."""
+
+    def held(count: int, most: int | None) -> float:
+        blocks = dataclasses.replace(tiny, max_batch=most)
+        images = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.float32)
+        gradient = jax.jit(jax.grad(lambda m, x, y: rl.distance(x, y, m).sum(), argnums=2))
+        memory = gradient.lower(blocks, images, images).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    image = 64 * 64 * 3 * 4
+    few, many = held(8, 2), held(32, 2)
+    assert many - few < 24 * 6 * image
+    assert many < 0.5 * held(32, None)
+
+
+def test_blocks_change_no_result(metric) -> None:
     for most in (1, 2, 5):
         blocks = dataclasses.replace(metric, max_batch=most)
         np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, metric), rtol=1e-5)
@@ -122,12 +139,14 @@ def test_blocks_bound_memory_and_not_results(metric) -> None:
         np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, metric), rtol=1e-3, atol=1e-6)
 
 
-def test_recomputing_activations_changes_no_gradient(metric) -> None:
+def test_blocks_and_recomputed_activations_change_no_gradient(metric) -> None:
     def gradient(metric: Metric) -> jax.Array:
         return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
 
-    plain, recomputed = gradient(metric), gradient(dataclasses.replace(metric, remat=True))
-    np.testing.assert_allclose(plain, recomputed, atol=1e-5 * float(jnp.abs(plain).max()))
+    plain = gradient(metric)
+    for options in ({"remat": True}, {"max_batch": 2}):
+        other = gradient(dataclasses.replace(metric, **options))
+        np.testing.assert_allclose(plain, other, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
 def test_the_gradient_is_the_slope(tiny) -> None:
@@ -181,7 +200,7 @@ def test_gradients_are_finite_everywhere(architecture, dtype, drawn) -> None:
     assert all(float(jnp.abs(feature).max()) == 0 for feature in features), "the test lost its hardest case"
 
 
-@pytest.mark.parametrize("wrap", ["jit", "vmap", "checkpoint", "scan", "value_and_grad"])
+@pytest.mark.parametrize("wrap", ["jit", "vmap", "scan", "value_and_grad"])
 def test_transformations_agree_with_the_plain_call(wrap, tiny) -> None:
     x, y = as_floats(X), as_floats(Y)
     expected = rl.distance(x, y, tiny)
@@ -189,8 +208,6 @@ def test_transformations_agree_with_the_plain_call(wrap, tiny) -> None:
         found = jax.jit(rl.distance)(x, y, tiny)
     elif wrap == "vmap":
         found = jax.vmap(rl.distance, in_axes=(0, 0, None))(x, y, tiny)
-    elif wrap == "checkpoint":
-        found = jax.checkpoint(lambda x, y: rl.distance(x, y, tiny))(x, y)
     elif wrap == "scan":
         _, found = jax.lax.scan(lambda carry, pair: (carry, rl.distance(*pair, tiny)), 0, (x, y))
     else:
@@ -200,6 +217,20 @@ def test_transformations_agree_with_the_plain_call(wrap, tiny) -> None:
         np.testing.assert_allclose(gradient, one_by_one, atol=1e-5 * float(jnp.abs(gradient).max()))
         return
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["different", "identical"])
+def test_gradients_through_checkpoint_and_scan_are_the_plain_ones(same, tiny) -> None:
+    x = as_floats(X)
+    y = x if same else as_floats(Y)
+
+    def in_scan(y: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda total, pair: (total + rl.distance(*pair, tiny), None), 0.0, (x, y))[0]
+
+    plain = jax.grad(lambda y: rl.distance(x, y, tiny).sum())(y)
+    for found in (jax.grad(in_scan)(y), jax.grad(jax.checkpoint(lambda y: rl.distance(x, y, tiny).sum()))(y)):
+        assert jnp.isfinite(found).all()
+        np.testing.assert_allclose(found, plain, atol=1e-6 + 1e-5 * float(jnp.abs(plain).max()))
 
 
 def test_second_derivatives_survive_at_identical_images(tiny) -> None:
@@ -319,8 +350,11 @@ def test_the_signature_pins_what_changes_the_number(tiny) -> None:
         dataclasses.replace(tiny, dtype="bfloat16"),
         dataclasses.replace(tiny, precision="default"),
         dataclasses.replace(tiny, version="0.0"),
+        dataclasses.replace(
+            tiny, architecture=dataclasses.replace(tiny.architecture, pooling=Pooling("average", 3, 2))
+        ),
     ]
-    assert len({signature, *(other.signature for other in others)}) == 5
+    assert len({signature, *(other.signature for other in others)}) == 6
     assert dataclasses.replace(tiny, max_batch=3, remat=True).signature == signature
 
 
@@ -333,12 +367,14 @@ def test_the_signature_pins_what_changes_the_number(tiny) -> None:
         ({"dtype": "float64"}, "jax_enable_x64"),
         ({"precision": "best"}, "precision must be one of default, high, highest"),
         ({"max_batch": 0}, "max_batch must be a whole number"),
+        ({"name": None}, "named by a string or by a file's path"),
+        ({"max_batch": True}, "max_batch must be a whole number"),
         ({"max_batch": 2.5}, "max_batch must be a whole number"),
     ],
 )
 def test_options_without_meaning_are_refused(options, message) -> None:
     with pytest.raises(rl.MetricError, match=message):
-        rl.load("lpips-tiny", **options)
+        rl.load(**{"name": "lpips-tiny", **options})
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
@@ -370,6 +406,18 @@ def test_images_that_break_the_convention_are_refused_by_every_function(tiny) ->
         tiny.features(X.astype(np.int64))
     with pytest.raises(rl.MetricError, match=r"must come from rlpips_jax\.load, got str"):
         rl.distance(X, Y, "lpips-tiny")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_traced_range_says_what_to_do(tiny) -> None:
+    with pytest.raises(rl.ImageError, match="static_argnames"):
+        jax.jit(rl.distance)(X, Y, tiny, value_range=(0.0, 1.0))
+
+
+def test_a_metric_is_shown_in_a_line(tiny) -> None:
+    assert repr(tiny).startswith("Metric('drawn-tiny', backbone='tiny'")
+    assert len(repr(tiny)) < 200
+    assert tiny == tiny
+    assert tiny != jax.tree.map(jnp.copy, tiny)
 
 
 def test_features_of_other_sizes_or_metrics_are_refused(tiny, drawn) -> None:

@@ -19,7 +19,8 @@ NETWORKS = {"alex": ALEX, "squeeze": SQUEEZE, "vgg": VGG, "vgg-drawn": VGG}
 FILES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
 # At these two pairs one ReLU of the drawn VGG16 sees a value that is 0 to within float32 rounding, and its side
-# decides the gradient: PyTorch in float32 is off by 1.1e-4 itself at pair 4. float64 decides them, to 4e-8.
+# decides the gradient: in float32 PyTorch itself is off by 1.1e-4 of the largest entry at pair 4, this library by
+# 2.4e-3. In float64 both are off by 4e-8, and so 1e-4 holds there; float32 is only held to 1e-2.
 DECIDED_BY_ROUNDING = {("vgg-drawn", 4), ("vgg-drawn", 7)}
 
 
@@ -79,21 +80,22 @@ def test_distances(network, version, heads, dtype, relative, absolute, goldens, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("index", [0, 4, 7])
-def test_gradients(network, index, dtype, goldens, shared) -> None:
-    name = network[0]
-    key = f"{name}/v0.1/lin/grad_y{index}"
-    if key not in goldens:
-        assert (name, index) == ("vgg", 4), "the reference lost a gradient"
-        return
-    if dtype == "float32" and (name, index) in DECIDED_BY_ROUNDING:
-        return
+def test_gradients(network, dtype, goldens, shared) -> None:
+    prefix = f"{network[0]}/v0.1/lin/grad_y"
+    indices = [int(key.removeprefix(prefix)) for key in goldens if key.startswith(prefix)]
+    assert len(indices) >= 2
     with jax.enable_x64(dtype == "float64"):
         tested = metric(shared, network, "0.1", "lin", dtype)
-        x, y = (goldens[f"{image}{index}"] / 127.5 - 1 for image in "xy")
-        for candidate in (tested, dataclasses.replace(tested, remat=True)):
-            gradient = jax.grad(lambda y, m=candidate: rl.distance(x, y, m, value_range=(-1, 1)))(y.astype(dtype))
-            np.testing.assert_allclose(gradient, goldens[key], rtol=0, atol=1e-4 * np.abs(goldens[key]).max())
+        for index in indices:
+            x, y = (goldens[f"{image}{index}"] / 127.5 - 1 for image in "xy")
+            expected = goldens[f"{prefix}{index}"]
+            rounding = dtype == "float32" and (network[0], index) in DECIDED_BY_ROUNDING
+            limit = (1e-2 if rounding else 1e-4) * np.abs(expected).max()
+            for candidate in (tested, dataclasses.replace(tested, remat=True)):
+                gradient = jax.grad(lambda y, x=x, m=candidate: rl.distance(x, y, m, value_range=(-1, 1)))(
+                    y.astype(dtype)
+                )
+                np.testing.assert_allclose(gradient, expected, rtol=0, atol=limit)
 
 
 def test_maps(network, goldens, shared) -> None:
@@ -119,4 +121,8 @@ def test_the_shipped_metric_follows_lpips_on_photographs_it_never_saw(shared) ->
     tiny = rl.load("lpips-tiny")
     found = np.concatenate([rl.distance(triplets["ref"], triplets[image], tiny) for image in ("p0", "p1")])
     expected = np.concatenate([triplets["d0"], triplets["d1"]])
-    assert np.asarray(spearmanr(found, expected))[0] >= 0.9
+    assert np.asarray(spearmanr(found, expected))[0] == pytest.approx(0.973, abs=0.002)
+    assert np.median(found / expected) == pytest.approx(1.03, abs=0.01)
+    agreement = (found[:600] < found[600:]) == (expected[:600] < expected[600:])
+    sure = np.abs(np.log(expected[:600] / expected[600:])) > 0.5
+    assert np.mean(agreement[sure]) == pytest.approx(0.988, abs=0.002)

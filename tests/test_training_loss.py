@@ -13,7 +13,7 @@ from flax.training.train_state import TrainState
 from jax.core import Tracer
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import TINY
+from rlpips_jax.backbones import ALEX, TINY
 from rlpips_jax.metric import Metric
 
 STEPS = 30
@@ -99,6 +99,23 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
 
     losses = [float(step(model, optimiser, images)) for _ in range(STEPS)]
     assert_learned(losses, model.metric, before)
+
+
+def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
+    """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
+    from rlpips_jax import metric
+    from rlpips_jax.weights import native
+
+    parameters = drawn(ALEX).parameters
+    for name, half in (("alex", "backbone"), ("lpips-alex", "heads")):
+        native.write(tmp_path / f"{name}.safetensors", {half: parameters[half]}, ALEX)
+    monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path))
+    metric._default.cache_clear()
+    x, y = images[:1], images[1:2]
+    with jax.checking_leaks():
+        traced = jax.jit(lambda x, y: rl.distance(x, y, value_range=(-1, 1)))(x, y)
+    np.testing.assert_allclose(rl.distance(x, y, value_range=(-1, 1)), traced, rtol=1e-5)
+    metric._default.cache_clear()
 
 
 def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ teacher's last taps, more than the student has, are summed into one. Everything 
 
 import functools
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -64,6 +65,10 @@ class Distill:
     """Groups (a patch and its versions) a step."""
     steps: int = 5_000
     """Training steps."""
+    report_every: int = 250
+    """Steps between checkpoints, and between reports on held-out images."""
+    held_out: int = 1_000
+    """Patches of the validation photographs to report on."""
     rate: float = 2e-3
     """Peak learning rate of Adam; rises over the first 2 %, then falls to 0 as a cosine."""
     seed: int = 0
@@ -181,12 +186,17 @@ def follows(student: Float[np.ndarray, "n pairs taps"], teacher: Float[np.ndarra
 
 
 def distill(config: Distill) -> Path:
-    """Trains, reports, and returns the path of the weight file."""
+    """Trains, reports, and returns the path of the weight file.
+
+    Raises:
+        SystemExit: the folder holds a run of another configuration, or the loss is not finite.
+    """
     started = time.perf_counter()
+    _same_run(config)
     teacher = rl.load(config.teacher, weights_dir=config.weights_dir)
     groups = make_groups(config, config.photographs, config.patches, config.procedural, config.seed)
     distances = teach(teacher, groups)
-    held_out = make_groups(config, config.validation, 1000, 0, config.seed + 1)
+    held_out = make_groups(config, config.validation, config.held_out, 0, config.seed + 1)
     expected = teach(teacher, held_out)
     tqdm.write(f"{len(groups)} groups ready after {time.perf_counter() - started:.0f} s on {jax.devices()[0]}")
 
@@ -195,7 +205,6 @@ def distill(config: Distill) -> Path:
     optimiser = optax.adam(schedule)
     state = State(student.parameters, optimiser.init(student.parameters), jnp.zeros((), jnp.int32))
     take_step = make_step(student, optimiser)
-    report_every = max(1, config.steps // 20)
     with ocp.CheckpointManager(
         (config.out / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
     ) as manager:
@@ -208,7 +217,7 @@ def distill(config: Distill) -> Path:
             state, value = take_step(state, groups[chosen], distances[chosen])
             if not math.isfinite(value):
                 raise SystemExit(f"the loss is {float(value)} at step {number}; lower --rate")
-            if (number + 1) % report_every == 0:
+            if (number + 1) % config.report_every == 0:
                 manager.save(number + 1, args=ocp.args.StandardSave(state))
                 report = follows(teach(replace(student, parameters=state.parameters), held_out), expected)
                 tqdm.write(f"step {number + 1}: loss {float(value):.5f}, held out {_numbers(report)}")
@@ -227,6 +236,17 @@ def distill(config: Distill) -> Path:
     )
     print(f"{path}: held out {_numbers(report)}")
     return path
+
+
+def _same_run(config: Distill) -> None:
+    """Records the configuration beside the checkpoints; what resumes with another one is refused."""
+    record = config.out / "configuration.json"
+    wanted = {name: str(value) for name, value in vars(config).items() if name not in ("out", "workers")}
+    if record.exists() and (found := json.loads(record.read_text())) != wanted:
+        changed = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
+        raise SystemExit(f"{config.out} holds a run with another {changed}; give a new --out, or the old options")
+    config.out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(wanted, indent=2))
 
 
 def _numbers(report: dict[str, float]) -> str:

@@ -14,12 +14,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
+from rlpips_jax.image_files import image_paths, load_image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MINIMUM_DEVIATION = 0.06
 """A patch is kept when the standard deviation of its values, in [0, 1], is above this."""
 COMPOSED = 0.2
@@ -67,30 +66,19 @@ def seeded_map(
 
 
 def list_photographs(folder: str | Path) -> list[Path]:
-    """The PNG, JPEG and WebP files anywhere under ``folder``, sorted.
+    """The images anywhere under ``folder``, sorted.
 
     Raises `ImageFileError` where the folder is missing or holds none.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageFileError(f"folder {folder} does not exist or is not a folder; give a folder of photographs")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = image_paths(folder, recursive=True)
     if not files:
-        known = ", ".join(sorted(SUFFIXES))
-        raise ImageFileError(f"folder {folder} holds no image; looked, at any depth, for {known}")
+        raise ImageFileError(f"folder {folder} holds no image; give a folder of photographs")
     return files
 
 
 def _read(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ImageFileError(f"{file} has more than 8 bits a channel; convert it to 8 bits first")
-            return np.asarray(image.convert("RGB"))
-    except ImageFileError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageFileError(f"{file} cannot be read as an image: {error}") from error
+    image = load_image(file)
+    return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
 
 
 def deviation(patch: UInt8[np.ndarray, "h w 3"]) -> float:

@@ -113,6 +113,11 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
                 f"{path} holds {' and '.join(parameters)} alone, but '{part.name}' stands for {part.half}: "
                 "was the file renamed?"
             )
+        if part.half == "heads" and metadata.get("metric", part.name) != part.name:
+            raise WeightsMismatch(
+                f"{path} holds the metric '{metadata['metric']}', not '{part.name}': was the file renamed? "
+                "Pooling and version may differ; give it back its name, or load it by its path"
+            )
         return parameters, metadata
     official = part.official
     assert official is not None, f"{path} is no place of {part.name}"
@@ -180,7 +185,8 @@ def provenance(official: Official) -> dict[str, str]:
 def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
     """The needed tensors of a verified official file."""
     needed = read_checkpoint(path, keep=lambda name: not name.startswith("classifier."))
-    return from_pytorch(needed, part.architecture, str(path)), provenance(official)
+    metric = {"metric": part.name} if part.half == "heads" else {}
+    return from_pytorch(needed, part.architecture, str(path)), provenance(official) | metric
 
 
 def _kept(part: Part) -> Path:
