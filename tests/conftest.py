@@ -1,6 +1,5 @@
 """What every test has: several devices, checked types, caches of its own, no network, fixed examples."""
 
-import atexit
 import importlib.util
 import ipaddress
 import os
@@ -24,7 +23,6 @@ SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolut
 
 # Programs that tests start inherit these: nothing reads or writes the caches of whoever runs the tests.
 HOME = Path(tempfile.mkdtemp(prefix="rlpips-jax-tests-"))
-atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), TORCH_HOME=str(HOME / "torch"))
 for variable in ("RLPIPS_WEIGHTS_DIR", "JAX_COMPILATION_CACHE_DIR"):
     os.environ.pop(variable, None)
@@ -40,6 +38,10 @@ install_import_hook("rlpips_jax", "beartype.beartype")
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import rlpips_jax as rl
+from convert.program import main as convert
 from rlpips_jax import cli
 from rlpips_jax.backbones import SQUEEZE, TINY, Architecture
 from rlpips_jax.cli import doctor
@@ -769,12 +770,19 @@ def test_the_doctor_finds_a_cache_that_cannot_be_written(
 
 
 @pytest.mark.shared
-def test_the_published_example(rlpips: Rlpips, shared: Path) -> None:
-    weights = shared / "weights"
-    run = rlpips("weights", "import", weights / "alexnet-features.pth", weights / "lpips_heads" / "v0.1-alex.pth")
-    assert run.status == 0
-    assert "lpips-alex (the official file)" in run.out
+@pytest.mark.parametrize("way", ["import", "convert"])
+def test_the_published_example(way: str, rlpips: Rlpips, shared: Path, tmp_path: Path) -> None:
+    backbone, heads = shared / "weights" / "alexnet-features.pth", shared / "weights" / "lpips_heads" / "v0.1-alex.pth"
+    options: tuple[object, ...] = ()
+    if way == "import":
+        run = rlpips("weights", "import", backbone, heads)
+        assert run.status == 0
+        assert "lpips-alex (the official file)" in run.out
+    else:
+        out = str(tmp_path / "weights")
+        assert convert(["--backbone", "alex", "--weights", str(backbone), "--heads", str(heads), "--out", out]) == 0
+        options = ("--weights-dir", out)
     images = shared / "images" / "lpips"
-    run = rlpips("distance", *(images / f"ex_{name}.png" for name in ("ref", "p0", "p1")), "--json")
+    run = rlpips("distance", *(images / f"ex_{name}.png" for name in ("ref", "p0", "p1")), "--json", *options)
     first, second = (result["distance"] for result in json.loads(run.out)["results"])
     assert (round(first, 3), round(second, 3)) == (0.722, 0.138)

@@ -122,6 +122,7 @@ def test_blocks_bound_memory(tiny) -> None:
         images = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.float32)
         gradient = jax.jit(jax.grad(lambda m, x, y: rl.distance(x, y, m).sum(), argnums=2))
         memory = gradient.lower(blocks, images, images).compile().memory_analysis()
+        assert memory is not None
         return memory.temp_size_in_bytes
 
     image = 64 * 64 * 3 * 4
@@ -225,7 +226,7 @@ def test_gradients_through_checkpoint_and_scan_are_the_plain_ones(same, tiny) ->
     y = x if same else as_floats(Y)
 
     def in_scan(y: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda total, pair: (total + rl.distance(*pair, tiny), None), 0.0, (x, y))[0]
+        return jax.lax.scan(lambda total, pair: (total + rl.distance(*pair, tiny), None), jnp.zeros(()), (x, y))[0]
 
     plain = jax.grad(lambda y: rl.distance(x, y, tiny).sum())(y)
     for found in (jax.grad(in_scan)(y), jax.grad(jax.checkpoint(lambda y: rl.distance(x, y, tiny).sum()))(y)):

@@ -112,6 +112,26 @@ def test_identity_and_symmetry(network, goldens, shared) -> None:
         np.testing.assert_allclose(rl.distance(x, y, tested), rl.distance(y, x, tested), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("scale", "offset", "value_range", "distances"),
+    [
+        (1 / 255, 0, (0, 1), (0.722, 0.138)),
+        (1 / 255, 0, (-1, 1), (0.725, 0.135)),
+        (2 / 255, -1, (0, 1), (0.590, 0.130)),
+        (1, 0, (0, 1), (0.341, 0.102)),
+        (1 / 255, 0, (0, 255), (0.00009, 0.00003)),
+    ],
+)
+def test_wrong_ranges_give_the_numbers_that_the_readme_shows(scale, offset, value_range, distances, shared) -> None:
+    tensors = read_checkpoint(shared / "weights" / "alexnet-features.pth")
+    alex = metric(shared, ("alex", from_pytorch(tensors, ALEX, "alex")), "0.1", "lin")
+    images = [rl.load_image(shared / "images" / "lpips" / f"ex_{name}.png") for name in ("ref", "p0", "p1")]
+    reference, *others = (image.astype(np.float32) * np.float32(scale) + offset for image in images)
+    unchecked = jax.jit(rl.distance, static_argnames="value_range")
+    found = [float(unchecked(reference, other, alex, value_range=value_range)) for other in others]
+    np.testing.assert_allclose(found, distances, atol=0.0006, rtol=0.1 if distances[0] < 1e-3 else 0)
+
+
 def test_the_shipped_metric_follows_lpips_on_photographs_it_never_saw(shared) -> None:
     """The model card's claim, on the fixed test set: rank correlation with LPIPS-alex over 1,200 pairs."""
     from scipy.stats import spearmanr
