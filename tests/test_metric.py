@@ -131,22 +131,22 @@ def test_blocks_bound_memory(tiny) -> None:
     assert many < 0.5 * held(32, None)
 
 
-def test_blocks_change_no_result(metric) -> None:
+def test_blocks_change_no_result(tiny) -> None:
     for most in (1, 2, 5):
-        blocks = dataclasses.replace(metric, max_batch=most)
-        np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, metric), rtol=1e-5)
-        for f, g in zip(blocks.features(X), metric.features(X), strict=True):
+        blocks = dataclasses.replace(tiny, max_batch=most)
+        np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, tiny), rtol=1e-5)
+        for f, g in zip(blocks.features(X), tiny.features(X), strict=True):
             np.testing.assert_allclose(f, g, atol=1e-5)
-        np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, metric), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, tiny), rtol=1e-3, atol=1e-6)
 
 
-def test_blocks_and_recomputed_activations_change_no_gradient(metric) -> None:
+def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
     def gradient(metric: Metric) -> jax.Array:
-        return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
+        return jax.grad(lambda y: rl.distance(X / 255, y, tiny).sum())(Y / np.float32(255))
 
-    plain = gradient(metric)
+    plain = gradient(tiny)
     for options in ({"remat": True}, {"max_batch": 2}):
-        other = gradient(dataclasses.replace(metric, **options))
+        other = gradient(dataclasses.replace(tiny, **options))
         np.testing.assert_allclose(plain, other, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
@@ -409,6 +409,7 @@ def test_images_that_break_the_convention_are_refused_by_every_function(tiny) ->
         rl.distance(X, Y, "lpips-tiny")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("wrong_types")
 def test_a_traced_range_says_what_to_do(tiny) -> None:
     with pytest.raises(rl.ImageError, match="static_argnames"):
         jax.jit(rl.distance)(X, Y, tiny, value_range=(0.0, 1.0))
