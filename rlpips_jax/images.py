@@ -37,12 +37,12 @@ def check_value_range(value_range: Any) -> ValueRange:
     Raises:
         ImageError: not a pair of finite numbers, the first below the second.
     """
+    if isinstance(value_range, tuple | list) and any(isinstance(bound, Tracer) for bound in value_range):
+        raise ImageError(
+            "value_range is traced: it must be two plain numbers; where you jit a function of it, name it in "
+            "static_argnames"
+        )
     try:
-        if any(isinstance(bound, Tracer) for bound in value_range):
-            raise ImageError(
-                "value_range is traced: it must be two plain numbers; where you jit a function of it, name it in "
-                "static_argnames"
-            )
         black, white = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
         raise ImageError(f"value_range must be a pair (black, white) such as (-1, 1), got {value_range!r}") from None

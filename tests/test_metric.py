@@ -142,7 +142,7 @@ def test_blocks_change_no_result(tiny) -> None:
 
 def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
     def gradient(metric: Metric) -> jax.Array:
-        return jax.grad(lambda y: rl.distance(X / 255, y, tiny).sum())(Y / np.float32(255))
+        return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
 
     plain = gradient(tiny)
     for options in ({"remat": True}, {"max_batch": 2}):
