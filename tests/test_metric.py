@@ -14,6 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
 from rlpips_jax.convolution import Pooling
 from rlpips_jax.metric import Metric
+from rlpips_jax.weights import native
 
 
 def photographs(*shape: int, seed: int = 0) -> np.ndarray:
@@ -435,3 +436,10 @@ def test_vgg_too_is_its_definition(drawn) -> None:
     x, y = X[:1, :32, :32], Y[:1, :32, :32]
     np.testing.assert_allclose(rl.layer_distances(x, y, metric), by_hand(x, y, metric), rtol=2e-5)
     assert float(rl.distance(x, x, metric)[0]) == 0
+
+
+def test_a_renamed_file_is_refused(tiny, tmp_path) -> None:
+    """Heads of another version or pooling fit in shape, and would load with wrong numbers."""
+    native.write(tmp_path / "lpips-tiny.safetensors", tiny.parameters, TINY, metric="lpips-alex@0.0")
+    with pytest.raises(rl.WeightsMismatch, match=r"holds the metric 'lpips-alex@0\.0', not 'lpips-tiny'"):
+        rl.load("lpips-tiny", weights_dir=tmp_path)
