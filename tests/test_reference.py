@@ -18,9 +18,9 @@ pytestmark = pytest.mark.shared
 NETWORKS = {"alex": ALEX, "squeeze": SQUEEZE, "vgg": VGG, "vgg-drawn": VGG}
 FILES = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 
-# At these two pairs one ReLU of the drawn VGG16 sees a value that is 0 to within float32 rounding, and its side
-# decides the gradient: in float32 PyTorch itself is off by 1.1e-4 of the largest entry at pair 4, this library by
-# 2.4e-3. In float64 both are off by 4e-8, and so 1e-4 holds there; float32 is only held to 1e-2.
+# Rounding decides the gradient of the drawn VGG16 here. At pair 4 one ReLU sees a value that is 0 to within float32
+# rounding (PyTorch in float32 is off by 1.1e-4 itself, this library by 2.4e-3); at pair 7 (2.0e-4) the cause is not
+# known. In float64 both are off by 4e-8, and so 1e-4 holds there; float32 is only held to 1e-2.
 DECIDED_BY_ROUNDING = {("vgg-drawn", 4), ("vgg-drawn", 7)}
 
 
