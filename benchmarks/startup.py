@@ -1,12 +1,16 @@
 """`python -m benchmarks.startup`: what importing the library costs over importing JAX and Flax."""
 
-import subprocess
-import sys
-import time
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import tyro
+
+from benchmarks.timing import Times, median, run_program, side_by_side
+
+BASE, WHOLE = "jax, flax.linen", "rlpips_jax"
+PROGRAMS = {BASE: "import jax, flax.linen", WHOLE: "import jax, flax.linen, rlpips_jax"}
 
 
 @dataclass(frozen=True)
@@ -17,25 +21,19 @@ class Startup:
     """Processes of each kind."""
 
 
-def seconds(program: str) -> float:
-    """How long a fresh interpreter takes to run a program."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], check=True)
-    return time.perf_counter() - started
+def process_times(programs: Mapping[str, str], repeats: int) -> Times:
+    """Seconds that fresh interpreters take to run programs."""
+    return side_by_side({name: functools.partial(run_program, text) for name, text in programs.items()}, repeats)
 
 
 def main(config: Startup) -> None:
     """Measures and prints the medians."""
-    programs = {"jax, flax.linen": "import jax, flax.linen", "rlpips_jax": "import jax, flax.linen, rlpips_jax"}
-    taken: dict[str, list[float]] = {name: [] for name in programs}
-    for program in programs.values():
-        seconds(program)
-    for _ in range(config.repeats):
-        for name, program in programs.items():
-            taken[name].append(seconds(program))
-    base, whole = (float(np.median(taken[name])) for name in programs)
-    extra = float(np.median(np.subtract(taken["rlpips_jax"], taken["jax, flax.linen"])))
-    print(f"jax and flax {base:.2f} s, with rlpips_jax {whole:.2f} s; median of the differences {extra:.3f} s")
+    taken = process_times(PROGRAMS, config.repeats)
+    extra = float(np.median(np.subtract(taken[WHOLE], taken[BASE])))
+    print(
+        f"jax and flax {median(taken[BASE]):.2f} s, with rlpips_jax {median(taken[WHOLE]):.2f} s; "
+        f"median of the differences {extra:.3f} s"
+    )
 
 
 if __name__ == "__main__":

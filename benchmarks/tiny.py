@@ -6,10 +6,10 @@ was trained on.
 
 import functools
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 import rlpips_jax as rl
+from benchmarks.timing import side_by_side, slowdown
 from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
 from rlpips_jax.metric import Metric
 from training.distill import rank_correlation
@@ -82,17 +83,9 @@ def full_size(folder: Path, metrics: list[Metric], side: int = 256) -> list[np.n
     return [in_batches(metric, np.stack(originals), np.stack(distorted), 8) for metric in metrics]
 
 
-def side_by_side(calls: dict[str, Callable[[], jax.Array]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after a warm-up."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
+def finished(function: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    """The result of a function once it is there."""
+    return jax.block_until_ready(function(*arguments))
 
 
 @jax.jit
@@ -153,10 +146,13 @@ def main(config: Tiny) -> None:
         ratios = []
         for function in (plain, slope):
             taken = side_by_side(
-                {name: functools.partial(function, metric, *pair) for name, metric in (("tiny", tiny), ("alex", alex))},
+                {
+                    name: functools.partial(finished, function, metric, *pair)
+                    for name, metric in (("tiny", tiny), ("alex", alex))
+                },
                 config.repeats,
             )
-            ratios.append(taken["alex"] / taken["tiny"])
+            ratios.append(slowdown(taken["alex"], taken["tiny"]).median)
         print(f"| {count} of {side}x{side} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
 
     first = ordinal["judge"][:, None, None, None] < 0.5

@@ -1,0 +1,599 @@
+"""`python -m benchmarks.lpips`: LPIPS here beside the other implementations: speed, memory, startup, files, attacks.
+
+The others are measured where they are installed, with the same weights on the same images, in turns. Before
+anything is timed, everybody's distances are compared.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float
+
+import rlpips_jax as rl
+from benchmarks import plain_autodiff
+from benchmarks.contestants import (
+    COMPILED,
+    CONTESTANTS,
+    INSTALL,
+    OURS,
+    PLAIN,
+    Absent,
+    Contestant,
+    Setting,
+    load_ours,
+    make,
+    prepare,
+)
+from benchmarks.startup import process_times
+from benchmarks.timing import Times, median, side_by_side, slowdown
+from rlpips_jax.metric import Metric
+
+LIMIT = 1e-4
+"""Largest relative difference of float32 distances that counts as the same number."""
+
+PAUSE = 0.01
+"""Seconds between timed calls: PyTorch's threads wait busily for a few milliseconds after theirs."""
+
+CHECKED = 2
+"""Pairs compared with float64, which is slow."""
+
+STEPS = 50
+STEP = 2 / 255
+"""Of the attack, in units of [-1, 1]."""
+
+Network = Literal["alex", "vgg", "squeeze"]
+Part = Literal["speed", "loop", "memory", "startup", "files"]
+
+
+class Size(NamedTuple):
+    """A number of square images."""
+
+    count: int
+    side: int
+
+    @staticmethod
+    def parse(text: str) -> "Size":
+        """Reads "16x256".
+
+        Raises:
+            ValueError: it is nothing of the kind.
+        """
+        if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+            raise ValueError(f"a size is a number of images and their side, such as 16x256, got {text!r}")
+        return Size(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.side}x{self.side}"
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """Measure LPIPS beside the packages lpips (PyTorch), jaxlpips and lpips-jax, each where it is installed."""
+
+    networks: tuple[Network, ...] = ("alex", "vgg", "squeeze")
+    """Networks for speed and memory; the other parts take the first."""
+    sizes: tuple[str, ...] = ("50x64", "1x256", "16x256")
+    """Numbers of images and their sides. On a GPU 256x64 and 16x512 are added."""
+    parts: tuple[Part, ...] = ("speed", "loop", "memory", "startup", "files")
+    """What to measure."""
+    repeats: int = 15
+    """Timed rounds."""
+    processes: int = 5
+    """Rounds of what takes a process each."""
+    pairs: int = 192
+    """Pairs of PNG files; a multiple of 16 spares the others a second compilation."""
+    shared: Path = Path("../shared")
+    """Folder of the reference data: weights, and images/kodak."""
+    weights_dir: Path | None = None
+    """Folder with the library's weights, if they are not in a usual place."""
+    out: Path | None = None
+    """Folder for lpips.json (raw times) and lpips.md (the tables)."""
+
+
+class Table(NamedTuple):
+    """Rows under a header, and what is to be said above them."""
+
+    title: str
+    header: Sequence[str]
+    rows: list[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+class Measured(NamedTuple):
+    """What a part found: its tables, and the numbers behind them."""
+
+    tables: list[Table]
+    raw: Any
+
+
+def images(shared: Path, size: Size) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n h w 3"]]:
+    """Crops of photographs and noisy copies, in [-1, 1]; drawn waves where there are no photographs that large."""
+    rng = np.random.default_rng(0)
+    folder = shared / "images" / "kodak"
+    photographs = [rl.load_image(path) for path in rl.image_paths(folder)] if folder.is_dir() else []
+    photographs = [photograph for photograph in photographs if min(photograph.shape[:2]) >= size.side]
+    crops = []
+    for index in range(size.count):
+        if photographs:
+            photograph = photographs[index % len(photographs)]
+            top, left = (rng.integers(length - size.side + 1) for length in photograph.shape[:2])
+            crops.append(photograph[top : top + size.side, left : left + size.side] / 127.5 - 1)
+        else:
+            rows, columns = np.indices((size.side, size.side))[..., None] / rng.uniform(3, 30, (2, 1, 1, 3))
+            crops.append(np.sin(rows + columns) * np.cos(rows - columns))
+    x = np.stack(crops)
+    y = np.clip(x + rng.normal(0, 0.1, x.shape), -1, 1)
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest relative difference; NaN if a number is."""
+    return float(np.max(np.abs(np.float64(found) - expected) / np.abs(expected)))
+
+
+def in_float64(metric: Metric, x: np.ndarray, y: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The library's distances in float64 on the CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        exact = dataclasses.replace(jax.tree.map(np.asarray, metric), dtype="float64", precision="highest")
+        return np.asarray(rl.distance(x.astype(np.float64), y.astype(np.float64), exact, value_range=(-1, 1)))
+
+
+def on_gpu() -> bool:
+    """Whether JAX computes on one."""
+    return jax.default_backend() == "gpu"
+
+
+def gather(names: Iterable[str], setting: Setting, absent: dict[str, str]) -> dict[str, Contestant]:
+    """The contestants that can take part; why the others cannot goes into `absent`."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = make(name, setting)
+        except Absent as reason:
+            absent[f"{name}, {setting.network}"] = str(reason)
+        except Exception as error:  # A package that breaks must not stop the measurement of the others.
+            if name in (OURS, PLAIN):
+                raise
+            absent[f"{name}, {setting.network}"] = failure(error)
+    return found
+
+
+def failure(error: Exception) -> str:
+    """An exception in a line."""
+    return f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def speed(config: Lpips, base: Setting, absent: dict[str, str]) -> Measured:
+    """Distance, and distance with gradient, in every mode that the device has."""
+    sizes = [Size.parse(size) for size in config.sizes]
+    modes, names = ["float32"], [name for name in CONTESTANTS if name != COMPILED]
+    if on_gpu():
+        sizes += [size for size in (Size(256, 64), Size(16, 512)) if size not in sizes]
+        modes, names = ["float32", "tf32", "bfloat16"], list(CONTESTANTS)
+    tables, raw = [], []
+    for mode in modes:
+        times_table = Table(f"Seconds a call, {mode}", ["network, images", "call", OURS, *names[1:]], [])
+        check_table = Table(
+            f"Differences, {mode}: of distances from {OURS}'s and from float64, and of the gradient from {OURS}'s",
+            ["network, images", *names],
+            [],
+        )
+        for network in config.networks:
+            setting = dataclasses.replace(base, network=network, mode=mode)
+            contestants = gather(names, setting, absent)
+            for size in sizes:
+                record = measure_speed(contestants, setting, size, config, absent)
+                raw.append(record)
+                place = f"{network}, {size}"
+                for what, label in (("distance", "distance"), ("gradient", "with gradient")):
+                    times_table.rows.append([place, label, *times_cells(record[what], names)])
+                cells = [check_cell(record["checks"].get(name), name, mode) for name in names]
+                check_table.rows.append([place, *cells])
+        tables += [times_table, check_table]
+    return Measured(tables, raw)
+
+
+def measure_speed(
+    contestants: Mapping[str, Contestant], setting: Setting, size: Size, config: Lpips, absent: dict[str, str]
+) -> dict[str, Any]:
+    """Times and differences of all contestants at one size."""
+    pair = images(config.shared, size)
+    exact = in_float64(load_ours(dataclasses.replace(setting, mode="float32")), *(image[:CHECKED] for image in pair))
+    placed, checks, reference = {}, {}, None
+    for name, contestant in contestants.items():
+        try:
+            x, y = (contestant.place(image) for image in pair)
+            found = contestant.numbers(contestant.distance(x, y))
+            slope = contestant.numbers(contestant.gradient(x, y)[1])
+        except Exception as error:  # as in `gather`
+            if name in (OURS, PLAIN):
+                raise
+            absent[f"{name}, {setting.network}, {setting.mode}, {size}"] = failure(error)
+            continue
+        reference = reference or (found, slope)
+        placed[name] = (x, y)
+        checks[name] = {
+            "distance": relative_difference(found, reference[0]),
+            "float64": relative_difference(found[:CHECKED], exact),
+            "gradient": float(np.abs(slope - reference[1]).max() / np.abs(reference[1]).max()),
+        }
+    record: dict[str, Any] = {"network": setting.network, "mode": setting.mode, "size": list(size), "checks": checks}
+    for what in ("distance", "gradient"):
+        calls = {name: functools.partial(getattr(contestants[name], what), *placed[name]) for name in placed}
+        record[what] = side_by_side(calls, config.repeats, PAUSE)
+    return record
+
+
+def times_cells(times: Times, names: Sequence[str]) -> list[str]:
+    """Cells of a row: the first name's median, and of the others theirs with the ratio to the first's."""
+    base = times[names[0]]
+    cells = [seconds(median(base))]
+    for name in names[1:]:
+        cells.append(f"{seconds(median(times[name]))}, x {slowdown(times[name], base)}" if name in times else "-")
+    return cells
+
+
+def seconds(value: float) -> str:
+    """A time with a fitting unit."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def check_cell(check: Mapping[str, float] | None, name: str, mode: str) -> str:
+    """How the numbers of a contestant differ; marked where distances are other numbers."""
+    if check is None:
+        return "-"
+    cell = f"{check['float64']:.1e}"
+    if name == OURS:
+        return f"float64 {cell}"
+    differs = mode == "float32" and not check["distance"] <= LIMIT
+    return (
+        f"{'**other numbers** ' * differs}distance {check['distance']:.1e}, float64 {cell}, "
+        f"gradient {check['gradient']:.1e}"
+    )
+
+
+def attack_by_library(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
+    """The attack with the reference's features at hand."""
+    reference = metric.features(x, value_range=(-1, 1))
+    return attack(lambda y: metric.between(reference, metric.features(y, value_range=(-1, 1))), y)
+
+
+def attack_cached(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
+    """The same in plain autodiff."""
+    reference = plain_autodiff.features(metric, x)
+    return attack(lambda y: plain_autodiff.between(metric, reference, plain_autodiff.features(metric, y)), y)
+
+
+def attack_anew(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
+    """The same in plain autodiff, each step taking both images through the network."""
+    return attack(lambda y: plain_autodiff.distance(metric, x, y), y)
+
+
+def attack(distance: Callable[[Array], Array], y: Array) -> Float[Array, "n h w 3"]:
+    """Sign steps that raise the distance of images in [-1, 1], one `lax.scan`."""
+
+    def step(y: Array, _: None) -> tuple[Array, None]:
+        slope = jax.grad(lambda y: distance(y).sum())(y)
+        return jnp.clip(y + STEP * jnp.sign(slope), -1, 1), None
+
+    return jax.lax.scan(step, y, length=STEPS)[0]
+
+
+def loop(config: Lpips, base: Setting, absent: dict[str, str]) -> Measured:
+    """An attack of 50 steps on 50 images of 64x64."""
+    network, size = config.networks[0], Size(50, 64)
+    setting = dataclasses.replace(base, network=network)
+    metric, pair = load_ours(setting), images(config.shared, size)
+    attacks = {OURS: attack_by_library, PLAIN: attack_cached, f"{PLAIN}, nothing cached": attack_anew}
+    calls: dict[str, Callable[[], Any]] = {}
+    slopes, ends = {}, {}
+    for name, function in attacks.items():
+        jitted = jax.jit(function)
+        calls[name] = functools.partial(lambda run: jax.block_until_ready(run(metric, *pair)), jitted)
+        ends[name] = calls[name]()
+    # Signs turn rounding into whole steps, so the attacks drift apart: their first gradients must agree.
+    for name in (OURS, PLAIN):
+        slopes[name] = make(name, setting).gradient(*pair)[1]
+    difference = float(jnp.abs(slopes[PLAIN] - slopes[OURS]).max() / jnp.abs(slopes[OURS]).max())
+    if not difference <= LIMIT:
+        raise ArithmeticError(f"{PLAIN}'s gradient differs from {OURS}'s by {difference:.1e} of its largest entry")
+    for name, contestant in gather(["lpips"], setting, absent).items():
+        calls[name] = attack_in_pytorch(contestant, pair)
+    reached = {
+        name: float(np.mean(rl.distance(pair[0], np.asarray(end), metric, value_range=(-1, 1))))
+        for name, end in ends.items()
+    }
+    times = side_by_side(calls, config.repeats, PAUSE)
+    table = Table(
+        f"{STEPS} sign steps on {network}, {size} "
+        f"(first gradients differ by {difference:.1e}; mean distances reached: "
+        + ", ".join(f"{value:.4f}" for value in reached.values())
+        + ")",
+        list(calls),
+        [times_cells(times, list(calls))],
+    )
+    return Measured([table], {"times": times, "reached": reached, "gradient": difference})
+
+
+def attack_in_pytorch(contestant: Contestant, pair: Sequence[np.ndarray]) -> Callable[[], Any]:
+    """The same steps as one writes them in PyTorch."""
+    x, y = (contestant.place(image) for image in pair)
+
+    def run() -> Any:
+        moved = y
+        for _ in range(STEPS):
+            moved = (moved + STEP * contestant.gradient(x, moved)[1].sign()).clamp(-1, 1)
+        return moved
+
+    return run
+
+
+class Processes:
+    """Runs contestants in processes of their own."""
+
+    def __init__(self, setting: Setting, folder: Path, absent: dict[str, str]) -> None:
+        self.setting, self.folder, self.absent = setting, folder, absent
+
+    def able(self, names: Iterable[str], network: str) -> list[str]:
+        """Those that can take part, found out here so that no process fails for it."""
+        return list(gather(names, dataclasses.replace(self.setting, network=network), self.absent))
+
+    def save(self, pair: Sequence[np.ndarray], name: str) -> str:
+        """Writes images where a process finds them."""
+        path = self.folder / f"{name}.npz"
+        np.savez(path, x=pair[0], y=pair[1])
+        return str(path)
+
+    def run(self, task: str, name: str, network: str, cache: str | None = None, **order: Any) -> dict[str, Any]:
+        """What `benchmarks.process` says.
+
+        Args:
+            task: one of its.
+            name: a contestant.
+            network: its network.
+            cache: folder for compiled programs; None compiles anew.
+            order: what else the task needs.
+
+        Raises:
+            RuntimeError: the process failed.
+        """
+        environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+        if cache:
+            environment |= {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
+        setting = dataclasses.asdict(dataclasses.replace(self.setting, network=network))
+        order |= {"task": task, "contestant": name, "setting": setting, "started": time.time()}
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.process", json.dumps(order)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{task} of {name}, {network}: {done.stderr.strip().splitlines()[-1:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory(config: Lpips, processes: Processes) -> Measured:
+    """Peak memory of every call, each in a process of its own."""
+    names = [name for name in CONTESTANTS if name != COMPILED]
+    table = Table(
+        "Peak memory in MiB beyond libraries, weights and images: with compilation / of later calls"
+        + (" / of the GPU, all told" if on_gpu() else ""),
+        ["network, images", "call", *names],
+        [],
+    )
+    raw = []
+    for network in config.networks:
+        able = processes.able(names, network)
+        for size in map(Size.parse, config.sizes):
+            saved = processes.save(images(config.shared, size), f"{size.count}x{size.side}")
+            for what, label in (("distance", "distance"), ("gradient", "with gradient")):
+                found = {name: processes.run("memory", name, network, what=what, images=saved) for name in able}
+                raw.append({"network": network, "size": list(size), "what": what, "mib": found})
+                table.rows.append([f"{network}, {size}", label, *(memory_cell(found.get(name)) for name in names)])
+    return Measured([table], raw)
+
+
+def memory_cell(found: Mapping[str, float | None] | None) -> str:
+    """Peaks of a contestant."""
+    if found is None:
+        return "-"
+    return " / ".join(f"{value:.0f}" for key in ("first", "later", "device") if (value := found[key]) is not None)
+
+
+STAND_INS = (
+    "import sys, types; models = types.ModuleType('torchvision.models'); vision = types.ModuleType('torchvision'); "
+    "vision.models = models; hub = types.ModuleType('huggingface_hub'); hub.hf_hub_download = None; "
+    "sys.modules |= {'torchvision': vision, 'torchvision.models': models, 'huggingface_hub': hub}; "
+)
+"""What the others import only to download weights costs them nothing here."""
+
+IMPORTS = {
+    OURS: "import rlpips_jax",
+    "jax, flax.linen": "import jax, flax.linen",
+    "lpips": STAND_INS + "import lpips",
+    "jaxlpips": STAND_INS + "import jaxlpips",
+    "lpips-jax": "import lpips_jax",
+}
+
+
+def startup(config: Lpips, processes: Processes) -> Measured:
+    """Seconds of an import, and from the start of a process to its first distance."""
+    network, size = config.networks[0], Size(1, 256)
+    able = processes.able([name for name in CONTESTANTS if name not in (COMPILED, PLAIN)], network)
+    programs = {name: program for name, program in IMPORTS.items() if name in able or name not in CONTESTANTS}
+    imports = process_times(programs, config.processes)
+    saved = processes.save(images(config.shared, size), "first")
+    cold, warm = Times(), Times()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in able:
+            processes.run("first", name, network, cache=f"{folder}/{name}", images=saved)
+        for turn in range(config.processes):
+            for name in able[turn % len(able) :] + able[: turn % len(able)]:
+                for times, cache in ((cold, None), (warm, f"{folder}/{name}")):
+                    found = processes.run("first", name, network, cache=cache, images=saved)
+                    times.setdefault(name, []).append(found["seconds"])
+    tables = [
+        Table("A fresh interpreter that only imports", list(programs), [times_cells(imports, list(programs))]),
+        Table(
+            f"From the start of a process to the first distance, {network}, {size}",
+            ["", *able],
+            [["compiled anew", *times_cells(cold, able)], ["JAX's compilation cache filled", *times_cells(warm, able)]],
+        ),
+    ]
+    return Measured(tables, {"imports": imports, "cold": cold, "warm": warm})
+
+
+def files(config: Lpips, processes: Processes) -> Measured:
+    """Pairs of PNG files a second, the process's start included."""
+    network, side = config.networks[0], 256
+    folders = {name: processes.folder / name for name in ("references", "images")}
+    for folder, batch in zip(folders.values(), images(config.shared, Size(config.pairs, side)), strict=True):
+        folder.mkdir()
+        for index, image in enumerate(batch):
+            rl.save_image(folder / f"{index:05}.png", np.round((image + 1) * 127.5).astype(np.uint8))
+    command = [sys.executable, "-c", "from rlpips_jax.cli import main; main()", "distance", "--json"]
+    command += ["--metric", f"lpips-{network}", "--dirs", *map(str, folders.values())]
+    command += ["--weights-dir", str(config.weights_dir)] if config.weights_dir else []
+    distances: dict[str, list[float]] = {}
+
+    def by_library() -> None:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        distances[OURS] = [result["distance"] for result in json.loads(done.stdout)["results"]]
+
+    def by_loop(name: str) -> None:
+        places = {name: str(folder) for name, folder in folders.items()}
+        distances[name] = processes.run("files", name, network, **places)["distances"]
+
+    able = processes.able(["lpips", "jaxlpips", "lpips-jax"], network)
+    calls: dict[str, Callable[[], object]] = {OURS: by_library}
+    calls |= {name: functools.partial(by_loop, name) for name in able}
+    times = side_by_side(calls, config.processes)
+    differences = {
+        name: relative_difference(np.array(found), np.array(distances[OURS])) for name, found in distances.items()
+    }
+    base = times[OURS]
+    cells = [f"{config.pairs / median(base):.3g}"] + [
+        f"{config.pairs / median(times[name]):.3g}, x {slowdown(base, times[name])}"
+        + " **other numbers**" * (not differences[name] <= LIMIT)
+        for name in able
+    ]
+    table = Table(
+        f"Pairs a second from {config.pairs} pairs of PNG files, {side}x{side}, {network}: `rlpips distance --dirs`, "
+        "and a loop over batches of 16 with Pillow",
+        list(calls),
+        [cells],
+    )
+    return Measured([table], {"seconds": times, "differences": differences, "pairs": config.pairs})
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "cores": cores,
+        "system": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that takes part."""
+    found = {"python": platform.python_version(), "rlpips-jax": rl.__version__}
+    for name in ("jax", "jaxlib", "flax", "numpy", "torch", "lpips", "jaxlpips", "lpips-jax", "pillow"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def document(config: Lpips, measured: Mapping[str, Measured], absent: Mapping[str, str]) -> str:
+    """Everything as Markdown."""
+    here = machine()
+    lines = [
+        f"{here['processor']}, {here['cores']} cores, {', '.join(here['devices'])}; "
+        + ", ".join(f"{name} {version}" for name, version in versions().items())
+        + f". {config.repeats} rounds ({config.processes} of processes) in turns: medians, and `x` how many times as "
+        "long as the first column takes, median (quartiles) over the rounds.\n"
+    ]
+    lines += [str(table) for part in measured.values() for table in part.tables]
+    if absent:
+        lines.append("Not measured:\n")
+        lines += [f"- {what}: {reason}" for what, reason in absent.items()]
+        lines.append(f"\nTo install all: `pip install --no-deps {' '.join(INSTALL.values())}`, and torch.")
+    return "\n".join(lines)
+
+
+def main(config: Lpips) -> None:
+    """Measures, prints and writes."""
+    for size in config.sizes:
+        Size.parse(size)
+    # Or JAX takes most of a GPU before PyTorch gets any of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    absent: dict[str, str] = {}
+    measured: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory(prefix="rlpips-jax-benchmark-") as name:
+        folder = Path(name)
+        prepare(config.shared, folder)
+        weights_dir = None if config.weights_dir is None else str(config.weights_dir.absolute())
+        setting = Setting(config.networks[0], str(config.shared.absolute()), weights_dir, str(folder))
+        processes = Processes(setting, folder, absent)
+        parts: dict[str, Callable[[], Measured]] = {
+            "speed": lambda: speed(config, setting, absent),
+            "loop": lambda: loop(config, setting, absent),
+            "memory": lambda: memory(config, processes),
+            "startup": lambda: startup(config, processes),
+            "files": lambda: files(config, processes),
+        }
+        for part, measure in parts.items():
+            if part in config.parts:
+                print(f"measuring {part} ...", file=sys.stderr, flush=True)
+                measured[part] = measure()
+    text = document(config, measured, absent)
+    print(text)
+    if config.out:
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "lpips.md").write_text(text + "\n")
+        results = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "options": dataclasses.asdict(config),
+            "machine": machine(),
+            "versions": versions(),
+            "absent": absent,
+            "parts": {name: part.raw for name, part in measured.items()},
+        }
+        (config.out / "lpips.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Lpips, prog="python -m benchmarks.lpips"))

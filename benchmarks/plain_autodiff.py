@@ -1,0 +1,84 @@
+"""LPIPS as one would write it down in JAX: XLA's own convolution and pooling, differentiated by JAX.
+
+What the library's own rules for convolutions and pooling are worth is measured against this. It shares the tables
+and the parameters with the library, and no computation.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rlpips_jax.backbones import Architecture, Fire, Pool, layer_name
+from rlpips_jax.metric import Metric
+
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+
+def distance(metric: Metric, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
+    """LPIPS 0.1 of images in [-1, 1]."""
+    return between(metric, features(metric, x), features(metric, y))
+
+
+def features(metric: Metric, x: Float[Array, "n h w 3"]) -> list[Float[Array, "n _ _ _"]]:
+    """Unit-normalised activations at the taps."""
+    x = ((x - SHIFT) / SCALE).astype(metric.dtype)
+    taps = activations(metric.parameters["backbone"], metric.architecture, x, metric.precision)
+    return [unit(tap.astype(jnp.float32)) for tap in taps]
+
+
+def between(metric: Metric, features: list[Array], others: list[Array]) -> Float[Array, " n"]:
+    """Distances between images whose features are at hand."""
+    layers = zip(features, others, metric.parameters["heads"], strict=True)
+    return sum(((f - g) ** 2 * head).sum(-1).mean((1, 2)) for f, g, head in layers)  # pyright: ignore
+
+
+def activations(
+    backbone: Mapping[str, Any], architecture: Architecture, x: Float[Array, "n h w 3"], precision: str
+) -> list[Float[Array, "n _ _ _"]]:
+    """Activations at the taps, as the architecture's table lists them."""
+
+    def convolve(parameters: Mapping[str, Array], x: Array, stride: int = 1, padding: int = 0) -> Array:
+        convolved = jax.lax.conv_general_dilated(
+            x,
+            parameters["kernel"].astype(x.dtype),
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision,
+        )
+        return nn.relu(convolved + parameters["bias"].astype(x.dtype))
+
+    pooling = architecture.pooling
+    if pooling.kind != "max":
+        raise ValueError(f"only max pooling is written here, and {architecture.name} pools by {pooling.kind}")
+    taps = []
+    for layer in architecture.layers:
+        if isinstance(layer, Pool):
+            # What is left over makes one more window where the table counts windows up.
+            over = [(0, -(size - pooling.window) % pooling.stride if pooling.ceil else 0) for size in x.shape[1:3]]
+            x = nn.max_pool(x, (pooling.window,) * 2, (pooling.stride,) * 2, over)  # pyright: ignore
+            continue
+        parameters = backbone[layer_name(layer)]
+        if isinstance(layer, Fire):
+            squeezed = convolve(parameters["squeeze"], x)
+            narrow, wide = (
+                convolve(parameters["expand1x1"], squeezed),
+                convolve(parameters["expand3x3"], squeezed, 1, 1),
+            )
+            x = jnp.concatenate([narrow, wide], -1)
+        else:
+            x = convolve(parameters, x, layer.stride, layer.padding)
+        if layer.index in architecture.taps:
+            taps.append(x)
+    return taps
+
+
+def unit(f: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """f / |f|; what is added under the root keeps its slope finite at f = 0."""
+    return f / (jnp.sqrt(jnp.sum(f * f, -1, keepdims=True) + 1e-20) + 1e-10)
