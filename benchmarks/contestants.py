@@ -245,7 +245,7 @@ def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
     module = module.requires_grad_(False).to(device)
     layout = torch.channels_last if compiled else torch.contiguous_format
     if compiled:
-        module = torch.compile(module.to(memory_format=layout))
+        module = torch.compile(module.to(memory_format=layout))  # pyright: ignore[reportCallIssue]
 
     def synchronise() -> None:
         if device.type == "cuda":

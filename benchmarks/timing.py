@@ -1,9 +1,11 @@
 """Timing in turns, so that whatever else the machine does falls on all alike."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -60,3 +62,16 @@ def slowdown(taken: Sequence[float], base: Sequence[float]) -> Ratio:
 def run_program(program: str) -> None:
     """Runs a program in a fresh interpreter."""
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def processor_seconds() -> tuple[float, float] | None:
+    """Seconds that all processes have kept processors busy, and those of this one and its finished children.
+
+    None where the system does not tell (it tells on Linux).
+    """
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    except (OSError, ValueError):
+        return None
+    idle, waiting = fields[3], fields[4]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
