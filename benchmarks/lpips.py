@@ -209,7 +209,7 @@ def speed(config: Lpips, base: Setting, absent: dict[str, str]) -> Measured:
     for mode in modes:
         times_table = Table(f"Seconds a call, {mode}", ["network, images", "call", OURS, *names[1:]], [])
         check_table = Table(
-            f"Relative differences, {mode}: of distances, from {OURS}'s and from float64, and of gradients, from {OURS}'s",
+            f"Relative differences, {mode}: of distances from {OURS} and from float64, of gradients from {OURS}",
             ["network, images", *names],
             [],
         )
@@ -499,7 +499,7 @@ def files(config: Lpips, processes: Processes) -> Measured:
     }
     base = times[OURS]
     cells = [f"{config.pairs / median(base):.3g}"] + [
-        f"{config.pairs / median(times[name]):.3g}, x {slowdown(base, times[name])}"
+        f"{config.pairs / median(times[name]):.3g}, x {slowdown(times[name], base)}"
         + " **other numbers**" * (not differences[name] <= LIMIT)
         for name in able
     ]
