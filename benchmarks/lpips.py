@@ -181,15 +181,16 @@ def on_gpu() -> bool:
 def gather(names: Iterable[str], setting: Setting, absent: dict[str, str]) -> dict[str, Contestant]:
     """The contestants that can take part; why the others cannot goes into `absent`."""
     found = {}
+    place = setting.network if setting.mode == "float32" else f"{setting.network}, {setting.mode}"
     for name in names:
         try:
             found[name] = make(name, setting)
         except Absent as reason:
-            absent[f"{name}, {setting.network}"] = str(reason)
+            absent[f"{name}, {place}"] = str(reason)
         except Exception as error:  # A package that breaks must not stop the measurement of the others.
             if name in (OURS, PLAIN):
                 raise
-            absent[f"{name}, {setting.network}"] = failure(error)
+            absent[f"{name}, {place}"] = failure(error)
     return found
 
 
@@ -349,6 +350,18 @@ def loop(config: Lpips, base: Setting) -> Measured:
     return Measured([table], {"times": times, "reached": reached, "gradient": difference})
 
 
+def environment(cache: str | None = None) -> dict[str, str]:
+    """Variables for a process that keeps compiled programs in a folder, all of them, or else compiles anew."""
+    variables = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    if cache:
+        variables |= {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    return variables
+
+
 class Processes:
     """Runs contestants in processes of their own."""
 
@@ -378,18 +391,11 @@ class Processes:
         Raises:
             RuntimeError: the process failed.
         """
-        environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-        if cache:
-            environment |= {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            }
         setting = dataclasses.asdict(dataclasses.replace(self.setting, network=network))
         order |= {"task": task, "contestant": name, "setting": setting, "started": time.time()}
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.process", json.dumps(order)],
-            env=environment,
+            env=environment(cache),
             capture_output=True,
             text=True,
         )
@@ -483,7 +489,7 @@ def files(config: Lpips, processes: Processes) -> Measured:
     distances: dict[str, list[float]] = {}
 
     def by_library() -> None:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE, text=True)
         distances[OURS] = [result["distance"] for result in json.loads(done.stdout)["results"]]
 
     def by_loop(name: str) -> None:
