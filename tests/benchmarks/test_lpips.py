@@ -53,8 +53,9 @@ def test_relative_differences() -> None:
 def test_float64_is_near_float32_and_nearer_to_itself(drawn, tmp_path) -> None:
     metric = drawn(TINY)
     x, y = lpips.images(tmp_path, Size(2, 48))
-    exact = lpips.in_float64(metric, x, y)
-    assert exact.dtype == np.float64
+    exact, slope = lpips.in_float64(metric, x, y)
+    assert exact.dtype == slope.dtype == np.float64
+    assert slope.shape == y.shape
     found = np.asarray(rl.distance(x, y, metric, value_range=(-1, 1)))
     np.testing.assert_allclose(found, exact, rtol=1e-5)
     assert (found != exact).any()
@@ -101,3 +102,9 @@ def test_the_attacks_raise_the_distance_and_stay_in_range(tmp_path) -> None:
 def test_a_failure_is_one_line() -> None:
     assert lpips.failure(ValueError("first\nsecond")) == "fails: ValueError: first"
     assert lpips.failure(ValueError()) == "fails: ValueError: "
+
+
+def test_a_process_compiles_anew_unless_given_a_cache(monkeypatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/of/the/user")
+    assert "JAX_COMPILATION_CACHE_DIR" not in lpips.environment()
+    assert lpips.environment("/here")["JAX_COMPILATION_CACHE_DIR"] == "/here"
