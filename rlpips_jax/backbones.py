@@ -4,15 +4,16 @@ A layer is named by its index in torchvision's `features`, so that every table c
 original by eye. Pooling and taps are fields of the table: another variant is `dataclasses.replace` away.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from rlpips_jax.convolution import Pooling, pool, relu
+from rlpips_jax.convolution import Pooling, Size, convolution, inside, pool, relu
 
 INPUT = -1
 """The tap that stands for the network's (scaled) input itself."""
@@ -28,7 +29,7 @@ class Convolution:
     stride: int = 1
     padding: int = 0
 
-    def size(self, size: int) -> int:
+    def size(self, size: Size) -> Size:
         """Output length along an axis of `size` pixels."""
         return (size + 2 * self.padding - self.window) // self.stride + 1
 
@@ -45,7 +46,7 @@ class Fire:
     def channels(self) -> int:
         return 2 * self.expand
 
-    def size(self, size: int) -> int:
+    def size(self, size: Size) -> Size:
         """Output length along an axis of `size` pixels: unchanged."""
         return size
 
@@ -133,20 +134,20 @@ def layer_name(layer: Layer) -> str:
 
 
 class FireModule(nn.Module):
-    """The computation of a `Fire`."""
+    """The computation of a `Fire`, of which `make` makes the convolutions."""
 
     layer: Fire
-    dtype: DTypeLike
-    precision: str
+    make: Callable[..., nn.Conv]
 
     def setup(self) -> None:
-        options = {"dtype": self.dtype, "precision": self.precision}
-        self.squeeze = nn.Conv(self.layer.squeeze, (1, 1), padding="VALID", **options)
-        self.expand1x1 = nn.Conv(self.layer.expand, (1, 1), padding="VALID", **options)
-        self.expand3x3 = nn.Conv(self.layer.expand, (3, 3), padding=1, **options)
+        self.squeeze = self.make(self.layer.squeeze, (1, 1), padding=0)
+        self.expand1x1 = self.make(self.layer.expand, (1, 1), padding=0)
+        self.expand3x3 = self.make(self.layer.expand, (3, 3), padding=1)
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w d"]:
+    def __call__(self, x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"] | None = None) -> Float[Array, "n h w d"]:
         x = relu(self.squeeze(x))
+        if sizes is not None:
+            x = inside(x, sizes)
         return jnp.concatenate([relu(self.expand1x1(x)), relu(self.expand3x3(x))], axis=-1)
 
 
@@ -157,37 +158,53 @@ class Backbone(nn.Module):
         architecture: the table.
         dtype: what is computed in; parameters stay float32.
         precision: that of the convolutions, as `jax.lax.Precision` names it.
+        forward_mode: use derivatives that `jax.jvp` can take, which are slower on CPU.
     """
 
     architecture: Architecture
     dtype: DTypeLike = jnp.float32
     precision: str = "highest"
+    forward_mode: bool = False
 
     def setup(self) -> None:
+        make = functools.partial(
+            nn.Conv,
+            dtype=self.dtype,
+            precision=self.precision,
+            conv_general_dilated=None if self.forward_mode else convolution,
+        )
         for layer in self.architecture.layers:
             if isinstance(layer, Fire):
-                setattr(self, layer_name(layer), FireModule(layer, self.dtype, self.precision))
+                setattr(self, layer_name(layer), FireModule(layer, make))
             elif isinstance(layer, Convolution):
-                module = nn.Conv(
-                    layer.channels,
-                    (layer.window, layer.window),
-                    layer.stride,
-                    padding=layer.padding,
-                    dtype=self.dtype,
-                    precision=self.precision,
-                )
+                module = make(layer.channels, (layer.window, layer.window), layer.stride, padding=layer.padding)
                 setattr(self, layer_name(layer), module)
 
-    def stage(self, x: Float[Array, "n h w c"], stage: tuple[Layer, ...]) -> Float[Array, "n i j d"]:
-        """Runs the layers of one stage."""
+    def stage(
+        self, x: Float[Array, "n h w c"], stage: tuple[Layer, ...], sizes: Int[Array, "n 2"] | None = None
+    ) -> tuple[Float[Array, "n i j d"], Int[Array, "n 2"] | None]:
+        """Runs the layers of one stage.
+
+        Args:
+            x: activations that the stage before left, or the image.
+            stage: one of the architecture's.
+            sizes: height and width of each image, where a batch holds images that zeros at the bottom and right
+                have brought to one size.
+
+        Returns:
+            The activations, and their sizes. What lies outside is 0 after every layer, as if it were padding.
+        """
         for layer in stage:
             if isinstance(layer, Pool):
                 x = pool(x, self.architecture.pooling)
             elif isinstance(layer, Fire):
-                x = getattr(self, layer_name(layer))(x)
+                x = getattr(self, layer_name(layer))(x, sizes)
             else:
                 x = relu(getattr(self, layer_name(layer))(x))
-        return x
+            if sizes is not None:
+                sizes = self.architecture.pooling.size(sizes) if isinstance(layer, Pool) else layer.size(sizes)
+                x = inside(x, sizes)
+        return x, sizes
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> tuple[Float[Array, "n _ _ _"], ...]:
         """Activations at the taps, in order.
@@ -198,7 +215,7 @@ class Backbone(nn.Module):
         x = x.astype(self.dtype)
         taps = []
         for stage in self.architecture.stages():
-            x = self.stage(x, stage)
+            x, _ = self.stage(x, stage)
             taps.append(x)
         return tuple(taps)
 

@@ -1,13 +1,28 @@
-"""Pooling with PyTorch's two ways of counting windows (floor and ceil); convolutions are Flax's own."""
+"""Convolution and pooling whose gradients are fast on CPU too, and pooling's two ways of counting windows.
 
-import math
+XLA's own derivatives are right everywhere and fast on GPU and TPU. On CPU three of them miss the fast path: an input
+gradient inside a loop (its reversed kernel stays in a layout that the fast convolution does not take), the input
+gradient of a strided convolution, and that of max pooling.
+"""
+
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+Size = TypeVar("Size", int, Array)
+"""A number of pixels, or an array of them."""
+
+Padding = tuple[tuple[int, int], ...]
+"""Pixels of zeros above and below, left and right; negative ones crop."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +44,225 @@ class Pooling:
     def __str__(self) -> str:
         return f"{self.kind}-{self.window}-{self.stride}-{'ceil' if self.ceil else 'floor'}"
 
-    def size(self, size: int) -> int:
+    def size(self, size: Size) -> Size:
         """Number of windows along an axis of `size` pixels; 0 or less where none fits."""
-        steps = (size - self.window) / self.stride
         if not self.ceil:
-            return math.floor(steps) + 1
-        # A window counts only if it starts inside the image.
-        return min(math.ceil(steps), (size - 1) // self.stride) + 1
+            return (size - self.window) // self.stride + 1
+        # A window counts only if it starts inside the image, whatever its length.
+        return -((max(self.window, self.stride) - size) // self.stride) + 1
 
     def overhang(self, size: int) -> int:
         """How many pixels the last window reaches over the edge."""
         return max(0, (self.size(size) - 1) * self.stride + self.window - size)
 
 
+@dataclass(frozen=True)
+class _Geometry:
+    """What of a convolution is known before any value is.
+
+    Attributes:
+        size: height and width of the input.
+        window: height and width of the kernel.
+        stride: along both axes.
+        padding: of the input.
+        precision: as `jax.lax.Precision` names it.
+    """
+
+    size: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Padding
+    precision: Any
+
+
+def convolution(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "i j c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    precision: Any = None,
+    **_constants: Any,
+) -> Float[Array, "n h2 w2 d"]:
+    """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, with an input gradient that is fast on CPU.
+
+    Args:
+        x: channels last.
+        kernel: height, width, channels in, channels out.
+        strides: along both axes.
+        padding: pixels of zeros before and after, for both axes.
+        precision: as `jax.lax.Precision` names it.
+        _constants: what Flax says besides and a plain two-dimensional convolution has no use for.
+    """
+    geometry = _Geometry(
+        x.shape[1:3], kernel.shape[:2], tuple(strides), tuple((before, after) for before, after in padding), precision
+    )
+    return _convolution(*_alike(x, kernel), geometry)
+
+
+def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Both varying over the same devices, where `shard_map` keeps account of it.
+
+    The derivative of this step sums the gradient of what was replicated, which a rule of our own cannot do.
+    """
+    of_x, of_kernel = (cast(Any, jax.typeof(array)).mat.varying for array in (x, kernel))
+    if of_x == of_kernel:
+        return x, kernel
+    return (
+        lax.pcast(x, tuple(of_kernel - of_x), to="varying"),
+        lax.pcast(kernel, tuple(of_x - of_kernel), to="varying"),
+    )
+
+
+def _plain(x: Array, kernel: Array, geometry: _Geometry) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.stride,
+        geometry.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=geometry.precision,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x: Array, kernel: Array, geometry: _Geometry) -> Array:
+    return _plain(x, kernel, geometry)
+
+
+_Residuals = tuple[Array | None, tuple[Array, Array] | None]
+"""The kernel, where the input's gradient is asked for; input and kernel, where the kernel's is."""
+
+
+def _forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, geometry: _Geometry) -> tuple[Array, _Residuals]:
+    return _convolution(x.value, kernel.value, geometry), (
+        kernel.value if x.perturbed else None,
+        (x.value, kernel.value) if kernel.perturbed else None,
+    )
+
+
+def _backward(
+    geometry: _Geometry, residuals: _Residuals, cotangent: Array | SymbolicZero
+) -> tuple[Array | None, Array | None]:
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    kernel, both = residuals
+    return (
+        None if kernel is None else _input_gradient(kernel, cotangent, geometry),
+        None if both is None else _kernel_gradient(*both, cotangent, geometry),
+    )
+
+
+_convolution.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _input_gradient(kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    """The transpose of `_plain` in its input: as XLA would have it, or on CPU without dilation and reversed layout."""
+
+    def plain(kernel: Array, cotangent: Array) -> Array:
+        padding = [
+            (window - 1 - before, size + before - stride * (length - 1) - 1)
+            for size, window, stride, (before, _), length in zip(
+                geometry.size,
+                geometry.window,
+                geometry.stride,
+                geometry.padding,
+                cotangent.shape[1:3],
+                strict=True,
+            )
+        ]
+        return lax.conv_general_dilated(
+            cotangent,
+            kernel[::-1, ::-1],
+            (1, 1),
+            padding,
+            lhs_dilation=geometry.stride,
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+            precision=geometry.precision,
+        )
+
+    def fast(kernel: Array, cotangent: Array) -> Array:
+        return _transposed(kernel, cotangent, geometry)
+
+    return lax.platform_dependent(kernel, cotangent, cpu=fast, default=plain)
+
+
+def _transposed(kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    """The input gradient as a convolution of the cotangent with the kernel turned round.
+
+    With stride s, the gradients at the s x s pixels of a block are channels of one convolution of stride 1, whose
+    kernel is the original's, filled up with zeros to a multiple of s and cut into s x s phases.
+    """
+    (rows, columns), (height, width) = geometry.stride, geometry.window
+    channels, outputs = kernel.shape[2:]
+    blocks = -(-height // rows), -(-width // columns)
+    kernel = jnp.pad(kernel, ((0, blocks[0] * rows - height), (0, blocks[1] * columns - width), (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks[0], rows, blocks[1], columns, channels, outputs)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(*blocks, outputs, rows * columns * channels)
+    full = tuple((block - 1, block - 1) for block in blocks)
+    if (rows, columns) == (1, 1):
+        # Zeros around the cotangent that the original's padding would cut off again are not computed at all.
+        padding = tuple(
+            (around - before, around - after)
+            for (around, _), (before, after) in zip(full, geometry.padding, strict=True)
+        )
+        inner = _Geometry(cotangent.shape[1:3], blocks, (1, 1), padding, geometry.precision)
+        return _convolution(cotangent, kernel, inner)
+    inner = _Geometry(cotangent.shape[1:3], blocks, (1, 1), full, geometry.precision)
+    phases = jnp.asarray(_convolution(cotangent, kernel, inner))
+    n, h, w, _ = phases.shape
+    pixels = phases.reshape(n, h, w, rows, columns, channels).transpose(0, 1, 3, 2, 4, 5)
+    pixels = pixels.reshape(n, h * rows, w * columns, channels)
+    crop = [
+        (-before, size + before - length, 0)
+        for (before, _), size, length in zip(geometry.padding, geometry.size, pixels.shape[1:3], strict=True)
+    ]
+    return lax.pad(pixels, jnp.zeros((), pixels.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+
+
+def _kernel_gradient(x: Array, kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    return jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)[1](cotangent)[0]
+
+
 def pool(x: Float[Array, "n h w c"], pooling: Pooling) -> Float[Array, "n i j c"]:
-    """Pools each window; windows that hang over the edge see only the pixels inside."""
+    """Pools each window; windows that hang over the edge see only the pixels inside.
+
+    The gradient of a maximum goes to the first of equal pixels, in reading order.
+    """
     padding = tuple((0, pooling.overhang(size)) for size in x.shape[-3:-1])
     window, strides = (pooling.window,) * 2, (pooling.stride,) * 2
-    if pooling.kind == "max":
+    if pooling.kind == "average":
+        return nn.avg_pool(x, window, strides, padding, count_include_pad=False)  # pyright: ignore[reportArgumentType]
+
+    def plain(x: Array) -> Array:
         return nn.max_pool(x, window, strides, padding)  # pyright: ignore[reportArgumentType]
-    return nn.avg_pool(x, window, strides, padding, count_include_pad=False)  # pyright: ignore[reportArgumentType]
+
+    return lax.platform_dependent(x, cpu=functools.partial(_largest, pooling=pooling), default=plain)
+
+
+def _largest(x: Array, pooling: Pooling) -> Array:
+    """The maximum over strided slices, one for each place in the window; its ordinary derivative is fast on CPU."""
+    rows, columns = (pooling.size(size) for size in x.shape[1:3])
+    around = [(0, 0, 0), *((0, pooling.overhang(size), 0) for size in x.shape[1:3]), (0, 0, 0)]
+    x = lax.pad(x, jnp.array(-np.inf, x.dtype), around)
+    step = pooling.stride
+    largest = None
+    for i in range(pooling.window):
+        for j in range(pooling.window):
+            place = x[:, i : i + (rows - 1) * step + 1 : step, j : j + (columns - 1) * step + 1 : step]
+            # `jnp.maximum` would share the gradient out among equals. A NaN stays, as in any maximum.
+            largest = place if largest is None else jnp.where((place > largest) | (place != place), place, largest)
+    assert largest is not None
+    return largest
+
+
+def inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Float[Array, "n h w c"]:
+    """The top left part of each image, of its own height and width, and zeros around it."""
+
+    def along(axis: int) -> Bool[Array, "n _"]:
+        return jnp.arange(x.shape[1 + axis]) < sizes[:, axis, None]
+
+    return jnp.where((along(0)[:, :, None] & along(1)[:, None, :])[..., None], x, 0)
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -14,19 +14,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 import rlpips_jax
 from rlpips_jax.backbones import Architecture, Backbone
-from rlpips_jax.convolution import resize_bilinear
-from rlpips_jax.errors import MetricError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.convolution import inside, resize_bilinear
+from rlpips_jax.errors import ImageError, MetricError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
@@ -43,7 +43,7 @@ Features = tuple[Float[Array, "..."], ...]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["parameters"],
-    meta_fields=["name", "architecture", "version", "dtype", "precision", "max_batch", "remat"],
+    meta_fields=["name", "architecture", "version", "dtype", "precision", "max_batch", "remat", "forward_mode"],
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class Metric:
@@ -58,6 +58,7 @@ class Metric:
         precision: of the convolutions, as `jax.lax.Precision` names it.
         max_batch: most images that are in the network at once; None for no limit.
         remat: whether the gradient recomputes activations instead of keeping them.
+        forward_mode: whether `jax.jvp` works, at the price of slower gradients on CPU.
 
     Metrics are compared by identity; `signature` tells whether two give the same numbers.
     """
@@ -70,10 +71,12 @@ class Metric:
     precision: str = "highest"
     max_batch: int | None = None
     remat: bool = False
+    forward_mode: bool = False
 
     def __repr__(self) -> str:
-        options = f"dtype={self.dtype!r}, precision={self.precision!r}, max_batch={self.max_batch}, remat={self.remat}"
-        return f"Metric({self.name!r}, backbone={self.architecture.name!r}, version={self.version!r}, {options})"
+        names = ("version", "dtype", "precision", "max_batch", "remat", "forward_mode")
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"Metric({self.name!r}, backbone={self.architecture.name!r}, {options})"
 
     def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
         """Unit-normalised activations, to compare one image with many by `between`.
@@ -167,6 +170,7 @@ def load(
     precision: str = "highest",
     max_batch: int | None = None,
     remat: bool = False,
+    forward_mode: bool = False,
 ) -> Metric:
     """Loads a metric by name, or from a weight file by its path.
 
@@ -185,6 +189,8 @@ def load(
             block, so it is bounded too.
         remat: recompute activations in the gradient instead of keeping them. XLA's CPU compiler undoes this and
             gains nothing from it.
+        forward_mode: make `jax.jvp`, `jax.jacfwd` and `jax.linearize` work, which the convolutions' own backward rule
+            forbids ("can't apply forward-mode differentiation ..."). On CPU gradients get slower.
 
     Raises:
         UnknownMetric: no metric of this name.
@@ -218,6 +224,7 @@ def load(
         precision=precision,
         max_batch=None if max_batch is None else int(max_batch),
         remat=remat,
+        forward_mode=forward_mode,
     )
 
 
@@ -263,6 +270,45 @@ def distance_map(
     """
     metric, x, y, value_range = _checked(x, y, metric, value_range)
     return _distance_map(metric, x, y, value_range)
+
+
+def padded_distance(
+    x: Images,
+    y: Images,
+    sizes: Int[Array | np.ndarray, "n 2"],
+    metric: Metric | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+) -> Float[Array, " n"]:
+    """`distance` of pairs of different sizes in one batch, and so in one compiled program.
+
+    Activations are set to 0 outside each image after every layer and means are over what is inside, so that each
+    distance is that of the pair alone, but for rounding (1e-6).
+
+    Args:
+        x: images `(n, h, w, 3)`, each in the top left corner; what lies outside it is not looked at, but must be
+            values that an image may have.
+        y: images of the same shape.
+        sizes: height and width of each pair, in pixels; at most `(h, w)`, at least the metric's `minimum_size`.
+        metric: as in `distance`.
+        value_range: as in `distance`.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, or a size is out of bounds.
+    """
+    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    if x.ndim != 4 or np.shape(sizes) != (x.shape[0], 2):
+        raise ImageError(
+            f"a batch (n, h, w, 3) needs sizes (n, 2), got images {tuple(x.shape)} and sizes {np.shape(sizes)}"
+        )
+    if not isinstance(sizes, Tracer):
+        low, high = np.min(sizes, axis=0, initial=metric.minimum_size), np.max(sizes, axis=0, initial=0)
+        if np.any(low < metric.minimum_size) or np.any(high > x.shape[1:3]):
+            raise ImageError(
+                f"sizes must lie between {metric.minimum_size}x{metric.minimum_size} ({metric.name}) and the images' "
+                f"{x.shape[1]}x{x.shape[2]}, got heights and widths from {low.tolist()} to {high.tolist()}"
+            )
+    return _padded_distance(metric, x, y, jnp.asarray(sizes, jnp.int32), value_range)
 
 
 def _checked(
@@ -323,12 +369,27 @@ def _read_file(path: Path) -> tuple[registry.Recipe, Parameters]:
     return replace(recipe, name=path.stem), parameters
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def _padded_distance(
+    metric: Metric, x: Images, y: Images, sizes: Int[Array, "n 2"], value_range: ValueRange
+) -> Float[Array, " n"]:
+    x, y = (inside(_scaled(metric, images, value_range), sizes) for images in (x, y))
+    layers = []
+    taps = zip(_activations(metric, x, sizes), _activations(metric, y, sizes), metric.parameters["heads"], strict=True)
+    for (features, extent), (others, _), head in taps:
+        assert extent is not None
+        # Outside its extent an activation is 0, and so is the difference of two.
+        total = jnp.sum(_weighted_difference(features, others, head), axis=(-2, -1))
+        layers.append(total / jnp.prod(extent, axis=-1))
+    return _zero_where_identical(_sum(layers), x, y)
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _features(metric: Metric, images: Images, value_range: ValueRange) -> Features:
     leading = images.shape[:-3]
     features = _in_blocks(
         metric,
-        lambda block: _normalised(metric, to_symmetric(block, value_range, _accumulator_dtype(metric))),
+        lambda block: _normalised(metric, _scaled(metric, block, value_range)),
         images.reshape(-1, *images.shape[-3:]),
     )
     return tuple(feature.reshape(*leading, *feature.shape[1:]) for feature in features)
@@ -369,12 +430,8 @@ def _of_pairs(
     """What a function of two images' features says of each pair; exactly 0 for identical images."""
 
     def block(x: Images, y: Images) -> Float[Array, "n ..."]:
-        x, y = (to_symmetric(images, value_range, _accumulator_dtype(metric)) for images in (x, y))
-        result = of_features(_normalised(metric, x), _normalised(metric, y))
-        # The compiler may round the two networks differently. Taking that difference away as a constant leaves
-        # every derivative as it is.
-        identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
-        return result - jax.lax.stop_gradient(jnp.where(identical, result, 0))
+        x, y = (_scaled(metric, images, value_range) for images in (x, y))
+        return _zero_where_identical(of_features(_normalised(metric, x), _normalised(metric, y)), x, y)
 
     result = _in_blocks(metric, block, x.reshape(-1, *x.shape[-3:]), y.reshape(-1, *y.shape[-3:]))
     return result.reshape(*x.shape[:-3], *result.shape[1:])
@@ -398,25 +455,49 @@ def _accumulator_dtype(metric: Metric) -> DTypeLike:
     return jnp.float64 if metric.dtype == "float64" else jnp.float32
 
 
+def _scaled(metric: Metric, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
+    """Images as the network expects them."""
+    images = to_symmetric(images, value_range, _accumulator_dtype(metric))
+    if metric.version == "0.0":
+        return images
+    return (images - np.asarray(SHIFT, np.float32)) / np.asarray(SCALE, np.float32)
+
+
+def _zero_where_identical(
+    result: Float[Array, "n ..."], x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3"]
+) -> Float[Array, "n ..."]:
+    """The compiler may round the networks of two identical images differently.
+
+    Taking that difference away as a constant leaves every derivative as it is.
+    """
+    identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
+    return result - jax.lax.stop_gradient(jnp.where(identical, result, 0))
+
+
 def _normalised(metric: Metric, x: Float[Array, "n h w 3"]) -> Features:
-    """Unit-normalised activations of a batch in [-1, 1]."""
-    if metric.version != "0.0":
-        x = (x - np.asarray(SHIFT, np.float32)) / np.asarray(SCALE, np.float32)
-    backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision)
+    """Unit-normalised activations of a batch of scaled images."""
+    return tuple(unit for unit, _ in _activations(metric, x, None))
+
+
+def _activations(
+    metric: Metric, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None
+) -> list[tuple[Float[Array, "n i j c"], Int[Array, "n 2"] | None]]:
+    """At each tap the unit-normalised activations, and their sizes where the batch has images of several."""
+    backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision, metric.forward_mode)
     variables = {"params": metric.parameters["backbone"]}
 
-    def stage(variables: Any, x: Array, layers: Any) -> tuple[Array, Array]:
-        activation = jnp.asarray(backbone.apply(variables, x, layers, method="stage"))
-        return activation, _unit(activation.astype(_accumulator_dtype(metric)))
+    def stage(variables: Any, x: Array, sizes: Array | None, layers: Any) -> tuple[Array, Array, Array | None]:
+        activation, sizes = cast(tuple, backbone.apply(variables, x, layers, sizes, method="stage"))
+        return activation, _unit(activation.astype(_accumulator_dtype(metric))), sizes
 
     if metric.remat:
-        stage = jax.checkpoint(stage, static_argnums=2)
+        stage = jax.checkpoint(stage, static_argnums=3)
     x = x.astype(metric.dtype)
-    features = []
+    taps = []
     for layers in metric.architecture.stages():
-        x, unit = stage(variables, x, layers)
-        features.append(unit)
-    return tuple(features)
+        x, unit, sizes = stage(variables, x, sizes, layers)
+        taps.append((unit, sizes))
+    return taps
 
 
 def _unit(activation: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

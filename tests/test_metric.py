@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
 from rlpips_jax.convolution import Pooling
-from rlpips_jax.metric import Metric
+from rlpips_jax.metric import Metric, padded_distance
 from rlpips_jax.weights import native
 
 
@@ -151,6 +151,26 @@ def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
         np.testing.assert_allclose(plain, other, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
+def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(metric) -> None:
+    sizes = np.array([[40, 45], [33, 31], [31, 44], [38, 38]])
+    x, y = (photographs(4, 40, 45, 3, seed=seed) for seed in (8, 9))
+    y[2] = x[2]
+    y[3, :38, :38] = x[3, :38, :38]  # What lies outside its size makes no pair differ.
+    found = np.asarray(padded_distance(x, y, sizes, metric))
+    alone = [rl.distance(a[:h, :w], b[:h, :w], metric) for a, b, (h, w) in zip(x, y, sizes, strict=True)]
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+    assert list(found == 0) == [False, False, True, True]
+
+
+@pytest.mark.usefixtures("wrong_types")
+def test_sizes_out_of_bounds_are_refused(tiny) -> None:
+    for sizes in ([[40, 46]] * 3, [[30, 45]] * 3):
+        with pytest.raises(rl.ImageError, match="between 31x31 .* and the images' 40x45"):
+            padded_distance(X, Y, np.array(sizes), tiny)
+    with pytest.raises(rl.ImageError, match=r"needs sizes \(n, 2\)"):
+        padded_distance(X, Y, np.array([40, 45]), tiny)
+
+
 def test_the_gradient_is_the_slope(tiny) -> None:
     """Central differences in float64."""
     with jax.enable_x64(True):
@@ -242,7 +262,8 @@ def test_second_derivatives_survive_at_identical_images(tiny) -> None:
     slope = jax.grad(lambda y: rl.distance(x, y, tiny))
     curvature = jax.grad(lambda y: jnp.vdot(slope(y), direction))(x)
     assert float(jnp.vdot(curvature, direction)) > 0
-    _, forward = jax.jvp(lambda y: jnp.concatenate([f.ravel() for f in tiny.features(y)]), (x,), (direction,))
+    features = dataclasses.replace(tiny, forward_mode=True).features
+    _, forward = jax.jvp(lambda y: jnp.concatenate([f.ravel() for f in features(y)]), (x,), (direction,))
     weights = jnp.concatenate(
         [
             jnp.broadcast_to(head / (f.shape[-2] * f.shape[-3]), f.shape).ravel()
