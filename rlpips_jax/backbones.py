@@ -196,7 +196,7 @@ class Backbone(nn.Module):
         """
         for layer in stage:
             if isinstance(layer, Pool):
-                x = pool(x, self.architecture.pooling)
+                x = pool(x, self.architecture.pooling, forward_mode=self.forward_mode)
             elif isinstance(layer, Fire):
                 x = getattr(self, layer_name(layer))(x, sizes)
             else:

@@ -165,7 +165,7 @@ def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(m
 @pytest.mark.usefixtures("wrong_types")
 def test_sizes_out_of_bounds_are_refused(tiny) -> None:
     for sizes in ([[40, 46]] * 3, [[30, 45]] * 3):
-        with pytest.raises(rl.ImageError, match="between 31x31 .* and the images' 40x45"):
+        with pytest.raises(rl.ImageError, match=r"between 31x31 .* and the images' 40x45"):
             padded_distance(X, Y, np.array(sizes), tiny)
     with pytest.raises(rl.ImageError, match=r"needs sizes \(n, 2\)"):
         padded_distance(X, Y, np.array([40, 45]), tiny)
