@@ -27,7 +27,7 @@ from rlpips_jax.errors import (
     WeightsNotFound,
 )
 from rlpips_jax.image_files import image_paths, load_image, save_image
-from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load
+from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
 __all__ = [
     "DistortionError",
@@ -51,5 +51,6 @@ __all__ = [
     "layer_distances",
     "load",
     "load_image",
+    "pairwise",
     "save_image",
 ]

@@ -28,6 +28,7 @@ from rlpips_jax.backbones import Architecture, Backbone
 from rlpips_jax.convolution import inside, resize_bilinear
 from rlpips_jax.errors import ImageError, MetricError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.squared_distances import Rows, prepared, squared_distances
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
 
@@ -115,6 +116,24 @@ class Metric:
         """The part of each tap in `between`: `(..., layers)`, summing to it. Arguments as there."""
         return jnp.stack(self._layers_between(features, others), axis=-1)
 
+    def pairwise_between(self, features: Features, others: Features) -> Float[Array, "n m"]:
+        """Distances of all images of one set to all of another, whose features are at hand.
+
+        Args:
+            features: from `features`, with one leading axis.
+            others: from `features` of images of the same size, with one leading axis.
+
+        Returns:
+            The matrix of distances, as `rlpips_jax.pairwise` has it.
+
+        Raises:
+            MetricError: as `between`, or there is not exactly one leading axis.
+        """
+        self._check_pair(features, others)
+        if any(feature.ndim != 4 for feature in (*features, *others)):
+            raise MetricError("features of two batches (n, h, w, 3) and (m, h, w, 3) are needed: one leading axis")
+        return _pairwise_between(self, features, others)
+
     @property
     def signature(self) -> str:
         """A line that pins a number: library version, metric, network, parameters, dtype, precision.
@@ -143,6 +162,10 @@ class Metric:
         return {"minimum_size": self.minimum_size, "user": self.name}
 
     def _layers_between(self, features: Features, others: Features) -> list[Float[Array, "..."]]:
+        self._check_pair(features, others)
+        return _layer_distances(self, features, others)
+
+    def _check_pair(self, features: Features, others: Features) -> None:
         self._check_features(features)
         self._check_features(others)
         for tap, (f, g) in enumerate(zip(features, others, strict=True)):
@@ -150,7 +173,6 @@ class Metric:
                 raise MetricError(
                     f"features differ at tap {tap}: {f.shape[-3:]} and {g.shape[-3:]}; compare images of one size"
                 )
-        return _layer_distances(self, features, others)
 
     def _check_features(self, features: Features) -> None:
         channels = tuple(feature.shape[-1] for feature in features)
@@ -272,6 +294,58 @@ def distance_map(
     return _distance_map(metric, x, y, value_range)
 
 
+def pairwise(
+    xs: Images,
+    ys: Images,
+    metric: Metric | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    max_memory: int = 1 << 30,
+) -> Float[Array, "n m"]:
+    """`distance` of every image of one set to every image of another.
+
+    The features of each image are computed once, n + m passes through the network, while those of the smaller set fit
+    `max_memory`; else those of one set are computed again for each block of the other. Distances are matrix products
+    of features, and small ones are computed again from their differences, so that no digits are lost; identical images
+    are at exactly 0.
+
+    Args:
+        xs: images `(n, h, w, 3)`, uint8 or floats in `value_range`.
+        ys: images `(m, h, w, 3)` of the same size.
+        metric: as in `distance`.
+        value_range: as in `distance`.
+        max_memory: bytes that features and activations may take, roughly; images and result are not counted.
+
+    Returns:
+        The matrix of distances, float32 (float64 if the metric is). Differentiable.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, are not two batches, or differ in size.
+        MetricError: `max_memory` is not a positive number of bytes.
+    """
+    metric = _metric(metric)
+    value_range = check_value_range(value_range)
+    (xs,), (ys,) = (check_images(value_range, **{name: a}, **metric._limits) for name, a in (("xs", xs), ("ys", ys)))
+    if xs.ndim != 4 or ys.ndim != 4:
+        raise ImageError(f"two batches (n, h, w, 3) and (m, h, w, 3) are needed, got {xs.shape} and {ys.shape}")
+    if xs.shape[1:] != ys.shape[1:]:
+        raise ImageError(f"images differ in size: xs {xs.shape} and ys {ys.shape}; resize or crop them to one first")
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int | np.integer) or max_memory < 1:
+        raise MetricError(f"max_memory must be a whole number of bytes, got {max_memory!r}")
+    if not (len(xs) and len(ys)):
+        return jnp.zeros((len(xs), len(ys)), _accumulator_dtype(metric))
+    one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, xs[:1])
+    each = sum(feature.size * feature.dtype.itemsize for feature in one)
+    # Of a row, features and a weighted copy are held; of a column all activations too, for the moment.
+    columns = int(np.clip(max_memory // (32 * each), 1, metric.max_batch or 64))
+    rows = max(1, (max_memory - 8 * columns * each) // (2 * each))
+    swap = len(ys) + -(-len(ys) // rows) * len(xs) < len(xs) + -(-len(xs) // rows) * len(ys)
+    if swap:
+        xs, ys = ys, xs
+    matrix = _pairwise(metric, xs, ys, value_range, min(rows, len(xs)), min(columns, len(xs), len(ys)))
+    return matrix.T if swap else matrix
+
+
 def padded_distance(
     x: Images,
     y: Images,
@@ -314,13 +388,18 @@ def padded_distance(
 def _checked(
     x: Any, y: Any, metric: Metric | None, value_range: Any
 ) -> tuple[Metric, Array | np.ndarray, Array | np.ndarray, ValueRange]:
-    if metric is None:
-        metric = _default()
-    elif not isinstance(metric, Metric):
-        raise MetricError(f"metric must come from rlpips_jax.load, got {type(metric).__name__}")
+    metric = _metric(metric)
     value_range = check_value_range(value_range)
     x, y = check_images(value_range, x=x, y=y, **metric._limits)
     return metric, x, y, value_range
+
+
+def _metric(metric: Any) -> Metric:
+    if metric is None:
+        return _default()
+    if not isinstance(metric, Metric):
+        raise MetricError(f"metric must come from rlpips_jax.load, got {type(metric).__name__}")
+    return metric
 
 
 @functools.cache
@@ -367,6 +446,55 @@ def _read_file(path: Path) -> tuple[registry.Recipe, Parameters]:
     recipe = registry.find(metadata["metric"])
     parameters, _ = native.read(path, recipe.architecture)
     return replace(recipe, name=path.stem), parameters
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _pairwise(
+    metric: Metric, xs: Images, ys: Images, value_range: ValueRange, rows: int, columns: int
+) -> Float[Array, "n m"]:
+    """Blocks of `rows` whose features are kept, beside which `columns` pass, a few at a time."""
+
+    def prepare(images: Images) -> Rows:
+        scaled = _scaled(metric, images, value_range)
+        features = jax.lax.map(lambda block: _normalised(metric, block), _blocks(scaled, min(columns, len(images))))
+        vectors = tuple(feature.reshape(-1, *feature.shape[2:])[: len(images)] for feature in features)
+        return _rows(metric, vectors, scaled)
+
+    def beside(rows: Rows, images: Images) -> Float[Array, "n m"]:
+        scaled = _scaled(metric, images, value_range)
+        return squared_distances(rows, _flat(_normalised(metric, scaled)), _flat((scaled,))[0])
+
+    def block(images: Images) -> Float[Array, "n m"]:
+        ready = prepare(images)
+        passing = jax.checkpoint(functools.partial(beside, ready))  # or a gradient would keep all activations
+        matrix = jax.lax.map(passing, _blocks(ys, columns))
+        return jnp.moveaxis(matrix, 0, 1).reshape(len(images), -1)[:, : len(ys)]
+
+    return jax.lax.map(block, _blocks(xs, rows)).reshape(-1, len(ys))[: len(xs)]
+
+
+def _blocks(images: Images, size: int) -> Images:
+    """Blocks of a batch, filled up with its last image."""
+    filled = jnp.pad(images, [(0, -len(images) % size), *[(0, 0)] * (images.ndim - 1)], mode="edge")
+    return filled.reshape(-1, size, *images.shape[1:])
+
+
+def _flat(arrays: tuple[Float[Array, "n ..."], ...]) -> tuple[Float[Array, "n _"], ...]:
+    return tuple(array.reshape(array.shape[0], -1) for array in arrays)
+
+
+def _rows(metric: Metric, features: Features, images: Float[Array, "n h w 3"] | None = None) -> Rows:
+    """Features, weighted as a distance weighs them."""
+    weights = tuple(
+        jnp.tile(head.astype(feature.dtype) / np.prod(feature.shape[1:3]), int(np.prod(feature.shape[1:3])))
+        for feature, head in zip(features, metric.parameters["heads"], strict=True)
+    )
+    return prepared(_flat(features), weights, None if images is None else _flat((images,))[0])
+
+
+@jax.jit
+def _pairwise_between(metric: Metric, features: Features, others: Features) -> Float[Array, "n m"]:
+    return squared_distances(_rows(metric, features), _flat(others))
 
 
 @functools.partial(jax.jit, static_argnums=4)

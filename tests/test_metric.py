@@ -151,6 +151,58 @@ def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
         np.testing.assert_allclose(plain, other, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.parametrize("max_memory", [1 << 30, 1], ids=["at once", "in blocks"])
+def test_pairwise_is_every_distance(max_memory, tiny) -> None:
+    xs, ys = (photographs(count, 33, 35, 3, seed=seed) for count, seed in ((5, 10), (3, 11)))
+    ys[1] = xs[4]
+    ys[2] = np.clip(xs[0].astype(int) + 1, 0, 255)
+    expected = np.stack([rl.distance(np.broadcast_to(x, ys.shape), ys, tiny) for x in xs])
+    found = rl.pairwise(xs, ys, tiny, max_memory=max_memory)
+    assert found.shape == (5, 3)
+    assert found[4, 1] == 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(rl.pairwise(ys, xs, tiny, max_memory=max_memory), expected.T, rtol=1e-5)
+    between = tiny.pairwise_between(tiny.features(xs), tiny.features(ys))
+    np.testing.assert_allclose(between, expected, rtol=1e-5, atol=1e-12)
+    assert rl.pairwise(xs[:0], ys, tiny).shape == (0, 3)
+
+
+def test_the_gradient_of_pairwise_is_that_of_the_distances(tiny) -> None:
+    xs, ys = (as_floats(photographs(count, 31, 33, 3, seed=seed)) for count, seed in ((3, 12), (2, 13)))
+    found = jax.jit(jax.grad(lambda ys: rl.pairwise(xs, ys, tiny).sum()))(ys)
+    expected = jax.grad(lambda ys: sum(rl.distance(np.broadcast_to(x, ys.shape), ys, tiny).sum() for x in xs))(ys)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_pairwise_holds_its_memory(tiny) -> None:
+    """Beside images and result, what a thousand images take is near what was allowed, and far below their features."""
+
+    def held(count: int, allowed: int) -> int:
+        images = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.uint8)
+        program = jax.jit(functools.partial(rl.pairwise, max_memory=allowed)).lower(images, images, tiny).compile()
+        memory = program.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes - 2 * count * 64 * 64 * 3 * 4 - 8 * 4 * count * count
+
+    allowed = 1 << 26
+    assert held(1000, allowed) < 2 * allowed
+    assert held(1000, 1 << 30) > 1.5 * allowed, "the test no longer sees the features"
+
+
+@pytest.mark.usefixtures("wrong_types")
+def test_pairwise_refuses_what_makes_no_matrix(tiny) -> None:
+    with pytest.raises(rl.ImageError, match="two batches"):
+        rl.pairwise(X[0], Y, tiny)
+    with pytest.raises(rl.ImageError, match="differ in size"):
+        rl.pairwise(X, Y[:, 1:], tiny)
+    with pytest.raises(rl.ImageError, match="ys has dtype int64"):
+        rl.pairwise(X, Y.astype(np.int64), tiny)
+    with pytest.raises(rl.MetricError, match="max_memory must be a whole number of bytes"):
+        rl.pairwise(X, Y, tiny, max_memory=0)
+    with pytest.raises(rl.MetricError, match="one leading axis"):
+        tiny.pairwise_between(tiny.features(X[0]), tiny.features(Y))
+
+
 def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(metric) -> None:
     sizes = np.array([[40, 45], [33, 31], [31, 44], [38, 38]])
     x, y = (photographs(4, 40, 45, 3, seed=seed) for seed in (8, 9))

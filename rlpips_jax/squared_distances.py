@@ -1,0 +1,102 @@
+"""Weighted squared distances between all vectors of two sets, by matrix products and without lost digits.
+
+With weights w and any point m, |f - g|_w^2 = |f - m|_w^2 + |g - m|_w^2 - 2 <f - m, g - m>_w. The right side costs one
+matrix product, but where f and g lie close together it takes the small difference of large numbers. The mean of the
+vectors is a good m; what stays small beside the norms is computed again from the differences themselves.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+CLOSE = 0.1
+"""A distance below this share of the two norms is computed again: float32 leaves the others five digits or more."""
+
+EQUAL = 1e-6
+"""And one below this share of what the norms are about the origin: equal images may be rounded to vectors so close."""
+
+RECOMPUTED_TOGETHER = 64
+RECOMPUTED_NUMBERS = 1 << 22
+"""Most pairs, and most numbers of one set, that are computed again at once."""
+
+
+class Rows(NamedTuple):
+    """A set of vectors, made ready to be compared with others. Every field has an entry for each group of components.
+
+    Attributes:
+        vectors: as they are, `(n, k)`.
+        weights: of the components, `(k,)`, nonnegative.
+        centre: their mean.
+        weighted: what they are beside the mean, times the weights.
+        images: `(n, p)`, what the vectors were computed from, if known: equal images are at distance 0, however
+            their vectors were rounded.
+    """
+
+    vectors: tuple[Float[Array, "n _"], ...]
+    weights: tuple[Float[Array, " _"], ...]
+    centre: tuple[Float[Array, " _"], ...]
+    weighted: tuple[Float[Array, "n _"], ...]
+    images: Float[Array, "n p"] | None
+
+
+def prepared(
+    vectors: tuple[Float[Array, "n _"], ...],
+    weights: tuple[Float[Array, " _"], ...],
+    images: Float[Array, "n p"] | None = None,
+) -> Rows:
+    """The rows of `squared_distances`."""
+    centre = tuple(lax.stop_gradient(jnp.mean(f, axis=0)) for f in vectors)
+    weighted = tuple((f - m) * w for f, m, w in zip(vectors, centre, weights, strict=True))
+    return Rows(vectors, weights, centre, weighted, images)
+
+
+def squared_distances(
+    rows: Rows, columns: tuple[Float[Array, "m _"], ...], images: Float[Array, "m p"] | None = None
+) -> Float[Array, "n m"]:
+    """sum_l sum_k w_lk (f_lk - g_lk)^2 for each row f and each column g, 0 where they, or their images, are equal.
+
+    Args:
+        rows: from `prepared`.
+        columns: vectors of the same lengths.
+        images: what the columns were computed from, if that is known of the rows.
+
+    Differentiable by rows and columns; the derivative is that of the products.
+    """
+    products = scale = whole = jnp.zeros(())
+    for f, w, m, weighted, g in zip(rows.vectors, rows.weights, rows.centre, rows.weighted, columns, strict=True):
+        whole += jnp.sum(jnp.square(m) * w)
+        f, g = f - m, g - m
+        norms = jnp.sum(f * weighted, axis=1)[:, None] + jnp.sum(jnp.square(g) * w, axis=1)[None, :]
+        inner = lax.dot_general(weighted, g, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+        products += norms - 2 * inner
+        scale += norms
+    close = products < jnp.maximum(CLOSE * scale, EQUAL * (scale + whole))
+    value = _recomputed(*lax.stop_gradient((rows, columns, images, products, close)))
+    return value + (products - lax.stop_gradient(products))
+
+
+def _recomputed(
+    rows: Rows, columns: tuple[Array, ...], images: Array | None, products: Array, close: Array
+) -> Float[Array, "n m"]:
+    """The distances, those that are `close` from the differences of the vectors."""
+    n, m = products.shape
+    length = sum(column.shape[1] for column in columns)
+    together = max(1, min(RECOMPUTED_TOGETHER, RECOMPUTED_NUMBERS // length))
+    (places,) = jnp.nonzero(close.ravel(), size=n * m, fill_value=n * m)
+    places = jnp.concatenate([places, jnp.full(together, n * m, places.dtype)])
+
+    def some(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        done, value = state
+        pairs = lax.dynamic_slice(places, (done,), (together,))
+        i, j = jnp.divmod(pairs, m)
+        direct = jnp.zeros((), value.dtype)
+        for f, w, g in zip(rows.vectors, rows.weights, columns, strict=True):
+            direct += jnp.sum(jnp.square(f.at[i].get(mode="clip") - g[j]) * w, axis=1)
+        if rows.images is not None and images is not None:
+            direct = jnp.where(jnp.all(rows.images.at[i].get(mode="clip") == images[j], axis=1), 0, direct)
+        return done + together, value.at[pairs].set(direct, mode="drop")
+
+    start = jnp.zeros((), places.dtype), products.ravel()
+    return lax.while_loop(lambda state: state[0] < jnp.sum(close), some, start)[1].reshape(n, m)
