@@ -9,6 +9,9 @@
 Images are RGB, channels last, with any leading axes; `rlpips_jax.images` states the convention.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from rlpips_jax.errors import (
@@ -26,8 +29,11 @@ from rlpips_jax.errors import (
     WeightsMismatch,
     WeightsNotFound,
 )
-from rlpips_jax.image_files import image_paths, load_image, save_image
-from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
+
+if TYPE_CHECKING:
+    from rlpips_jax.decoding import load_image
+    from rlpips_jax.image_files import image_paths, save_image
+    from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
 __all__ = [
     "DistortionError",
@@ -54,3 +60,28 @@ __all__ = [
     "pairwise",
     "save_image",
 ]
+
+_HOMES = {
+    "decoding": ("load_image",),
+    "image_files": ("image_paths", "save_image"),
+    "metric": ("Metric", "distance", "distance_map", "layer_distances", "load", "pairwise"),
+}
+"""Where the public names live that are imported at their first use.
+
+JAX takes a second and 100 MB to import: the processes that read images for `rlpips distance` never do.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    if name in (*_HOMES, "images"):
+        return importlib.import_module(f"{__name__}.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,46 +1,21 @@
-"""Image files to arrays of the library's convention, and back.
-
-Read are PNG, JPEG, WebP, TIFF, BMP and GIF, known by their content, whatever their names say. What comes back
-is RGB, upright, `(h, w, 3)`: `uint8` from files of up to 8 bits a channel, `float32` in [0, 1], exactly
-`stored / 65535`, from files of 16 (`stored / 4095` from TIFFs of 12).
-
-- Grey, palette and 1-bit images become RGB without loss; CMYK by the plain formula, without a press profile.
-- The EXIF orientation is applied, as every viewer does; what is measured is what is seen.
-- Opaque alpha is dropped. Real transparency is laid over `background`; hidden colours are never compared.
-- Colour profiles are ignored: published distances are of stored values. Files of different profiles are not
-  comparable by them; convert such files to sRGB first.
-- Of an animation or a document of several pages the first is read, with a warning. The further pictures of a
-  camera's JPEG (previews, depth, gain maps) are no pages, and cause none.
-- More pixels than Pillow's `PIL.Image.MAX_IMAGE_PIXELS` (89 478 485 unless set otherwise) are refused before
-  they take memory, also where Pillow itself only warns.
-- Damage is an error, unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` has been set to let it pass.
-
-Pillow keeps 8 of the 16 bits of a colour channel. It is made to decode such files twice, once for either
-byte; layouts where that is not possible (planar, CMYK or premultiplied TIFFs) are refused, not rounded.
-"""
+"""Image files: read as `rlpips_jax.decoding` says, written in one step, listed."""
 
 import contextlib
 import os
 import secrets
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
 import numpy as np
-from jaxtyping import Float, Shaped, UInt, UInt8
+from jaxtyping import Shaped, UInt8
 
-from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning
+from rlpips_jax.decoding import cause, load_image
+from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_range
-from rlpips_jax.warning import warn_user
 
-if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
-
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-"""Pillow's names of what is read; its other decoders, some of which start other programs, are left alone."""
+__all__ = ["SUFFIXES", "image_paths", "load_image", "save_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """By which `image_paths` knows an image, in upper or lower case."""
@@ -51,53 +26,6 @@ WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True}),
 }
-
-OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-"""Byte orders in Pillow's raw modes: little, big, native; read in the other order, it keeps the low byte."""
-
-# Tags of TIFF and EXIF.
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR_CONFIGURATION = 258, 262, 274, 284
-WHITE_IS_ZERO, PLANAR = 0, 2
-
-
-class _Picture(NamedTuple):
-    """What a file holds: RGB or RGBA values from 0 to `white`, and what to warn of."""
-
-    values: UInt[np.ndarray, "h w c"]
-    white: int
-    remarks: list[str]
-
-
-def load_image(
-    path: str | os.PathLike[str], *, background: Sequence[int] | None = None
-) -> UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]:
-    """Reads one image file; the module says what becomes of each kind.
-
-    Args:
-        path: PNG, JPEG, WebP, TIFF, BMP or GIF.
-        background: RGB, 0 to 255, over which transparent pixels are laid; by default white, with a warning.
-
-    Returns:
-        RGB, upright: `uint8`, or `float32` in [0, 1] where the file has more than 8 bits a channel.
-
-    Raises:
-        ImageFileError: missing, a folder, empty, no image, damaged or cut off, too large, or of values
-            without an agreed range (floating point, signed, 32 bits).
-        ImageError: `background` is not three numbers from 0 to 255.
-
-    Warns:
-        ImageFileWarning: transparency without a stated background, several pages, or damaged EXIF data.
-    """
-    colour = _check_background(background)
-    path = Path(path)
-    picture = _read(path)
-    image, transparent = _flatten(picture, colour)
-    remarks = picture.remarks
-    if transparent and background is None:
-        remarks.append("it is partly transparent; it was laid over white (state a background to choose)")
-    for remark in remarks:
-        warn_user(f"{path}: {remark}", ImageFileWarning)
-    return image
 
 
 def save_image(
@@ -135,7 +63,7 @@ def save_image(
             Image.fromarray(levels).save(file, kind, **options)
         os.replace(temporary, path)
     except Exception as error:  # Encoders raise many kinds, for instance for sides too long for the format.
-        raise ImageFileError(f"{path} cannot be written: {_cause(error)}") from error
+        raise ImageFileError(f"{path} cannot be written: {cause(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -161,188 +89,8 @@ def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
             inner[:] = [name for name in inner if recursive and not name.startswith(".")]
             paths += [Path(place, name) for name in files if not name.startswith(".")]
     except OSError as error:
-        raise ImageFileError(f"{folder} cannot be listed: {_cause(error)}; it must be a folder of images") from error
+        raise ImageFileError(f"{folder} cannot be listed: {cause(error)}; it must be a folder of images") from error
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
-
-
-def _read(path: Path) -> _Picture:
-    from PIL import Image, UnidentifiedImageError
-
-    if path.is_dir():
-        raise ImageFileError(f"{path} is a folder, not an image file; image_paths lists the images in it")
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise ImageFileError(f"{path} is empty (0 bytes), not an image")
-            return _decode(path, file)
-    except ImageFileError:
-        raise
-    except FileNotFoundError as error:
-        raise ImageFileError(f"{path} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise ImageFileError(
-            f"{path} is not an image in a format read here ({', '.join(FORMATS)}), whatever its name says"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFileError(f"{path} is too large: {error} {_limit_advice()}") from error
-    except Exception as error:  # Damaged files make decoders raise nearly anything.
-        raise ImageFileError(
-            f"{path} cannot be read: {_cause(error)}; it is damaged, cut off or of a rare kind: fetch or save it again"
-        ) from error
-
-
-def _decode(path: Path, file: IO[bytes]) -> _Picture:
-    image = _open(path, file)
-    if image.format == "PNG":
-        # Pillow does not check the sums of the pixel data unless asked to.
-        image.verify()
-        image = _open(path, file)
-    remarks = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        remarks.append("it holds several images; the first was read")
-    if _is_deep(image):
-        values, white = _decode_deep(path, file, image)
-    else:
-        values, white = _decode_bytes(path, image), 255
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception as error:
-        orientation = 1
-        remarks.append(f"its EXIF data are damaged ({_cause(error)}); it was taken as upright")
-    return _Picture(_upright(values, orientation), white, remarks)
-
-
-def _open(path: Path, file: IO[bytes]) -> "ImageFile":
-    from PIL import Image
-
-    file.seek(0)
-    image = Image.open(file, formats=FORMATS)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ImageFileError(f"{path} is too large: {image.width}x{image.height} pixels. {_limit_advice()}")
-    if min(image.size) < 1:
-        raise ImageFileError(f"{path} is {image.width}x{image.height} pixels: there is nothing in it")
-    return image
-
-
-def _limit_advice() -> str:
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS
-    return f"The limit is PIL.Image.MAX_IMAGE_PIXELS = {limit}; set it higher if you trust the file"
-
-
-def _decode_bytes(path: Path, image: "ImageFile") -> UInt8[np.ndarray, "h w c"]:
-    if image.mode in ("I", "F"):
-        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
-        raise ImageFileError(
-            f"{path} holds {kind} values, whose black and white are not agreed on; save it with 8 or 16 "
-            "unsigned bits, or read it with a library of your choice and pass the array with its value_range"
-        )
-    transparent = image.has_transparency_data
-    # Pillow has no other way from premultiplied grey.
-    source = image.convert("LA") if image.mode == "La" else image
-    return np.array(source.convert("RGBA" if transparent else "RGB"))
-
-
-def _layouts(image: "ImageFile") -> set[str]:
-    """How the samples lie in the file, in Pillow's words."""
-    return {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
-
-
-def _tag(image: "ImageFile", number: int, default: Any) -> Any:
-    return getattr(image, "tag_v2", {}).get(number, default)
-
-
-def _bits(image: "ImageFile") -> int:
-    """Bits a channel: a tag of TIFF; a deep PNG has 16."""
-    return int(np.max(_tag(image, BITS_PER_SAMPLE, 1 if image.format == "TIFF" else 16)))
-
-
-def _is_deep(image: "ImageFile") -> bool:
-    if image.format == "PNG":
-        return any(";16" in layout for layout in _layouts(image))
-    return image.format == "TIFF" and image.mode not in ("I", "F") and _bits(image) > 8
-
-
-def _decode_deep(path: Path, file: IO[bytes], image: "ImageFile") -> tuple[UInt[np.ndarray, "h w c"], int]:
-    key = image.info.get("transparency")
-    if image.mode.startswith("I;16"):
-        white = 2 ** _bits(image) - 1
-        inverted = _tag(image, PHOTOMETRIC, None) == WHITE_IS_ZERO
-        grey = np.asarray(image).astype(np.uint16)
-        values = np.repeat((white - grey if inverted else grey)[..., None], 3, axis=-1)
-    else:
-        values, white = _decode_twice(path, file, image), 65535
-    if key is not None:
-        opaque = np.any(values != np.asarray(key), axis=-1, keepdims=True)
-        values = np.concatenate([values, opaque * np.uint16(white)], axis=-1)
-    return values, white
-
-
-def _decode_twice(path: Path, file: IO[bytes], image: "ImageFile") -> UInt[np.ndarray, "h w c"]:
-    layouts = _layouts(image)
-    layout = layouts.pop()
-    if layout == "LA;16B":
-        # Read as RGBA, the four bytes of a pixel are those of grey and alpha.
-        image.tile = [tile._replace(args="RGBA") for tile in image.tile]
-        pixels = np.asarray(image).astype(np.uint16)
-        grey, alpha = pixels[..., 0] << 8 | pixels[..., 1], pixels[..., 2] << 8 | pixels[..., 3]
-        return np.stack([grey, grey, grey, alpha], axis=-1)
-    colours, _, order = layout.partition(";16")
-    if (
-        layouts
-        or colours not in ("RGB", "RGBX", "RGBA")
-        or order not in OTHER_BYTE
-        or _tag(image, PLANAR_CONFIGURATION, 1) == PLANAR
-    ):
-        raise ImageFileError(
-            f"{path} has 16 bits a channel, of which Pillow reads only 8 in this layout ({layout}); "
-            "save it as PNG or as an interleaved RGB TIFF"
-        )
-    other = f"{colours};16{OTHER_BYTE[order]}"
-    high = np.asarray(image).astype(np.uint16)
-    again = _open(path, file)
-    again.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
-        for tile in again.tile
-    ]
-    return high << 8 | np.asarray(again)
-
-
-def _upright(values: UInt[np.ndarray, "i j c"], orientation: int) -> UInt[np.ndarray, "h w c"]:
-    """Undoes an EXIF orientation, 1 to 8; anything else counts as 1."""
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values
-
-
-def _check_background(background: Any) -> UInt[np.ndarray, "3"]:
-    colour = np.asarray((255, 255, 255) if background is None else background)
-    if colour.shape != (3,) or colour.dtype.kind not in "iu" or colour.min() < 0 or colour.max() > 255:
-        raise ImageError(f"background must be three integers from 0 to 255 (red, green, blue), got {background!r}")
-    return colour.astype(np.uint64)
-
-
-def _flatten(
-    picture: _Picture, background: UInt[np.ndarray, "3"]
-) -> tuple[UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"], bool]:
-    """The image without alpha, in its final type, and whether anything of the background shows."""
-    white = picture.white
-    colours, alpha = picture.values[..., :3], picture.values[..., 3:]
-    if not np.any(alpha != white):
-        if white == 255:
-            return np.ascontiguousarray(colours), False
-        return np.ascontiguousarray(colours.astype(np.float32) / np.float32(white)), False
-    alpha = alpha.astype(np.uint64)
-    blend = colours * alpha + background * (white // 255) * (white - alpha)
-    if white == 255:
-        return ((blend + white // 2) // white).astype(np.uint8), True
-    return (blend / white**2).astype(np.float32), True
 
 
 def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
@@ -362,10 +110,6 @@ def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
     scaled = (array.astype(np.float64) - black) * (255 / (white - black))
     # What the range check lets pass beyond the range, it rounds back to 0 or 255.
     return np.rint(scaled).astype(np.uint8)
-
-
-def _cause(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _raise(error: OSError) -> None:

@@ -51,7 +51,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
             return lax.cond(first < first - 1, lambda *_: zeros, pull, arguments, cotangent)
 
         cotangent = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.aval.shape, leaf.aval.dtype) if isinstance(leaf, SymbolicZero) else leaf,
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf,
             cotangent,
             is_leaf=lambda leaf: isinstance(leaf, SymbolicZero),
         )

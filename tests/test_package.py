@@ -27,6 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAYERS = (
     ("errors",),
     ("warning",),
+    ("decoding",),
     ("images", "image_files", "convolution"),
     ("backbones",),
     ("weights",),
@@ -43,6 +44,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 LATE = ("PIL", "matplotlib", "pooch", "requests", "scipy", "tensorflow", "torch", "tqdm", "tyro")
 """What `import rlpips_jax` must not import: each is slow, or needed by few."""
+
+WITHOUT_JAX = (PACKAGE, f"{PACKAGE}.cli", f"{PACKAGE}.decoding", f"{PACKAGE}.cli.readers")
+"""What a process that only reads images imports."""
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +103,34 @@ def test_source_distribution_can_be_worked_on(built: Path) -> None:
     assert not [name for name in inside if {"__pycache__", ".venv", ".git"} & set(name.parts)]
 
 
-def test_import_leaves_out_what_few_need() -> None:
-    program = f"import sys, {PACKAGE}; print(*sys.modules)"
+def imported_by(program: str) -> set[str]:
+    """Top-level modules that a program has imported at its end."""
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", f"{program}; import sys; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
-    loaded = {name.partition(".")[0] for name in run.stdout.split()}
+    return {name.partition(".")[0] for name in run.stdout.split()}
+
+
+def test_import_leaves_out_what_few_need() -> None:
+    loaded = imported_by(f"from {PACKAGE} import *")
     assert "jax" in loaded
     assert sorted(loaded & set(LATE)) == []
+
+
+def test_reading_images_needs_no_jax() -> None:
+    assert not imported_by(f"import {', '.join(WITHOUT_JAX)}") & {"jax", "flax", "optax"}
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(rlpips_jax.__all__) <= set(dir(rlpips_jax))
+    assert all(hasattr(rlpips_jax, name) for name in rlpips_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lpips'"):
+        getattr(rlpips_jax, "lpips")  # noqa: B009
 
 
 def test_every_dependency_is_pinned() -> None:

@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
-import jax
-
 from rlpips_jax import __version__
 from rlpips_jax.errors import RlpipsError
 
@@ -61,8 +59,10 @@ def guarded(program: Callable[[], int]) -> int:
         except (RlpipsError, OSError) as error:
             say(str(error))
             return 2
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except RuntimeError as error:
+            import jax  # Not at the top: processes that only read images do without it.
+
+            if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             say(f"{str(error).splitlines()[0]}; take smaller images, or another device (JAX_PLATFORMS=cpu)")
             return 2
