@@ -401,7 +401,7 @@ def test_batches_change_no_result(
         return [result["distance"] for result in json.loads(run.out)["results"]]
 
     together = distances()
-    monkeypatch.setattr(f"rlpips_jax.cli.distance.{most}", 1)
+    monkeypatch.setattr(f"rlpips_jax.cli.scoring.{most}", 1)
     np.testing.assert_allclose(distances(), together, rtol=1e-5)
 
 
@@ -409,7 +409,10 @@ def test_one_bad_file_spoils_no_other(rlpips: Rlpips, folders: tuple[Path, Path]
     (folders[1] / "b.png").write_bytes((folders[1] / "b.png").read_bytes()[:60])
     run = rlpips("distance", "--dirs", *folders, *options, "--csv")
     assert run.status == 1
-    assert [row["image"] for row in csv.DictReader(io.StringIO(run.out))] == ["a.png", "c.png", "inner/a.png", "z.png"]
+    rows = list(csv.DictReader(io.StringIO(run.out)))
+    assert [row["image"] for row in rows] == ["a.png", "b.png", "c.png", "inner/a.png", "z.png"]
+    assert [row["image"] for row in rows if not row["distance"]] == ["b.png"]
+    assert [row["image"] for row in rows if str(folders[1] / "b.png") in row["error"]] == ["b.png"]
     assert run.err.count("\n") == 1
     assert str(folders[1] / "b.png") in run.err
 

@@ -1,0 +1,102 @@
+"""What the tests of the command line's parts share: pictures, and `rlpips` as a function and as a process."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rlpips_jax as rl
+from rlpips_jax import cli
+
+ROOT = Path(__file__).parent.parent.parent
+
+START = """
+import sys
+from rlpips_jax.cli import all_pairs, scoring
+scoring.WINDOW = all_pairs.WINDOW = {window}
+from rlpips_jax.cli import main
+sys.argv[0] = "rlpips"
+main()
+"""
+
+
+class Run(NamedTuple):
+    """What a run of `rlpips` came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+Rlpips = Callable[..., Run]
+Draw = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> rl.Metric:
+    return rl.load("lpips-tiny")
+
+
+@pytest.fixture
+def rlpips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlpips:
+    """Runs `rlpips distance` by lpips-tiny with these arguments, in this process."""
+
+    def run(*arguments: object) -> Run:
+        words = ["rlpips", "distance", *map(str, arguments), "--metric", "lpips-tiny"]
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Run(exit_.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen]:
+    """Starts `rlpips distance` by lpips-tiny as a process, in a group of its own."""
+
+    def run(*arguments: object, window: int = 4, **options: Any) -> subprocess.Popen:
+        words = ["distance", *map(str, arguments), "--metric", "lpips-tiny"]
+        return subprocess.Popen(
+            [sys.executable, "-c", START.format(window=window), *words],
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def draw() -> Draw:
+    """Writes a picture of smooth patches; 16-bit ones are grey."""
+
+    def save(path: Path, seed: int = 0, size: tuple[int, int] = (32, 40), *, deep: bool = False) -> Path:
+        small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        if deep:
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256 + 77)
+        picture.save(path)
+        return path
+
+    return save
+
+
+def alone(pairs: list[tuple[Path, Path]], metric: rl.Metric) -> list[float]:
+    """The distances by the library itself, a pair at a time."""
+    return [float(rl.distance(rl.load_image(one), rl.load_image(other), metric)) for one, other in pairs]
+
+
+@pytest.fixture(scope="session")
+def one_by_one() -> Callable[[list[tuple[Path, Path]], rl.Metric], list[float]]:
+    return alone
