@@ -446,7 +446,7 @@ STAND_INS = (
 """What the others import only to download weights costs them nothing here."""
 
 IMPORTS = {
-    OURS: "import rlpips_jax",
+    OURS: "from rlpips_jax import distance",
     "jax, flax.linen": "import jax, flax.linen",
     "lpips": STAND_INS + "import lpips",
     "jaxlpips": STAND_INS + "import jaxlpips",

@@ -263,7 +263,7 @@ class _Table:
 
 @jax.jit
 def _between(metric: Metric, features: Features, others: Features) -> Float[Array, "n m"]:
-    return metric.pairwise_between(features, others)
+    return jax.lax.map(lambda one: metric.between(jax.tree.map(lambda leaf: leaf[None], one), others), features)
 
 
 def _bytes(features: Features) -> int:

@@ -55,8 +55,7 @@ class Distance(MetricOptions):
     """Print CSV with a header as results come, distances with all their digits."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write JSON lines (.jsonl) or CSV (.csv) to this file, and nothing to stdout. Interrupted, the same command goes
-    on where it stood."""
+    """Write JSON lines (.jsonl) or CSV (.csv) to this file. Interrupted, the same command goes on where it stood."""
 
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one a core)")] = None
     """Processes that read images; 0 reads them in between. A few images are always read without."""

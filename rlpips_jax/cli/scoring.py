@@ -5,6 +5,7 @@ together, and what waits for company is computed at the window's end; so a windo
 next window's, and can be written in order.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,11 @@ from rlpips_jax.errors import ImageError
 from rlpips_jax.metric import Metric, distance, padded_distance
 
 WINDOW = 1024
-"""Pairs whose results are given, and recorded, together."""
+"""Most pairs whose results are given, and recorded, together."""
+
+FEWEST = 256
+LONGEST = 30.0
+"""Where pairs take long, so many of them and seconds are a window too: an interruption costs no more."""
 
 SAMPLE = 256
 """Pairs whose sizes are known before the first shapes are chosen."""
@@ -95,6 +100,7 @@ def score(
     upcoming = next(stream, None)
     window: list[Pair] = []
     errors: dict[int, str] = {}
+    begun = time.monotonic()
     while upcoming is not None:
         pair, reference, image = upcoming
         place = len(window)
@@ -111,10 +117,11 @@ def score(
             told.tell(error)
             done(1)
         upcoming = next(stream, None)
-        if upcoming is None or len(window) >= WINDOW:
+        late = len(window) >= FEWEST and time.monotonic() - begun > LONGEST
+        if upcoming is None or late or len(window) >= WINDOW:
             values = batches.finish(last=upcoming is None)
             yield [Result(p.reference, p.image, values.get(at), errors.get(at)) for at, p in enumerate(window)]
-            window, errors = [], {}
+            window, errors, begun = [], {}, time.monotonic()
 
 
 class _Told:

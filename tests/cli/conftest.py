@@ -78,12 +78,14 @@ def start() -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture(scope="session")
 def draw() -> Draw:
-    """Writes a picture of smooth patches; 16-bit ones are grey."""
+    """Writes a picture of patches with grain, as photographs have; 16-bit ones are grey."""
 
     def save(path: Path, seed: int = 0, size: tuple[int, int] = (32, 40), *, deep: bool = False) -> Path:
-        small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+        rng = np.random.default_rng(seed)
+        small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        smooth = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float32)
+        picture = Image.fromarray(np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8))
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         if deep:
             picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 256 + 77)
         picture.save(path)

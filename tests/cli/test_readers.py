@@ -1,5 +1,6 @@
 """Reading ahead in other processes: the right pixels in the right order, whatever becomes of the processes."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -127,6 +128,7 @@ def test_a_reader_that_dies_once_costs_nothing(functions: ModuleType, paths: lis
 
 
 def test_readers_that_cannot_even_start_are_an_error(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_pool", lambda workers: ProcessPoolExecutor(1, initializer=os._exit, initargs=(1,)))
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(readers, "_pool", lambda workers: ProcessPoolExecutor(1, spawn, os._exit, (1,)))
     with Readers(1) as pool, pytest.raises(RlpipsError, match="--workers 0"):
         list(pool.read(paths))

@@ -136,7 +136,9 @@ def test_other_files_are_refused(tmp_path: Path, metric: rl.Metric, suffix: str,
     assert "record 1" in refused(path, metric)
 
 
-@pytest.mark.parametrize("line", [b"\n", b"{}\n", b"[1]\n", b'{"reference": 1, "image": "a", "distance": 1}\n', b"a,b\n"])
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[1]\n", b'{"reference": 1, "image": "a", "distance": 1}\n', b"a,b\n"]
+)
 def test_damage_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, line: bytes) -> None:
     path = tmp_path / f"out{suffix}"
     record(path, metric, RESULTS[:1])
