@@ -1,7 +1,9 @@
 """`rlpips distance`: of images to a reference, or of the pairs in two folders, in a list or in one folder."""
 
 import contextlib
+import io
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,9 @@ class Distance(MetricOptions):
 
     def run(self) -> int:
         self._check()
+        # Names of files are bytes; those that are no UTF-8 go out as they came in.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         with contextlib.ExitStack() as stack:
             readers = stack.enter_context(Readers(self._workers))
             if self.images and (problem := readers.finish(readers.start(str(self.images[0]))).error):
@@ -77,7 +82,9 @@ class Distance(MetricOptions):
                 return self._score(pairs, metric, readers, recorded.write, recorded.resume)
             if self.jsonl or self.csv or (not self.json and not isinstance(pairs, list)):
                 form = JsonLines if self.jsonl else CsvRows if self.csv else PlainRows
-                return self._score(pairs, metric, readers, Printed(form(metric)).write)
+                # Rows and a bar on one terminal would run into each other.
+                quiet = sys.stdout.isatty()
+                return self._score(pairs, metric, readers, Printed(form(metric)).write, quiet=quiet)
             results: list[Result] = []
             status = self._score(pairs, metric, readers, results.extend)
             if status != 2:
@@ -135,6 +142,8 @@ class Distance(MetricOptions):
         readers: Readers,
         sink: Sink,
         resume: Callable[[Iterator[Pair]], tuple[int, int]] | None = None,
+        *,
+        quiet: bool = False,
     ) -> int:
         """Scores what is not recorded yet; returns the exit status."""
         stream = iter(pairs)
@@ -149,7 +158,7 @@ class Distance(MetricOptions):
                 return _status(count, failed)
             rest = itertools.chain([upcoming], stream)
             say(f"{self.out} holds {count} pairs already; going on from there")
-        with _bar("pair", shown=not self.images, total=total, initial=count) as bar:
+        with _bar("pair", shown=not (quiet or (self.images and self.out is None)), total=total, initial=count) as bar:
             if isinstance(pairs, AllPairs):
                 windows = all_pairs.score_all(pairs, metric, readers, skip=count, done=bar.update)
             else:

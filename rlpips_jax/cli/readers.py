@@ -90,7 +90,8 @@ class Readers:
         self._started = 0
         self._reading: dict[int, Ticket] = {}
         self._recent: OrderedDict[str, Ticket] = OrderedDict()
-        self._largest = 1
+        # Unknown as yet: a guess that lets some files be read ahead, and not too many of large ones.
+        self._largest, self._known = AHEAD_BYTES // FEW, False
 
     def __enter__(self) -> "Readers":
         return self
@@ -142,7 +143,9 @@ class Readers:
         for remark in outcome.remarks:
             warnings.warn(remark, ImageFileWarning, stacklevel=2)
         if outcome.image is not None:
-            self._largest = max(self._largest, outcome.image.nbytes)
+            size = outcome.image.nbytes
+            self._largest = max(self._largest, size) if self._known else size
+            self._known = True
         return outcome
 
     def read(self, paths: Iterable[str]) -> Iterator[Decoded]:

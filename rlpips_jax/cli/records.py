@@ -144,9 +144,6 @@ class Printed:
 
     def __init__(self, form: Form) -> None:
         self._form = form
-        # Names of files are bytes; those that are no UTF-8 go out as they came in.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")
         sys.stdout.write(form.header)
         sys.stdout.flush()
 
@@ -177,7 +174,9 @@ class Recorded:
         self._path = path
         self._form = form
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+        # No mode of `open` makes a file or takes it as it is, to be read and written.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._file = open(os.open(path, flags, 0o666), "r+b")  # noqa: SIM115
         try:
             self._lock()
         except BaseException:

@@ -96,10 +96,14 @@ def test_what_was_read_last_is_kept(paths: list[str]) -> None:
 
 
 def test_large_images_are_read_less_far_ahead(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "FEW", 16)
     with Readers(0) as pool:
-        assert pool.ahead == readers.MOST_AHEAD
-        monkeypatch.setattr(readers, "AHEAD_BYTES", 3 * 20 * 30 * 3)
+        # Nothing is known of the sizes yet.
+        assert pool.ahead == 16
         pool.finish(pool.start(paths[0]))
+        assert pool.ahead == readers.MOST_AHEAD
+        monkeypatch.setattr(readers, "AHEAD_BYTES", 3 * 28 * 30 * 3)
+        pool.finish(pool.start(paths[8]))
         assert pool.ahead == 3
 
 
