@@ -234,6 +234,7 @@ def _sum_of_products(x: Array, kernel: Array, geometry: _Geometry, *, transposed
     (top, _), (left, _) = geometry.padding
     height, width = geometry.size if transposed else geometry.output
     contracted = ((x.ndim - 1,), (1 if transposed else 0,))
+    # Or each product would compute the layer before anew.
     x = _stored(x)
     total = jnp.zeros((), x.dtype)
     for i, j in np.ndindex(*geometry.window):
@@ -252,19 +253,20 @@ def _sum_of_products(x: Array, kernel: Array, geometry: _Geometry, *, transposed
             (0, 0, 0),
         ]
         total += lax.pad(product, jnp.zeros((), product.dtype), around)
-    return _stored(jnp.broadcast_to(total, (x.shape[0], height, width, kernel.shape[2 if transposed else 3])))
+    total = jnp.broadcast_to(total, (x.shape[0], height, width, kernel.shape[2 if transposed else 3]))
+    return _stored(total)
 
 
 @jax.custom_jvp
 def _stored(x: Array) -> Array:
     """The same array, in memory.
 
-    XLA's CPU compiler computes what is read in several places anew for each of them, and pays no heed to
+    XLA's CPU compiler computes what is read in several places anew for each of them, and drops
     `lax.optimization_barrier`. It does not see that this loop never runs, and a loop's result is stored.
     """
     first = jnp.sum(x.reshape(-1)[:1])
     never = first < first - 1
-    return lax.while_loop(lambda state: state[1], lambda state: (jnp.zeros_like(x), ~state[1]), (x, never))[0]
+    return lax.while_loop(lambda state: state[1], lambda state: (2 * state[0], ~state[1]), (x, never))[0]
 
 
 @_stored.defjvp

@@ -4,6 +4,7 @@
 both alike, computes once and keeps everything, as if nothing had been asked.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,29 +34,33 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
     def backward(residuals: Any, cotangent: Any) -> tuple[Any, Array]:
         *arguments, learns = residuals
 
-        def pull(arguments: Any, cotangent: Any) -> tuple[Any, Array]:
-            parameters, x = arguments
+        def pull(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
             if learns is None:
-                return None, jax.vjp(lambda x: function(parameters, x), x)[1](cotangent)[0]
-            return jax.vjp(function, parameters, x)[1](cotangent)
+                result, transpose = jax.vjp(functools.partial(function, parameters), x)
+            else:
+                result, transpose = jax.vjp(function, parameters, x)
+            # A part of the result that nothing depends on has no cotangent.
+            gradients = transpose(
+                jax.tree.map(lambda leaf, part: jnp.zeros_like(leaf) if part is None else part, result, cotangent)
+            )
+            return (None, *gradients) if learns is None else gradients
 
-        def after_barrier(arguments: Any, cotangent: Any) -> tuple[Any, Array]:
-            return pull(*lax.optimization_barrier((arguments, cotangent)))
+        def after_barrier(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
+            return pull(parameters, *lax.optimization_barrier((x, cotangent)))
 
-        def in_branch(arguments: Any, cotangent: Any) -> tuple[Any, Array]:
+        def in_branch(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
             # Always taken, which the compiler does not see; so it neither merges the branch with the forward pass
             # nor starts it before the cotangent is there.
             first = jnp.sum(jax.tree.leaves(cotangent)[0].reshape(-1)[:1])
-            shapes = jax.eval_shape(pull, arguments, cotangent)
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return lax.cond(first < first - 1, lambda *_: zeros, pull, arguments, cotangent)
+            never = None if learns is None else parameters, x
+            return lax.cond(first < first - 1, lambda *_: never, pull, parameters, x, cotangent)
 
         cotangent = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf,
+            lambda leaf: None if isinstance(leaf, SymbolicZero) else leaf,
             cotangent,
             is_leaf=lambda leaf: isinstance(leaf, SymbolicZero),
         )
-        return lax.platform_dependent(tuple(arguments), cotangent, cpu=in_branch, default=after_barrier)
+        return lax.platform_dependent(*arguments, cotangent, cpu=in_branch, default=after_barrier)
 
     call.defvjp(forward, backward, symbolic_zeros=True)
     return call

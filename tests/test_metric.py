@@ -371,7 +371,7 @@ def test_a_donated_metric_comes_back(tiny) -> None:
     np.testing.assert_allclose(halved.parameters["heads"][0], tiny.parameters["heads"][0] / 2)
 
 
-@pytest.mark.parametrize("style", ["jit", "shard_map"])
+@pytest.mark.parametrize("style", ["jit", "shard_map", "shard_map, remat"])
 def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(style, tiny) -> None:
     """A step that moves images, as a generator's training does."""
     devices = np.array(jax.devices())
@@ -386,6 +386,7 @@ def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(styl
         return value, y - 0.1 * gradient
 
     expected, moved = step(tiny, x, y)
+    tiny = dataclasses.replace(tiny, remat="remat" in style)
     mesh = Mesh(devices, ("data",))
     rows, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     arguments = jax.device_put(tiny, everywhere), jax.device_put(x, rows), jax.device_put(y, rows)
