@@ -70,14 +70,15 @@ def test_distance_and_gradient(name: str) -> None:
     def of_second(y: jax.Array, x: jax.Array, metric: Metric) -> jax.Array:
         return rl.distance(x, y, metric, value_range=(-1, 1))
 
-    distance, gradient = jax.jit(jax.value_and_grad(of_second))(y, x, metric)
-    np.testing.assert_allclose(distance, EXPECTED[name]["0.1"]["distance"][0], rtol=1e-5)
-    gradient = np.asarray(gradient, np.float64)
-    tolerance = 1e-4 * expected["largest"]
-    np.testing.assert_allclose(gradient[SLICE], expected["slice"], rtol=0, atol=tolerance)
-    np.testing.assert_allclose(np.abs(gradient).max(), expected["largest"], rtol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(gradient), expected["norm"], rtol=1e-4)
-    np.testing.assert_allclose(gradient.sum(), expected["sum"], rtol=0, atol=1e-4 * expected["norm"])
+    for mode in (False, True):
+        distance, gradient = jax.jit(jax.value_and_grad(of_second))(y, x, replace(metric, forward_mode=mode))
+        np.testing.assert_allclose(distance, EXPECTED[name]["0.1"]["distance"][0], rtol=1e-5)
+        gradient = np.asarray(gradient, np.float64)
+        tolerance = 1e-4 * expected["largest"]
+        np.testing.assert_allclose(gradient[SLICE], expected["slice"], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(np.abs(gradient).max(), expected["largest"], rtol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(gradient), expected["norm"], rtol=1e-4)
+        np.testing.assert_allclose(gradient.sum(), expected["sum"], rtol=0, atol=1e-4 * expected["norm"])
 
 
 def test_every_variant_differs() -> None:

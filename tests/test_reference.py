@@ -75,8 +75,11 @@ def test_distances(network, version, heads, dtype, relative, absolute, goldens, 
             layers = np.asarray(rl.layer_distances(x, y, tested))
             np.testing.assert_allclose(layers, expected["/layers"][index], rtol=relative, atol=absolute)
             # Compiling costs more than computing, so the sum stands for the distance except at one size.
-            found = rl.distance(x, y, tested) if x.shape == (64, 64, 3) else layers.sum()
-            np.testing.assert_allclose(float(found), expected[""][index], rtol=relative, atol=absolute)
+            whole = [layers.sum()]
+            if x.shape == (64, 64, 3):
+                whole = [rl.distance(x, y, m) for m in (tested, dataclasses.replace(tested, forward_mode=True))]
+            for found in whole:
+                np.testing.assert_allclose(float(found), expected[""][index], rtol=relative, atol=absolute)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -91,7 +94,9 @@ def test_gradients(network, dtype, goldens, shared) -> None:
             expected = goldens[f"{prefix}{index}"]
             rounding = dtype == "float32" and (network[0], index) in DECIDED_BY_ROUNDING
             limit = (1e-2 if rounding else 1e-4) * np.abs(expected).max()
-            for candidate in (tested, dataclasses.replace(tested, remat=True)):
+            plain = dataclasses.replace(tested, forward_mode=True)
+            recomputing = [dataclasses.replace(tested, remat=True)] if index == indices[0] else []
+            for candidate in (tested, plain, *recomputing):
                 gradient = jax.grad(lambda y, x=x, m=candidate: rl.distance(x, y, m, value_range=(-1, 1)))(
                     y.astype(dtype)
                 )
