@@ -8,7 +8,7 @@ otherwise.
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +118,7 @@ def score_all(
     *,
     skip: int = 0,
     done: Callable[[int], object] = lambda count: None,
-) -> Iterator[list[Result]]:
+) -> Generator[list[Result], None, None]:
     """The result of each pair, in the order of `AllPairs`.
 
     Args:
@@ -136,11 +136,15 @@ def score_all(
         if skip >= group.count:
             skip -= group.count
             continue
-        for more in _Table(group, metric, readers, done).rows(skip):
-            results += more
-            if len(results) >= WINDOW:
-                yield results
-                results = []
+        table = _Table(group, metric, readers, done)
+        try:
+            for more in table.rows(skip):
+                results += more
+                if len(results) >= WINDOW:
+                    yield results
+                    results = []
+        finally:
+            table.settle()
         skip = 0
     if results:
         yield results
@@ -175,6 +179,12 @@ class _Table:
         self._kept: dict[int, _Tile] = {}
         self._kept_bytes = 0
         self._tickets: dict[int, list[Ticket]] = {}
+        self._computing: deque[Array] = deque()
+        self._latest: Features = ()
+
+    def settle(self) -> None:
+        """Waits for what is being computed: the interpreter must not end before, for instance after Ctrl-C."""
+        jax.block_until_ready([self._latest, *self._computing])
 
     def rows(self, skip: int) -> Iterator[list[Result]]:
         """Results row by row, without the first `skip`."""
@@ -198,7 +208,7 @@ class _Table:
         """Distances of the images of a tile to themselves and all that follow."""
         left = self._obtain(row)
         errors = dict(left.errors)
-        computing: deque[Array] = deque()
+        computing = self._computing
         columns: list[np.ndarray] = []
 
         def collect() -> None:
@@ -249,6 +259,7 @@ class _Table:
             if image is not None:
                 batch[at] = image / np.float32(255) if deep and image.dtype == np.uint8 else image
         tile = _Tile(self._metric.features(batch), errors)
+        self._latest = tile.features
         size = _bytes(tile.features)
         if self._kept_bytes + size <= FEATURE_BYTES:
             self._kept[number] = tile

@@ -163,10 +163,11 @@ class Distance(MetricOptions):
                 windows = all_pairs.score_all(pairs, metric, readers, skip=count, done=bar.update)
             else:
                 windows = score(rest, metric, readers, done=bar.update)
-            for results in windows:
-                sink(results)
-                count += len(results)
-                failed += sum(result.distance is None for result in results)
+            with contextlib.closing(windows):
+                for results in windows:
+                    sink(results)
+                    count += len(results)
+                    failed += sum(result.distance is None for result in results)
         return _status(count, failed)
 
     def _print(self, results: list[Result], metric: Metric) -> None:

@@ -7,7 +7,7 @@ next window's, and can be written in order.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ def score(
     readers: Readers,
     *,
     done: Callable[[int], object] = lambda count: None,
-) -> Iterator[list[Result]]:
+) -> Generator[list[Result], None, None]:
     """The result of each pair, in their order, a window at a time. Every failure is also told on stderr, at once.
 
     Args:
@@ -95,6 +95,15 @@ def score(
         done: told how many pairs more are finished.
     """
     batches = _Batches(metric, done)
+    try:
+        yield from _windows(pairs, metric, readers, batches, done)
+    finally:
+        batches.settle()
+
+
+def _windows(
+    pairs: Iterable[Pair], metric: Metric, readers: Readers, batches: "_Batches", done: Callable[[int], object]
+) -> Generator[list[Result], None, None]:
     comparable = _Comparable(metric)
     told = _Told()
     stream = _read_ahead(pairs, readers)
@@ -106,7 +115,8 @@ def score(
         pair, reference, image = upcoming
         place = len(window)
         window.append(pair)
-        error = pair.error or reference.error or image.error
+        problems = dict.fromkeys(filter(None, (pair.error, reference.error, image.error)))
+        error = "; ".join(problems) or None
         if reference.image is not None and image.image is not None and pair.files is not None:
             try:
                 comparable.check(pair.files, reference.image, image.image)
@@ -121,6 +131,13 @@ def score(
         late = len(window) >= FEWEST and time.monotonic() - begun > LONGEST
         if upcoming is None or late or len(window) >= WINDOW:
             values = batches.finish(last=upcoming is None)
+            for at, value in list(values.items()):
+                if not np.isfinite(value):
+                    del values[at]
+                    errors[at] = (
+                        f"the distance of '{window[at].reference}' and '{window[at].image}' came out as {value}"
+                    )
+                    told.tell(errors[at])
             yield [Result(p.reference, p.image, values.get(at), errors.get(at)) for at, p in enumerate(window)]
             window, errors, begun = [], {}, time.monotonic()
 
@@ -224,6 +241,10 @@ class _Batches:
             self._collect()
         values, self._values = self._values, {}
         return values
+
+    def settle(self) -> None:
+        """Waits for what is being computed: the interpreter must not end before, for instance after Ctrl-C."""
+        jax.block_until_ready([values for _, values in self._computing])
 
     def _plan(self, *, complete: bool) -> None:
         sample, self._sample = self._sample or [], None
