@@ -1,20 +1,24 @@
 """Image files read ahead, by processes of their own that never import JAX.
 
-A reading process that dies (killed, or out of memory) costs no result: what it and its siblings had in hand is read
-again, one file at a time, and only a file that is at hand when a process dies once more is given up.
+A reading process that dies (killed, or out of memory) costs no result: another reads the file that it had in hand, and
+only if that one dies too is the file given up. Each process has a pipe of its own, on which its death shows at once,
+also in the middle of an image; with a pipe for all, as in `concurrent.futures`, the rest of the image would be waited
+for, for ever.
 """
 
-import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +90,9 @@ class Readers:
     def __init__(self, workers: int, function: Callable[[str], Decoded] = decode) -> None:
         self._workers = workers
         self._function = function
-        self._pool: ProcessPoolExecutor | None = None
+        self._threads: list[_Worker] = []
+        self._work: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._started = 0
-        self._reading: dict[int, Ticket] = {}
         self._recent: OrderedDict[str, Ticket] = OrderedDict()
         # Unknown as yet: a guess that lets some files be read ahead, and not too many of large ones.
         self._largest, self._known = AHEAD_BYTES // FEW, False
@@ -96,15 +100,12 @@ class Readers:
     def __enter__(self) -> "Readers":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        if kind is not None:
-            # What is being read is of no use any more, and may take long.
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.end()
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
 
     @property
     def ahead(self) -> int:
@@ -121,25 +122,22 @@ class Readers:
             self._recent.popitem(last=False)
         self._started += 1
         if self._workers and self._started > FEW:
-            self._submit(ticket)
-            self._reading[id(ticket)] = ticket
+            ticket.future = Future()
+            self._work.put(ticket)
+            if len(self._threads) < self._workers:
+                self._threads.append(_Worker(self._work, self._function))
         return ticket
 
     def finish(self, ticket: Ticket) -> Decoded:
-        """What came of a file; waits for it. What it said of the file is told as a warning, once."""
-        if ticket.outcome is not None and id(ticket) not in self._reading:
+        """What came of a file; waits for it. What it said of the file is told as a warning, once.
+
+        Raises:
+            RlpipsError: no process can be started.
+        """
+        if ticket.outcome is not None:
             return ticket.outcome
-        if ticket.future is None:
-            ticket.outcome = self._function(ticket.path)
-        elif ticket.outcome is None:
-            try:
-                ticket.outcome = ticket.future.result()
-            except BrokenProcessPool:
-                self._read_one_by_one()
-        self._reading.pop(id(ticket), None)
-        ticket.future = None
-        outcome = ticket.outcome
-        assert outcome is not None
+        outcome = self._function(ticket.path) if ticket.future is None else ticket.future.result()
+        ticket.outcome, ticket.future = outcome, None
         for remark in outcome.remarks:
             warnings.warn(remark, ImageFileWarning, stacklevel=2)
         if outcome.image is not None:
@@ -150,89 +148,100 @@ class Readers:
 
     def read(self, paths: Iterable[str]) -> Iterator[Decoded]:
         """What came of each file, in their order, reading ahead."""
-        queue: deque[Ticket] = deque()
+        tickets: deque[Ticket] = deque()
         for path in paths:
-            queue.append(self.start(path))
-            while len(queue) > self.ahead:
-                yield self.finish(queue.popleft())
-        while queue:
-            yield self.finish(queue.popleft())
+            tickets.append(self.start(path))
+            while len(tickets) > self.ahead:
+                yield self.finish(tickets.popleft())
+        while tickets:
+            yield self.finish(tickets.popleft())
 
-    def _submit(self, ticket: Ticket) -> None:
-        while True:
-            if self._pool is None:
-                self._pool = _pool(self._workers)
+
+class _Worker(threading.Thread):
+    """A process, and the thread that hands it files one after the other."""
+
+    def __init__(self, work: "queue.SimpleQueue[Ticket | None]", function: Callable[[str], Decoded]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._function = function
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._ended = False
+        self._starting = threading.Lock()
+        # In this thread, or it would leave Ctrl-C unblocked in the one that starts processes.
+        resource_tracker.ensure_running()
+        self.start()
+
+    def end(self) -> None:
+        """Ends the process, whatever it is doing; the thread ends when it takes its next work."""
+        with self._starting:
+            self._ended = True
+            if self._process is not None:
+                self._process.kill()
+
+    def run(self) -> None:
+        """Works until there is None to do."""
+        if hasattr(signal, "pthread_sigmask"):
+            # Processes started from here never see Ctrl-C, which is the main thread's to answer.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while (ticket := self._work.get()) is not None:
+            future = ticket.future
+            if future is None or self._ended:
+                continue
             try:
-                with _uninterrupted():
-                    ticket.future = self._pool.submit(self._function, ticket.path)
-                return
-            except BrokenProcessPool:
-                self._read_one_by_one()
+                future.set_result(self._read(ticket.path))
+            except BaseException as error:
+                future.set_exception(error)
+        self._close()
 
-    def _read_one_by_one(self) -> None:
-        """After a process died: reads what was under way again, so that a second death tells by which file."""
-        self._discard()
-        for ticket in list(self._reading.values()):
-            if ticket.outcome is not None or ticket.future is None:
-                continue
-            if ticket.future.done() and not ticket.future.cancelled() and ticket.future.exception() is None:
-                ticket.outcome = ticket.future.result()
-                continue
-            ticket.outcome = self._read_alone(ticket.path)
+    def _read(self, path: str) -> Decoded:
+        for _ in range(2):
+            connection = self._connection or self._start()
+            try:
+                connection.send(path)
+                return connection.recv()
+            except (EOFError, OSError):
+                self._close()
+        return Decoded(error=f"{path} cannot be read: the process that read it died twice, killed or out of memory")
 
-    def _read_alone(self, path: str) -> Decoded:
+    def _start(self) -> Connection:
+        # Forked processes would inherit JAX's threads in an unknown state.
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, self._function), daemon=True)
+        with self._starting:
+            if self._ended:
+                raise RlpipsError("reading has ended")
+            process.start()
+            self._process, self._connection = process, here
+        # Only the process holds the other end now, and with the process it closes.
+        there.close()
         try:
-            if self._pool is None:
-                self._pool = _pool(self._workers)
-                with _uninterrupted():
-                    started = self._pool.submit(os.getpid)
-                started.result()
-        except BrokenProcessPool:
+            here.recv()
+        except (EOFError, OSError):
             raise RlpipsError(
                 "the processes that read images die as soon as they start; with --workers 0 this one reads them"
             ) from None
-        try:
-            with _uninterrupted():
-                future = self._pool.submit(self._function, path)
-            return future.result()
-        except BrokenProcessPool:
-            self._discard()
-            return Decoded(error=f"{path} cannot be read: the process that read it died twice, killed or out of memory")
+        return here
 
-    def _discard(self) -> None:
-        """Gives up a pool that is broken."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Forked processes would inherit JAX's threads in an unknown state.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    def _close(self) -> None:
+        """Clears up after the process."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        with self._starting:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
 
 
-def _begin() -> None:
-    """What a reading process does first."""
+def _serve(connection: Connection, function: Callable[[str], Decoded]) -> None:
+    """What a reading process does: begins with a sign of life, and ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed could not end its children; they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Processes started within never see Ctrl-C, which is this process's to answer; it sees it right after."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        connection.send(None)
+        while True:
+            connection.send(function(connection.recv()))
+    except (EOFError, OSError):
+        return

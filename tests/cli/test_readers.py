@@ -1,10 +1,7 @@
 """Reading ahead in other processes: the right pixels in the right order, whatever becomes of the processes."""
 
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +23,19 @@ def modules(path):
 def always(path):
     if "deadly" in path:
         os.kill(os.getpid(), signal.SIGKILL)
+    return decode(path)
+
+def leave(connection, function):
+    os._exit(1)
+
+def half(path):
+    if "large" in path:
+        # Dies as a process does that is killed while it sends: part of the message is in the pipe.
+        from multiprocessing import connection
+        def send(self, buffer):
+            os.write(self._handle, (len(buffer) + 1000).to_bytes(4, "big") + bytes(buffer[:5000]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        connection.Connection._send_bytes = send
     return decode(path)
 
 def once(path):
@@ -131,8 +141,31 @@ def test_a_reader_that_dies_once_costs_nothing(functions: ModuleType, paths: lis
         np.testing.assert_array_equal(decoded.image, rl.load_image(path))
 
 
-def test_readers_that_cannot_even_start_are_an_error(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr(readers, "_pool", lambda workers: ProcessPoolExecutor(1, spawn, os._exit, (1,)))
+def test_a_reader_that_dies_in_the_middle_of_an_image_does_not_hang(
+    functions: ModuleType, paths: list[str], tmp_path: Path, draw: Callable[..., Path]
+) -> None:
+    # Larger than a pipe holds, so that it is under way in parts.
+    large = str(draw(tmp_path / "large.png", size=(1500, 1500)))
+    with Readers(1, functions.half) as pool:
+        found = list(pool.read([paths[0], large, paths[1]]))
+    assert found[1].error is not None
+    assert "died twice" in found[1].error
+    np.testing.assert_array_equal(found[2].image, rl.load_image(paths[1]))
+
+
+def test_ending_in_the_middle_of_an_image_does_not_hang(
+    paths: list[str], tmp_path: Path, draw: Callable[..., Path]
+) -> None:
+    large = [str(draw(tmp_path / f"large{number}.png", size=(900, 900))) for number in range(6)]
+    with Readers(2) as pool:
+        for path in [paths[0], *large]:
+            pool.start(path)
+        pool.finish(pool.start(large[0]))
+
+
+def test_readers_that_cannot_even_start_are_an_error(
+    functions: ModuleType, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_serve", functions.leave)
     with Readers(1) as pool, pytest.raises(RlpipsError, match="--workers 0"):
         list(pool.read(paths))
