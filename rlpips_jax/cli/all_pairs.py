@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.cli import say
+from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.options import check_files
 from rlpips_jax.cli.readers import Readers, Ticket, survey
 from rlpips_jax.cli.scoring import BATCH_PIXELS, COMPUTING, WINDOW, Pair, Result, score
@@ -212,8 +212,10 @@ class _Table:
         columns: list[np.ndarray] = []
 
         def collect() -> None:
+            interrupts.check()
             column = row + len(columns)
-            columns.append(np.asarray(computing.popleft()))
+            columns.append(np.asarray(computing[0]))
+            computing.popleft()
             inside, others = len(self._members(row)), len(self._members(column))
             self._done(inside * others if column > row else inside * (inside - 1) // 2)
 

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from rlpips_jax import reports
-from rlpips_jax.cli import all_pairs, pair_lists, say
+from rlpips_jax.cli import all_pairs, interrupts, pair_lists, say
 from rlpips_jax.cli.all_pairs import AllPairs
 from rlpips_jax.cli.options import Folder, MetricOptions
 from rlpips_jax.cli.readers import Readers, cores
@@ -163,7 +163,7 @@ class Distance(MetricOptions):
                 windows = all_pairs.score_all(pairs, metric, readers, skip=count, done=bar.update)
             else:
                 windows = score(rest, metric, readers, done=bar.update)
-            with contextlib.closing(windows):
+            with interrupts.deferred(), contextlib.closing(windows):
                 for results in windows:
                     sink(results)
                     count += len(results)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from rlpips_jax.cli import interrupts
 from rlpips_jax.decoding import load_image
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning, RlpipsError
 
@@ -134,9 +135,10 @@ class Readers:
         Raises:
             RlpipsError: no process can be started.
         """
+        interrupts.check()
         if ticket.outcome is not None:
             return ticket.outcome
-        outcome = self._function(ticket.path) if ticket.future is None else ticket.future.result()
+        outcome = self._function(ticket.path) if ticket.future is None else _result(ticket.future)
         ticket.outcome, ticket.future = outcome, None
         for remark in outcome.remarks:
             warnings.warn(remark, ImageFileWarning, stacklevel=2)
@@ -155,6 +157,14 @@ class Readers:
                 yield self.finish(tickets.popleft())
         while tickets:
             yield self.finish(tickets.popleft())
+
+
+def _result(future: Future[Decoded]) -> Decoded:
+    while True:
+        try:
+            return future.result(timeout=0.2)
+        except TimeoutError:
+            interrupts.check()
 
 
 class _Worker(threading.Thread):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from rlpips_jax.cli import say
+from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.options import check_files
 from rlpips_jax.cli.readers import Decoded, Readers, Ticket
 from rlpips_jax.cli.shapes import Shape, Shapes, Size
@@ -274,6 +274,7 @@ class _Batches:
             self._compute(shape, batch)
 
     def _compute(self, shape: Shape, batch: list[_Loaded]) -> None:
+        interrupts.check()
         images = self._images_of.setdefault(shape, _full(shape))
         x, y = (np.zeros((images, shape.height, shape.width, 3), shape.dtype) for _ in range(2))
         sizes = np.full((images, 2), (shape.height, shape.width), np.int32)
@@ -288,9 +289,11 @@ class _Batches:
             self._collect()
 
     def _collect(self) -> None:
-        batch, values = self._computing.popleft()
+        # Taken off only when it is there: Ctrl-C can end the waiting, and `settle` must know what is left.
+        batch, values = self._computing[0]
         for loaded, value in zip(batch, np.asarray(values), strict=False):
             self._values[loaded.place] = value
+        self._computing.popleft()
         self._done(len(batch))
 
 

@@ -1,0 +1,47 @@
+"""Ctrl-C between two steps, and at once when pressed twice."""
+
+import signal
+
+import pytest
+
+from rlpips_jax.cli import interrupts
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_the_step_is_finished_first() -> None:
+    finished = []
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        press()
+        finished.append(1)
+        interrupts.check()
+        finished.append(2)
+    assert finished == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    interrupts.check()
+
+
+def test_the_end_is_a_step_too() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        press()
+
+
+def test_pressed_twice_it_is_answered_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        press()
+        press()
+        pytest.fail("went on")
+    interrupts.check()
+
+
+def test_who_ignores_it_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.deferred():
+            press()
+            interrupts.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
