@@ -222,7 +222,7 @@ class _Table:
         for column in range(row, self._tiles):
             right = left if column == row else self._obtain(column)
             errors |= right.errors
-            computing.append(_between(self._metric, left.features, right.features))
+            computing.append(self._metric.pairwise_between(left.features, right.features))
             while len(computing) > COMPUTING:
                 collect()
         while computing:
@@ -272,11 +272,6 @@ class _Table:
         if number not in self._tickets:
             self._tickets[number] = [self._readers.start(self._paths[at]) for at in self._members(number)]
         return self._tickets[number]
-
-
-@jax.jit
-def _between(metric: Metric, features: Features, others: Features) -> Float[Array, "n m"]:
-    return jax.lax.map(lambda one: metric.between(jax.tree.map(lambda leaf: leaf[None], one), others), features)
 
 
 def _bytes(features: Features) -> int:
