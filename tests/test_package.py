@@ -28,7 +28,7 @@ LAYERS = (
     ("errors",),
     ("warning",),
     ("decoding",),
-    ("images", "image_files", "convolution"),
+    ("images", "image_files", "convolution", "recomputation", "squared_distances"),
     ("backbones",),
     ("weights",),
     ("metric",),
