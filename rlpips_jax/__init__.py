@@ -72,8 +72,12 @@ JAX takes a second and 100 MB to import: the processes that read images for `rlp
 """
 
 
+_MODULES = (*_HOMES, "backbones", "convolution", "evaluation", "images", "reports", "weights")
+"""Modules that are attributes without being imported by name."""
+
+
 def __getattr__(name: str) -> Any:
-    if name in (*_HOMES, "images"):
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     for home, names in _HOMES.items():
         if name in names:
@@ -84,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

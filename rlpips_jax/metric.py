@@ -125,7 +125,7 @@ class Metric:
             others: from `features` of images of the same size, with one leading axis.
 
         Returns:
-            The matrix of distances, as `rlpips_jax.pairwise` has it.
+            The matrix of distances, as `rlpips_jax.pairwise` has it, but exactly 0 only where features are equal.
 
         Raises:
             MetricError: as `between`, or there is not exactly one leading axis.
@@ -211,7 +211,7 @@ def load(
         max_batch: most images in the network at once: bounds memory, not results. The gradient recomputes each
             block, so it is bounded too.
         remat: recompute activations in the gradient instead of keeping those between taps (VGG16 at 512x512 on CPU:
-            0.64 of the memory).
+            0.64 of the memory). On CPU without effect under `vmap` or within blocks of `max_batch`.
         forward_mode: make `jax.jvp`, `jax.jacfwd` and `jax.linearize` work, which the convolutions' own backward rule
             forbids ("can't apply forward-mode differentiation ..."). On CPU gradients get slower.
 
@@ -358,7 +358,7 @@ def padded_distance(
     """`distance` of pairs of different sizes in one batch, and so in one compiled program.
 
     Activations are set to 0 outside each image after every layer and means are over what is inside, so that each
-    distance is that of the pair alone, but for rounding (1e-6).
+    distance is that of the pair alone, but for rounding (1e-6). `remat` has no effect here.
 
     Args:
         x: images `(n, h, w, 3)`, each in the top left corner; what lies outside it is not looked at, but must be
@@ -457,7 +457,8 @@ def _pairwise(
 
     def prepare(images: Images) -> Rows:
         scaled = _scaled(metric, images, value_range)
-        features = jax.lax.map(lambda block: _normalised(metric, block), _blocks(scaled, min(columns, len(images))))
+        compute = jax.checkpoint(functools.partial(_normalised, metric))
+        features = jax.lax.map(compute, _blocks(scaled, min(columns, len(images))))
         vectors = tuple(feature.reshape(-1, *feature.shape[2:])[: len(images)] for feature in features)
         return _rows(metric, vectors, scaled)
 
@@ -465,9 +466,11 @@ def _pairwise(
         scaled = _scaled(metric, images, value_range)
         return squared_distances(rows, _flat(_normalised(metric, scaled)), _flat((scaled,))[0])
 
+    # Checkpoints, or a gradient would keep all activations, and the features of all blocks.
+    @jax.checkpoint
     def block(images: Images) -> Float[Array, "n m"]:
         ready = prepare(images)
-        passing = jax.checkpoint(functools.partial(beside, ready))  # or a gradient would keep all activations
+        passing = jax.checkpoint(functools.partial(beside, ready))
         matrix = jax.lax.map(passing, _blocks(ys, columns))
         return jnp.moveaxis(matrix, 0, 1).reshape(len(images), -1)[:, : len(ys)]
 
@@ -502,15 +505,18 @@ def _pairwise_between(metric: Metric, features: Features, others: Features) -> F
 def _padded_distance(
     metric: Metric, x: Images, y: Images, sizes: Int[Array, "n 2"], value_range: ValueRange
 ) -> Float[Array, " n"]:
-    x, y = (inside(_scaled(metric, images, value_range), sizes) for images in (x, y))
-    layers = []
-    taps = zip(_activations(metric, x, sizes), _activations(metric, y, sizes), metric.parameters["heads"], strict=True)
-    for (features, extent), (others, _), head in taps:
-        assert extent is not None
-        # Outside its extent an activation is 0, and so is the difference of two.
-        total = jnp.sum(_weighted_difference(features, others, head), axis=(-2, -1))
-        layers.append(total / jnp.prod(extent, axis=-1))
-    return _zero_where_identical(_sum(layers), x, y)
+    def block(x: Images, y: Images, sizes: Int[Array, "n 2"]) -> Float[Array, " n"]:
+        x, y = (inside(_scaled(metric, images, value_range), sizes) for images in (x, y))
+        both = (_activations(metric, images, sizes) for images in (x, y))
+        layers = []
+        for (features, extent), (others, _), head in zip(*both, metric.parameters["heads"], strict=True):
+            assert extent is not None
+            # Outside its extent an activation is 0, and so is the difference of two.
+            total = jnp.sum(_weighted_difference(features, others, head), axis=(-2, -1))
+            layers.append(total / jnp.prod(extent, axis=-1))
+        return _zero_where_identical(_sum(layers), x, y)
+
+    return _in_blocks(metric, block, x, y, sizes)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -20,6 +20,8 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
 
     Args:
         function: of parameters (any pytree) and an array. Neither is closed over.
+
+    Under `vmap` the compiler does see through it on CPU, and memory is as without.
     """
 
     @jax.custom_vjp
@@ -52,7 +54,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
             # Always taken, which the compiler does not see; so it neither merges the branch with the forward pass
             # nor starts it before the cotangent is there.
             first = jnp.sum(jax.tree.leaves(cotangent)[0].reshape(-1)[:1])
-            never = None if learns is None else parameters, x
+            never = (None if learns is None else parameters), x
             return lax.cond(first < first - 1, lambda *_: never, pull, parameters, x, cotangent)
 
         cotangent = jax.tree.map(

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 CLOSE = 0.1
 """A distance below this share of the two norms is computed again: float32 leaves the others five digits or more."""
 
-EQUAL = 1e-6
-"""And one below this share of what the norms are about the origin: equal images may be rounded to vectors so close."""
+EQUAL = 1e-3
+"""And one below this share of what the norms are about the origin: equal images may be rounded to vectors so close, in
+bfloat16 too."""
 
 RECOMPUTED_TOGETHER = 64
 RECOMPUTED_NUMBERS = 1 << 22
@@ -47,9 +48,14 @@ def prepared(
     images: Float[Array, "n p"] | None = None,
 ) -> Rows:
     """The rows of `squared_distances`."""
-    centre = tuple(lax.stop_gradient(jnp.mean(f, axis=0)) for f in vectors)
+    centre = tuple(lax.stop_gradient(_mean(f)) for f in vectors)
     weighted = tuple((f - m) * w for f, m, w in zip(vectors, centre, weights, strict=True))
     return Rows(vectors, weights, centre, weighted, images)
+
+
+def _mean(vectors: Float[Array, "n k"]) -> Float[Array, " k"]:
+    """Without those that are not finite: they must not spoil the others' distances."""
+    return jnp.mean(jnp.where(jnp.all(jnp.isfinite(vectors), axis=1, keepdims=True), vectors, 0), axis=0)
 
 
 def squared_distances(
@@ -64,7 +70,10 @@ def squared_distances(
 
     Differentiable by rows and columns; the derivative is that of the products.
     """
-    products = scale = whole = jnp.zeros(())
+    shape, dtype = (rows.vectors[0].shape[0], columns[0].shape[0]), columns[0].dtype
+    if 0 in shape:
+        return jnp.zeros(shape, dtype)
+    products = scale = whole = jnp.zeros((), dtype)
     for f, w, m, weighted, g in zip(rows.vectors, rows.weights, rows.centre, rows.weighted, columns, strict=True):
         whole += jnp.sum(jnp.square(m) * w)
         f, g = f - m, g - m

@@ -169,9 +169,18 @@ def test_pairwise_is_every_distance(max_memory, tiny) -> None:
 
 def test_the_gradient_of_pairwise_is_that_of_the_distances(tiny) -> None:
     xs, ys = (as_floats(photographs(count, 31, 33, 3, seed=seed)) for count, seed in ((3, 12), (2, 13)))
-    found = jax.jit(jax.grad(lambda ys: rl.pairwise(xs, ys, tiny).sum()))(ys)
-    expected = jax.grad(lambda ys: sum(rl.distance(np.broadcast_to(x, ys.shape), ys, tiny).sum() for x in xs))(ys)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    weights = np.array([[1, -2], [3, 0.5], [0, 1]], np.float32)
+
+    def one_by_one(xs: jax.Array, ys: jax.Array) -> jax.Array:
+        rows = [rl.distance(jnp.broadcast_to(x, ys.shape), ys, tiny) for x in xs]
+        return jnp.sum(weights * jnp.stack(rows))
+
+    expected = jax.grad(one_by_one, argnums=(0, 1))(jnp.asarray(xs), jnp.asarray(ys))
+    for allowed in (1 << 30, 1):
+        total = functools.partial(rl.pairwise, max_memory=allowed)
+        found = jax.jit(jax.grad(lambda xs, ys, f=total: jnp.sum(weights * f(xs, ys, tiny)), argnums=(0, 1)))(xs, ys)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
 def test_pairwise_holds_its_memory(tiny) -> None:
@@ -211,6 +220,8 @@ def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(m
     found = np.asarray(padded_distance(x, y, sizes, metric))
     alone = [rl.distance(a[:h, :w], b[:h, :w], metric) for a, b, (h, w) in zip(x, y, sizes, strict=True)]
     np.testing.assert_allclose(found, alone, rtol=1e-6)
+    blocks = dataclasses.replace(metric, max_batch=3)
+    np.testing.assert_allclose(padded_distance(x, y, sizes, blocks), found, rtol=1e-5)
     assert list(found == 0) == [False, False, True, True]
 
 

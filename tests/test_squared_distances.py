@@ -80,3 +80,22 @@ def test_gradients_are_those_of_the_differences(transform: str) -> None:
         each = 2 * cotangent[:, :, None] * w * (f[:, None].astype(float) - g[None])
         np.testing.assert_allclose(of_f, each.sum(axis=1), atol=1e-5 * np.abs(each).max())
         np.testing.assert_allclose(of_g, -each.sum(axis=0), atol=1e-5 * np.abs(each).max())
+
+
+def test_a_vector_that_is_no_number_spoils_its_own_row_alone() -> None:
+    rows, columns = vectors(4), vectors(3)
+    expected = by_hand(rows, columns)
+    rows[1][2, 5] = np.nan
+    result = np.asarray(found(rows, columns))
+    assert np.isnan(result[2]).all()
+    np.testing.assert_allclose(np.delete(result, 2, axis=0), np.delete(expected, 2, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "others"), [(0, 3), (2, 0)])
+def test_an_empty_set_makes_an_empty_matrix(count: int, others: int) -> None:
+    assert found(vectors(count), vectors(others)).shape == (count, others)
+
+
+def test_float32_stays_float32_where_float64_is_enabled() -> None:
+    with jax.enable_x64(True):
+        assert found(vectors(3), vectors(2)).dtype == jnp.float32

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.options import check_files
 from rlpips_jax.cli.readers import Readers, Ticket, survey
-from rlpips_jax.cli.scoring import BATCH_PIXELS, COMPUTING, WINDOW, Pair, Result, score
+from rlpips_jax.cli.scoring import BATCH_PIXELS, COMPUTING, WINDOW, Pair, Result, no_number, score
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.image_files import image_paths
 from rlpips_jax.metric import Features, Metric
@@ -233,6 +233,8 @@ class _Table:
 
     def _result(self, at: int, other: int, value: np.float32, errors: dict[int, str]) -> Result:
         error = errors.get(at) or errors.get(other)
+        if error is None and (error := no_number(self._paths[at], self._paths[other], value)) is not None:
+            say(error)
         return Result(self._paths[at], self._paths[other], None if error else value, error)
 
     def _members(self, tile: int) -> range:

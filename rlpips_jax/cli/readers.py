@@ -32,7 +32,8 @@ FEW = 16
 """So many files are read before processes are started: starting one takes as long as reading some."""
 
 AHEAD_BYTES = 1 << 28
-"""Images read ahead take about this much at most; so do those that are kept in case they are asked for again."""
+"""Images read ahead take about this much, or are two a process if that is more; so are those that are kept in case they
+are asked for again."""
 
 MOST_AHEAD = 128
 """Most files that are read ahead."""

@@ -132,14 +132,17 @@ def _windows(
         if upcoming is None or late or len(window) >= WINDOW:
             values = batches.finish(last=upcoming is None)
             for at, value in list(values.items()):
-                if not np.isfinite(value):
+                if (error := no_number(window[at].reference, window[at].image, value)) is not None:
                     del values[at]
-                    errors[at] = (
-                        f"the distance of '{window[at].reference}' and '{window[at].image}' came out as {value}"
-                    )
-                    told.tell(errors[at])
+                    errors[at] = error
+                    told.tell(error)
             yield [Result(p.reference, p.image, values.get(at), errors.get(at)) for at, p in enumerate(window)]
             window, errors, begun = [], {}, time.monotonic()
+
+
+def no_number(reference: str, image: str, value: np.float32) -> str | None:
+    """What to say of a distance that is not finite."""
+    return None if np.isfinite(value) else f"the distance of '{reference}' and '{image}' came out as {value}"
 
 
 class _Comparable:
