@@ -15,8 +15,11 @@ from rlpips_jax import cli
 
 ROOT = Path(__file__).parent.parent.parent
 
+# Programs started in the background by a shell script ignore Ctrl-C, and so would what they start.
 START = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rlpips_jax.cli import all_pairs, scoring
 scoring.WINDOW = all_pairs.WINDOW = {window}
 from rlpips_jax.cli import main

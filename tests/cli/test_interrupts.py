@@ -1,10 +1,19 @@
 """Ctrl-C between two steps, and at once when pressed twice."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from rlpips_jax.cli import interrupts
+
+
+@pytest.fixture(autouse=True)
+def usual_handler() -> Iterator[None]:
+    """Python's own, which a test run in the background of a shell script is without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press() -> None:
