@@ -49,5 +49,17 @@ class DistortionError(RlpipsError, ValueError):
     """A distortion was asked for that does not exist, or at a strength outside [0, 1]."""
 
 
+class AttackError(RlpipsError, ValueError):
+    """An attack was asked for in a way that has no meaning; the message says what would have one."""
+
+
+class TripletsError(RlpipsError, ValueError):
+    """Judged triplets, or their distances, cannot be used: missing files, wrong shapes, values or counts."""
+
+
+class CertificateError(RlpipsError, ValueError):
+    """A certificate was asked for by numbers that have no meaning, or of something that is no ranking."""
+
+
 class ImageFileWarning(UserWarning):
     """An image file holds more than one opaque, upright image; the message says what was made of it."""

@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY, Architecture, Backbone
+from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
 from training import procedural
-from training.patches import make_pairs, patches
+from training.patches import make_pairs
 
 FLOOR = 1e-3
 

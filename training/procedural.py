@@ -13,7 +13,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from training.patches import MINIMUM_DEVIATION, deviation, halve, seeded_map
+from rlpips_jax.evaluation.patches import MINIMUM_DEVIATION, deviation, halve
+from training.patches import seeded_map
 
 CHUNK = 64
 """Images a worker makes at a time. It is part of the seeding: changing it changes the result."""
@@ -284,7 +285,7 @@ def images(
     count: int, *, size: int = 64, seed: int = 0, workers: int | None = None
 ) -> UInt8[np.ndarray, "count size size 3"]:
     """``count`` procedural images, the kinds mixed by the shares in `KINDS`, each with a standard deviation
-    above `training.patches.MINIMUM_DEVIATION`.
+    above `rlpips_jax.evaluation.patches.MINIMUM_DEVIATION`.
 
     The result depends on ``seed`` and not on ``workers``; see `training.patches.seeded_map` for the latter.
     """

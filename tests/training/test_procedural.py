@@ -38,7 +38,7 @@ def test_dead_leaves_have_nearly_the_power_spectrum_of_photographs():
 
 @pytest.mark.shared
 def test_dead_leaves_are_near_the_slope_and_contrast_of_real_patches(shared):
-    from training.patches import deviation, patches
+    from rlpips_jax.evaluation.patches import deviation, patches
 
     real = list(patches(shared / "images" / "bsds" / "val", 200, rng=np.random.default_rng(0)))
     leaves = [procedural.dead_leaves(np.random.default_rng(seed)) for seed in range(150)]
