@@ -1,18 +1,17 @@
 """Results as they come: JSON lines or CSV rows, to stdout or to a file that a later run goes on with."""
 
-import contextlib
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rlpips_jax import reports
+from rlpips_jax.cli.journal import Journal
 from rlpips_jax.cli.scoring import Pair, Result
-from rlpips_jax.errors import MetricError, RlpipsError
+from rlpips_jax.errors import MetricError
 from rlpips_jax.metric import Metric
 
 COLUMNS = ("image", "distance", "reference", "signature", "error")
@@ -154,15 +153,10 @@ class Printed:
 
 
 class Recorded:
-    """Results in a file, safe on disk as they come; an interrupted run goes on where it stood.
-
-    Only whole records at the beginning of the file count. They are compared with the run that is asked for; a file
-    of another run is refused and stays as it is. What was torn in the middle of a record is cut off.
-
-    A context manager: within it no other process can write to the file.
+    """Results in a file, as a `Journal` keeps them; the records are compared with the run that is asked for.
 
     Args:
-        path: the file; made, with its folders, if it is not there.
+        path: the file.
         form: of the results.
 
     Raises:
@@ -171,23 +165,14 @@ class Recorded:
     """
 
     def __init__(self, path: Path, form: RecordForm) -> None:
-        self._path = path
         self._form = form
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # No mode of `open` makes a file or takes it as it is, to be read and written.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._file = open(os.open(path, flags, 0o666), "r+b")  # noqa: SIM115
-        try:
-            self._lock()
-        except BaseException:
-            self._file.close()
-            raise
+        self._journal = Journal(path, form.header)
 
     def __enter__(self) -> "Recorded":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._journal.__exit__()
 
     def resume(self, pairs: Iterator[Pair]) -> tuple[int, int]:
         """Takes from `pairs` what the file holds already, and makes the file ready for the rest.
@@ -198,82 +183,31 @@ class Recorded:
         Raises:
             RlpipsError: the file is of another run; names the first difference.
         """
-        file, header = self._file, self._form.header.encode("utf-8", "surrogateescape")
-        begun = file.readline()
-        count = failed = end = 0
-        if begun.endswith(b"\n"):
-            if begun != header:
-                raise self._refusal(1, _shown(begun), _shown(header))
-            end = len(begun)
-            for record in self._form.records(file):
-                if not self._form.whole(record):
-                    break
-                failed += self._check(record, next(pairs, None), count)
-                count += 1
-                end += len(record)
-        elif not header.startswith(begun):
-            raise self._refusal(1, _shown(begun), _shown(header))
-        file.seek(end)
-        file.truncate()
-        if end == 0:
-            self._append(header)
-            self._settle_folder()
+        count = failed = 0
+        for record in self._journal.recorded(self._form.records, self._form.whole):
+            failed += self._check(record, next(pairs, None), count)
+            count += 1
         return count, failed
 
     def write(self, results: list[Result]) -> None:
         """Appends results; when this returns, they are on disk."""
-        self._append("".join(map(self._form.line, results)).encode("utf-8", "surrogateescape"))
-
-    def _append(self, content: bytes) -> None:
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _settle_folder(self) -> None:
-        """Makes the name of a new file as safe as what is in it, where folders can be opened."""
-        with contextlib.suppress(OSError):
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        self._journal.append("".join(map(self._form.line, results)))
 
     def _check(self, record: bytes, pair: Pair | None, count: int) -> bool:
         """Whether the pair that a record is of failed."""
-        number = count + 2
+        refusal, number = self._journal.refusal, count + 2
         try:
             found = self._form.parse(record)
         except ValueError as error:
-            raise self._refusal(number, f"damaged or of another program ({error})", "a result") from error
+            raise refusal(number, f"damaged or of another program ({error})", "a result") from error
         if pair is None:
-            raise self._refusal(number, f"a result of {_named(found)}", f"the end, after {count} pairs")
+            raise refusal(number, f"a result of {_named(found)}", f"the end, after {count} pairs")
         if (found.reference, found.image) != (pair.reference, pair.image):
-            raise self._refusal(number, f"a result of {_named(found)}", f"one of {_named(pair)}")
+            raise refusal(number, f"a result of {_named(found)}", f"one of {_named(pair)}")
         if found.signature not in (None, self._form.signature):
-            raise self._refusal(number, f"of {found.signature}", f"of {self._form.signature}")
+            raise refusal(number, f"of {found.signature}", f"of {self._form.signature}")
         return found.failed
-
-    def _refusal(self, number: int, found: str, wanted: str) -> RlpipsError:
-        return RlpipsError(
-            f"{self._path} is of another run and was left as it is: record {number} is {found}, but should be "
-            f"{wanted}; choose another --out, or run what the file is of"
-        )
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RlpipsError(f"{self._path} is being written by another run; wait for it, or end it") from None
 
 
 def _named(pair: Any) -> str:
     return f"'{pair.reference}' and '{pair.image}'"
-
-
-def _shown(line: bytes, most: int = 300) -> str:
-    text = line[: most + 1].decode("utf-8", "replace").strip()
-    return text if len(line) <= most else f"{text[:most]}..."
