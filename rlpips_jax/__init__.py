@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from rlpips_jax.errors import (
+    AttackError,
+    CertificateError,
     DistortionError,
     ImageError,
     ImageFileError,
     ImageFileWarning,
     MetricError,
     RlpipsError,
+    TripletsError,
     UnknownMetric,
     UnsafeCheckpoint,
     ValueRangeWarning,
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
 __all__ = [
+    "AttackError",
+    "CertificateError",
     "DistortionError",
     "ImageError",
     "ImageFileError",
@@ -43,6 +48,7 @@ __all__ = [
     "Metric",
     "MetricError",
     "RlpipsError",
+    "TripletsError",
     "UnknownMetric",
     "UnsafeCheckpoint",
     "ValueRangeWarning",
@@ -72,7 +78,7 @@ JAX takes a second and 100 MB to import: the processes that read images for `rlp
 """
 
 
-_MODULES = (*_HOMES, "backbones", "convolution", "evaluation", "images", "reports", "weights")
+_MODULES = (*_HOMES, "attacks", "backbones", "convolution", "evaluation", "images", "reports", "weights")
 """Modules that are attributes without being imported by name."""
 
 

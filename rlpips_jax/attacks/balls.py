@@ -1,0 +1,116 @@
+"""The balls that perturbations stay in: l-inf and l2, per image, within the range of values.
+
+A perturbation is `(..., h, w, 3)`; every `(h, w, 3)` of it has a ball of its own. Radii are one number, or one for each
+example, the first axis.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+from optax import projections
+
+from rlpips_jax.errors import AttackError
+from rlpips_jax.images import ValueRange
+
+IMAGE = (-3, -2, -1)
+"""The axes of one image."""
+
+
+class Ball(NamedTuple):
+    """A norm: its length, its projection, its steepest direction and a point drawn from it.
+
+    Attributes:
+        length: norms `(...)` of perturbations `(..., h, w, 3)`.
+        project: `(h, w, 3), radius -> (h, w, 3)`, the nearest point of the ball.
+        steepest: of unit length, along which a linear function with this gradient grows most; 0 where it is 0.
+        draw: `key, shape (..., h, w, 3) -> (..., h, w, 3)`, uniform in the unit ball.
+    """
+
+    length: Callable[[Array], Array]
+    project: Callable[[Array, Array], Array]
+    steepest: Callable[[Array], Array]
+    draw: Callable[[Array, tuple[int, ...], Any], Array]
+
+
+def _l2(perturbation: Float[Array, "... h w c"]) -> Float[Array, "..."]:
+    return jnp.sqrt(jnp.sum(jnp.square(perturbation), axis=IMAGE))
+
+
+def _l2_steepest(gradient: Float[Array, "... h w c"]) -> Float[Array, "... h w c"]:
+    # Scaled first, as squares of small gradients underflow.
+    largest = jnp.max(jnp.abs(gradient), axis=IMAGE, keepdims=True)
+    scaled = gradient / jnp.where(largest > 0, largest, 1)
+    length = _l2(scaled)[..., None, None, None]
+    return scaled / jnp.where(length > 0, length, 1)
+
+
+def _l2_draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "..."]:
+    direction, distance = jax.random.split(key)
+    size = shape[-1] * shape[-2] * shape[-3]
+    radius = jax.random.uniform(distance, (*shape[:-3], 1, 1, 1), dtype) ** (1 / size)
+    return radius * _l2_steepest(jax.random.normal(direction, shape, dtype))
+
+
+BALLS = {
+    "linf": Ball(
+        length=lambda perturbation: jnp.max(jnp.abs(perturbation), axis=IMAGE),
+        project=projections.projection_linf_ball,
+        steepest=jnp.sign,
+        draw=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1, 1),
+    ),
+    "l2": Ball(
+        length=_l2,
+        # optax divides by the radius.
+        project=lambda one, radius: jnp.where(
+            radius > 0, projections.projection_l2_ball(one, jnp.where(radius > 0, radius, 1)), 0
+        ),
+        steepest=_l2_steepest,
+        draw=_l2_draw,
+    ),
+}
+"""The norms by name."""
+
+
+def ball(norm: str) -> Ball:
+    """A norm by its name.
+
+    Raises:
+        AttackError: it is not in `BALLS`.
+    """
+    if norm not in BALLS:
+        raise AttackError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
+    return BALLS[norm]
+
+
+def per_example(radius: Shaped[Array, "..."], images: Float[Array, "n ..."]) -> Shaped[Array, "..."]:
+    """A radius, one number or one an example, with axes that broadcast with images."""
+    return radius.reshape(-1, *(1,) * (images.ndim - 1)) if radius.ndim else radius
+
+
+def project(
+    points: Float[Array, "n ..."],
+    images: Float[Array, "n ..."],
+    radius: Float[Array, "..."],
+    norm: str,
+    value_range: ValueRange,
+) -> Float[Array, "n ..."]:
+    """Points moved into the balls around images and into the range of values.
+
+    The range is clipped to last: as the images lie in it, that only brings points nearer to them.
+    """
+    perturbation = points - images
+    radii = jnp.broadcast_to(per_example(radius, images), (*images.shape[:-3], 1, 1, 1))
+    flat = perturbation.reshape(-1, *images.shape[-3:])
+    projected = jax.vmap(BALLS[norm].project)(flat, radii.reshape(-1))
+    return jnp.clip(images + projected.reshape(images.shape), *value_range)
+
+
+def draw(
+    key: Array, images: Float[Array, "n ..."], radius: Float[Array, "..."], norm: str, value_range: ValueRange
+) -> Float[Array, "n ..."]:
+    """Points drawn uniformly from the balls around images, clipped to the range of values."""
+    perturbation = BALLS[norm].draw(key, images.shape, images.dtype)
+    return jnp.clip(images + per_example(radius, images) * perturbation, *value_range)

@@ -1,0 +1,347 @@
+"""What an attack maximises: a number for each example of a batch.
+
+An objective is any function `images -> (n,)` of images `(n, ..., h, w, 3)` in `value_range`. The objectives here are
+pytrees: the parameters of their metric and the features of images that do not move, which are computed once, are
+arguments of the compiled attack. So are the arrays that a callable pytree holds: a `jax.tree_util.Partial`, a module of
+flax.nnx or equinox. Whatever any other function closes over becomes constants of the program, and every new function
+object is compiled anew.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from rlpips_jax.errors import AttackError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
+from rlpips_jax.metric import Features, Metric
+
+ATTACKED = ("closer", "farther", "both", "reference")
+"""Which image of a triplet an attack moves: pushed away, pulled in, both, or the reference."""
+
+
+class Objective:
+    """Base of objectives that are pytrees."""
+
+    goal: float | None = None
+    """Above this an attack has succeeded; None: above what it was before the attack, where nothing else is said."""
+
+    def __call__(self, images: Any) -> Float[Array, " n"]:
+        """The objective of each example."""
+        raise NotImplementedError
+
+    def succeeded(self, images: Any, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
+        """Against which examples an attack has succeeded that took the objective from `before` to `after`."""
+        return after > (before if self.goal is None else self.goal)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["metric", "features", "constant"],
+    meta_fields=["attacked", "value_range"],
+)
+@dataclass(frozen=True, eq=False)
+class Ranking(Objective):
+    """d(reference, closer) - d(reference, farther): above 0 where the order of a triplet is reversed.
+
+    Made by `ranking`.
+
+    Attributes:
+        metric: the distance.
+        features: of the images that do not move and are compared with one that does.
+        constant: the distance of the two that do not move; 0 where all that are compared move.
+        attacked: which image moves, one of `ATTACKED`.
+        value_range: black and white of the images.
+    """
+
+    goal = 0.0
+
+    metric: Metric
+    features: tuple[Features, ...]
+    constant: Float[Array, " n"]
+    attacked: str
+    value_range: ValueRange
+
+    def __call__(self, images: Float[Array, "n ..."]) -> Float[Array, " n"]:
+        moving = self.metric.features(images, value_range=self.value_range)
+        if self.attacked == "both":
+            (reference,) = self.features
+            distances = self.metric.between(moving, tuple(feature[:, None] for feature in reference))
+            return distances[:, 0] - distances[:, 1]
+        distances = [self.metric.between(moving, still) for still in self.features]
+        if self.attacked == "reference":
+            return distances[0] - distances[1]
+        return distances[0] - self.constant if self.attacked == "closer" else self.constant - distances[0]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["metric", "features"], meta_fields=["value_range"])
+@dataclass(frozen=True, eq=False)
+class DistanceFrom(Objective):
+    """The distance of each image from one that does not move. Made by `distance_from`.
+
+    Attributes:
+        metric: the distance.
+        features: of the images that do not move.
+        value_range: black and white of the images.
+    """
+
+    metric: Metric
+    features: Features
+    value_range: ValueRange
+
+    def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
+        return self.metric.between(self.metric.features(images, value_range=self.value_range), self.features)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["apply", "labels"], meta_fields=["loss", "goal"])
+@dataclass(frozen=True, eq=False)
+class Classification(Objective):
+    """How wrong a classifier is about images. Made by `classification`.
+
+    Attributes:
+        apply: the classifier, `images -> (n, classes)`.
+        labels: `(n,)`, the right classes.
+        loss: one of `LOSSES`.
+        goal: 0 of the margin; no value of the cross-entropy tells whether the classifier is fooled.
+    """
+
+    apply: Any
+    labels: Int[Array, " n"]
+    loss: str
+    goal: float | None
+
+    def __call__(self, images: Images) -> Float[Array, " n"]:
+        return LOSSES[self.loss](self.logits(images), self.labels)
+
+    def logits(self, images: Images) -> Float[Array, "n classes"]:
+        """What the classifier says of images, at least in float32.
+
+        Raises:
+            AttackError: it does not give one row of two or more logits for each label.
+        """
+        logits = self.apply(images)
+        shape = getattr(logits, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != self.labels.shape[0] or shape[1] < 2:
+            raise AttackError(
+                f"apply must give a row of logits for each label, ({self.labels.shape[0]}, classes), and gives "
+                f"{type(logits).__name__ if shape is None else shape} for images {images.shape}"
+            )
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def succeeded(self, images: Any, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
+        """Whether another class has a larger logit than the label, whatever the loss."""
+        return (after if self.loss == "margin" else margin(self.logits(images), self.labels)) > 0
+
+
+def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The largest other logit less the label's, above 0 where the classifier is wrong; NaN where a label has none."""
+    own = jnp.arange(logits.shape[1]) == labels[:, None]
+    others = jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
+    return others - jnp.take_along_axis(logits, labels[:, None], axis=1, mode="fill", fill_value=jnp.nan)[:, 0]
+
+
+def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """-log softmax(logits)[label]. NaN where a label has no logit."""
+    logarithms = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logarithms, labels[:, None], axis=1, mode="fill", fill_value=jnp.nan)[:, 0]
+
+
+LOSSES = {"margin": margin, "cross_entropy": cross_entropy}
+"""The losses of classifiers by name, `logits (n, classes), labels (n,) -> (n,)`."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["objective"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class Negated(Objective):
+    """Minus another objective: what is maximised then makes that small. Made by `negated`."""
+
+    objective: Any
+
+    def __call__(self, images: Any) -> Float[Array, " n"]:
+        return -self.objective(images)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=["samples", "goal"])
+@dataclass(frozen=True, eq=False)
+class Randomised(Objective):
+    """The expectation of an objective that draws at random. Made by `randomised`.
+
+    Attributes:
+        function: `images, key -> (n,)`.
+        samples: draws that are averaged each time.
+        goal: above this expectation an attack has succeeded; None: above what it was before the attack.
+    """
+
+    function: Any
+    samples: int
+    goal: float | None = None
+
+    def __call__(self, images: Any, key: Any = None) -> Float[Array, " n"]:
+        if key is None:
+            raise AttackError("a randomised objective needs a key")
+        values = jax.lax.map(lambda one: self.function(images, one), jax.random.split(key, self.samples))
+        return values.mean(axis=0)
+
+    @property
+    def of_one_draw(self) -> Any:
+        """`images, key -> (n,)`, which is averaged."""
+        return self.function
+
+
+def ranking(
+    metric: Metric,
+    reference: Images,
+    closer: Images,
+    farther: Images,
+    *,
+    attacked: str = "closer",
+    value_range: ValueRange = UNIT_RANGE,
+) -> Ranking:
+    """The objective that reverses the order of triplets: d(reference, closer) - d(reference, farther).
+
+    The images to attack with it are those that `attacked_images` picks: `closer`, `farther` or `reference` as they are,
+    and for "both" the two stacked, `(n, 2, h, w, 3)`.
+
+    Args:
+        metric: from `rlpips_jax.load`.
+        reference: `(n, h, w, 3)`, uint8 or floats in `value_range`.
+        closer: the images that are nearer to their references, as people or the metric judge.
+        farther: the images that are farther.
+        attacked: which image moves, one of `ATTACKED`.
+        value_range: black and white of floating-point images.
+
+    Raises:
+        AttackError: `attacked` is none of `ATTACKED`.
+        ImageError: the images break the convention of `rlpips_jax.images`.
+    """
+    if attacked not in ATTACKED:
+        raise AttackError(f"attacked must be one of {', '.join(ATTACKED)}, got {attacked!r}")
+    value_range = (float(value_range[0]), float(value_range[1]))
+    still = {"closer": (reference,), "farther": (reference,), "both": (reference,), "reference": (closer, farther)}
+    features = tuple(metric.features(images, value_range=value_range) for images in still[attacked])
+    if attacked in ("closer", "farther"):
+        other = farther if attacked == "closer" else closer
+        constant = metric.between(metric.features(other, value_range=value_range), features[0])
+    else:
+        constant = jnp.zeros(reference.shape[0], features[0][0].dtype)
+    return Ranking(metric, features, constant, attacked, value_range)
+
+
+def attacked_images(reference: Images, closer: Images, farther: Images, attacked: str) -> Images:
+    """What moves where `ranking` is attacked: `(n, h, w, 3)`, or `(n, 2, h, w, 3)` for "both"."""
+    if attacked == "both":
+        return jnp.stack([jnp.asarray(closer), jnp.asarray(farther)], axis=1)
+    return {"closer": closer, "farther": farther, "reference": reference}[attacked]
+
+
+def distance_from(metric: Metric, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> DistanceFrom:
+    """The objective that is the distance from `images`, whose features are computed once.
+
+    Args:
+        metric: from `rlpips_jax.load`.
+        images: `(n, h, w, 3)`, uint8 or floats in `value_range`.
+        value_range: black and white of floating-point images.
+    """
+    value_range = (float(value_range[0]), float(value_range[1]))
+    return DistanceFrom(metric, metric.features(images, value_range=value_range), value_range)
+
+
+def classification(apply: Callable[[Any], Any], labels: Any, *, loss: str = "margin") -> Classification:
+    """The objective that fools a classifier: its loss on the right labels.
+
+    To be compiled once for many batches and many states of training, `apply` is a callable pytree: a
+    `jax.tree_util.Partial(model.apply, variables)` of flax.linen, or a module of flax.nnx or equinox itself.
+
+    Args:
+        apply: the classifier, `images (n, h, w, 3) -> logits (n, classes)`; it gets images as the attack varies them,
+            floats in the attack's `value_range`.
+        labels: `(n,)`, whole numbers from 0: the right classes. A label that has no logit makes the objective NaN.
+        loss: "margin", the largest other logit less the label's, above 0 where the classifier is fooled; or
+            "cross_entropy". Either way an attack has succeeded where the classifier is fooled.
+
+    Raises:
+        AttackError: an argument makes no sense.
+    """
+    if loss not in LOSSES:
+        raise AttackError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise AttackError(
+            f"labels must be whole numbers, one for each image, (n,), got {array.dtype} of shape {array.shape}"
+            + ("; take the argmax of one-hot rows" if array.ndim == 2 else "")
+        )
+    if not isinstance(array, Tracer) and (smallest := np.min(np.asarray(array), initial=0)) < 0:
+        raise AttackError(f"labels must be classes, counted from 0, got {smallest}")
+    return Classification(as_pytree(apply), jnp.asarray(array, jnp.int32), loss, 0.0 if loss == "margin" else None)
+
+
+def negated(objective: Any) -> Negated:
+    """The objective to pull images nearer: minus `objective`, such as `distance_from`."""
+    return Negated(as_pytree(objective))
+
+
+def randomised(function: Callable[[Any, Any], Any], samples: int = 8, *, goal: float | None = None) -> Randomised:
+    """The expectation of a randomised objective, for attacks that adapt to it.
+
+    Every gradient is an average over fresh draws (expectation over transformation, Athalye et al. 2018), and what is
+    reported is judged with keys that the attack has not used.
+
+    Args:
+        function: `images, key -> (n,)`.
+        samples: draws averaged at each step.
+        goal: above this expectation an attack has succeeded: 0 for a difference of distances, as in `ranking`. None:
+            above what it was before the attack.
+
+    Raises:
+        AttackError: `samples` is not a positive number.
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
+        raise AttackError(f"samples must be a whole number, 1 or more, got {samples!r}")
+    return Randomised(as_pytree(function), int(samples), None if goal is None else float(goal))
+
+
+class _Skeleton(NamedTuple):
+    """A callable pytree without its arrays: `still` has None in their places, and other leaves in tuples."""
+
+    structure: Any
+    still: tuple[tuple[Any] | None, ...]
+
+    def __call__(self, arrays: list[Array], *arguments: Any) -> Any:
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is None else leaf[0] for leaf in self.still]
+        return jax.tree.unflatten(self.structure, leaves)(*arguments)
+
+
+def as_pytree(function: Any, value_range: ValueRange | None = None) -> Any:
+    """A function that can be an argument of `jit`: a pytree's arrays are traced, anything else is a static part.
+
+    Raises:
+        AttackError: it is no function, or an objective of images in another range than `value_range`, the attack's.
+    """
+    made_for = getattr(function.objective if isinstance(function, Negated) else function, "value_range", value_range)
+    if value_range is not None and made_for != value_range:
+        raise AttackError(
+            f"the objective was made for images in value_range={made_for}, the attack has {value_range}: pass both the "
+            "same one"
+        )
+    if isinstance(function, Objective | Partial):
+        return function
+    if not callable(function):
+        raise AttackError(f"an objective or a classifier is a function of images, got {type(function).__name__}")
+    leaves, structure = jax.tree.flatten(function)
+    if not jax.tree_util.treedef_is_leaf(structure):
+        traced = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+        still = tuple(None if array else (leaf,) for leaf, array in zip(leaves, traced, strict=True))
+        return Partial(_Skeleton(structure, still), [leaf for leaf, array in zip(leaves, traced, strict=True) if array])
+    try:
+        hash(function)
+    except TypeError:
+        return Partial(lambda *arguments: function(*arguments))
+    return Partial(function)

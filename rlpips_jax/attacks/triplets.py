@@ -1,0 +1,173 @@
+"""Attacks on triplets: can a small change of an image, whichever it is, reverse the order of two distances?"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rlpips_jax.attacks import balls
+from rlpips_jax.attacks.combination import Attack, run
+from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, ranking
+from rlpips_jax.attacks.search import Key, as_floats
+from rlpips_jax.errors import AttackError, ImageError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
+from rlpips_jax.metric import Metric, distance
+
+Triplets = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, "n h w 3"]]
+"""Reference, closer, farther."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["closer", "farther"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class TripletDistances:
+    """The two distances from the reference of each triplet.
+
+    Attributes:
+        closer: `(n,)`, d(reference, closer).
+        farther: `(n,)`, d(reference, farther).
+    """
+
+    closer: Float[Array, " n"]
+    farther: Float[Array, " n"]
+
+    @property
+    def margin(self) -> Float[Array, " n"]:
+        """d(reference, closer) - d(reference, farther): above 0 where the order is reversed."""
+        return self.closer - self.farther
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["reference", "closer", "farther", "before", "after", "reversed", "side", "linf", "l2"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class TripletAttackResult:
+    """Triplets as the worst side's attack left them, and their distances.
+
+    A pytree. Lengths are in the units of `value_range`.
+
+    Attributes:
+        reference: `(n, h, w, 3)`, floats in `value_range`, attacked or as it was.
+        closer: likewise.
+        farther: likewise.
+        before: distances within the original triplets.
+        after: distances within the attacked ones.
+        reversed: `(n,)`, whether the closer image is now the farther one; a tie is not reversed.
+        side: `(n,)`, whose attack was the worst, an index into `ATTACKED`.
+        linf: `(n,)`, the largest change of a value in any of the three images.
+        l2: `(n,)`, the Euclidean length of the largest change of an image.
+    """
+
+    reference: Float[Array, "n h w 3"]
+    closer: Float[Array, "n h w 3"]
+    farther: Float[Array, "n h w 3"]
+    before: TripletDistances
+    after: TripletDistances
+    reversed: Bool[Array, " n"]
+    side: Array
+    linf: Float[Array, " n"]
+    l2: Float[Array, " n"]
+
+
+def attack_triplets(
+    metric: Metric,
+    reference: Images,
+    closer: Images,
+    farther: Images,
+    *,
+    attack: Attack,
+    key: Key,
+    attacked: str | Sequence[str] = "closer",
+    value_range: ValueRange = UNIT_RANGE,
+) -> TripletAttackResult:
+    """Attacks the order of triplets, from one side or several; of each triplet the worst side is kept.
+
+        attack = functools.partial(pgd, epsilon=2 / 255, steps=20)
+        result = attack_triplets(metric, reference, closer, farther, attack=attack, key=key, attacked=ATTACKED)
+        accuracy = 1 - result.reversed.mean()
+
+    Each side is one compiled program, used again for batches of the same shape, other parameters of the same metric,
+    and other radii. A side draws the same whichever other ones are attacked.
+
+    Args:
+        metric: from `rlpips_jax.load`.
+        reference: `(n, h, w, 3)`, uint8 or floats in `value_range`.
+        closer: the images that are nearer to their references, as people or the metric judge.
+        farther: the images that are farther.
+        attack: a function `(objective, images, *, key, value_range) -> AttackResult`. With "both" its radius is that
+            of each of the two images.
+        key: a key of `jax.random`.
+        attacked: which image moves, one of `ATTACKED` or several.
+        value_range: black and white of the images.
+
+    Returns:
+        A `TripletAttackResult`. Distances are those that `rlpips_jax.distance` gives of the images it holds.
+
+    Raises:
+        AttackError: `attacked` names no side, or the attack is no such function.
+        ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
+    """
+    sides = (attacked,) if isinstance(attacked, str) else tuple(attacked)
+    if not sides or len(set(sides)) < len(sides) or not set(sides) <= set(ATTACKED):
+        raise AttackError(f"attacked must be one or several of {', '.join(ATTACKED)}, got {attacked!r}")
+    value_range = check_value_range(value_range)
+    images = check_images(value_range, reference=reference, closer=closer, farther=farther)
+    if images[0].ndim != 4:
+        raise ImageError(f"reference has shape {images[0].shape}; triplets are three batches (n, h, w, 3)")
+    originals = cast(Triplets, tuple(as_floats(image, value_range)[0] for image in images))
+    results = []
+    for side in sides:
+        objective = ranking(metric, *originals, attacked=side, value_range=value_range)
+        own = jax.random.fold_in(key, ATTACKED.index(side))
+        results.append(run(attack, objective, attacked_images(*originals, side), own, value_range))
+    adversarial = tuple(result.adversarial for result in results)
+    after = tuple(result.after for result in results)
+    return _worst_side(metric, originals, adversarial, after, sides, value_range)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _worst_side(
+    metric: Metric,
+    originals: Triplets,
+    adversarial: tuple[Float[Array, "n ..."], ...],
+    after: tuple[Float[Array, " n"], ...],
+    sides: tuple[str, ...],
+    value_range: ValueRange,
+) -> TripletAttackResult:
+    chosen = jnp.argmax(jnp.stack(after), axis=0)
+    triplets = originals
+    for index, (side, moved) in enumerate(zip(sides, adversarial, strict=True)):
+        here = (chosen == index)[:, None, None, None]
+        attacked = _with_moved(originals, moved, side)
+        triplets = tuple(jnp.where(here, new, old) for new, old in zip(attacked, triplets, strict=True))
+    before, now = (
+        TripletDistances(*(distance(reference, other, metric, value_range=value_range) for other in others))
+        for reference, *others in (originals, triplets)
+    )
+    changes = jnp.stack([new - old for new, old in zip(triplets, originals, strict=True)])
+    return TripletAttackResult(
+        *triplets,
+        before=before,
+        after=now,
+        reversed=now.margin > 0,
+        side=jnp.asarray([ATTACKED.index(side) for side in sides])[chosen],
+        linf=balls.BALLS["linf"].length(changes).max(axis=0),
+        l2=balls.BALLS["l2"].length(changes).max(axis=0),
+    )
+
+
+def _with_moved(originals: Triplets, moved: Float[Array, "n ..."], side: str) -> Triplets:
+    """Triplets with the images that an attack moved, laid out as `attacked_images` has them."""
+    reference, closer, farther = originals
+    if side == "both":
+        return reference, moved[:, 0], moved[:, 1]
+    return {
+        "closer": (reference, moved, farther),
+        "farther": (reference, closer, moved),
+        "reference": (moved, closer, farther),
+    }[side]
