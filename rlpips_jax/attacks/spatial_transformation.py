@@ -1,0 +1,193 @@
+"""stAdv, a smooth flow in place of additive noise (Xiao et al., "Spatially transformed adversarial examples", 2018).
+
+The paper penalises flows that are not smooth; here they are smooth by construction, and of bounded length.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rlpips_jax.attacks import balls
+from rlpips_jax.attacks.objectives import as_pytree
+from rlpips_jax.attacks.result import AttackResult
+from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
+from rlpips_jax.errors import AttackError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
+
+SMOOTHNESS = 1.5
+"""Standard deviation in pixels of the Gaussian that smooths flows, where none is given."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["adversarial", "before", "after", "linf", "l2", "success", "trajectory", "flow"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class SpatialResult(AttackResult):
+    """An `AttackResult` and the flow that made its images.
+
+    Attributes:
+        flow: `(n, ..., h, w, 2)`, displacements along y and x in pixels: `adversarial` at p is the image at
+            p + flow(p).
+    """
+
+    flow: Float[Array, "n ... h w 2"]
+
+
+def spatial(
+    objective: Any,
+    images: Images,
+    *,
+    key: Key,
+    epsilon: Any,
+    smoothness: Any = SMOOTHNESS,
+    steps: int,
+    step_size: Any = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    value_range: ValueRange = UNIT_RANGE,
+) -> SpatialResult:
+    """Maximises an objective by moving each pixel, by at most `epsilon` pixels and smoothly.
+
+    What varies is a field u of vectors no longer than epsilon. The flow is u smoothed by a Gaussian whose weights sum
+    to 1, so no vector of it is longer; the image is sampled bilinearly at the displaced positions, which are kept
+    within it, so no value leaves the image's own range. Steps go along the gradient, each vector of it made as long as
+    the step: the steepest way where the longest vector is bounded.
+
+    Args:
+        objective: as in `pgd`.
+        images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`. Each image has its own flow.
+        key: a key of `jax.random`.
+        epsilon: the largest displacement, in *pixels*. One number, or one for each example.
+        smoothness: standard deviation of the Gaussian, in pixels; 0 smooths nothing.
+        steps: gradients that are computed.
+        step_size: in pixels; None for 2.5 epsilon / steps.
+        restarts: starts that are computed side by side, in as many times the memory.
+        random_start: start with a smooth flow drawn at random, else with the image.
+        value_range: black and white of the images.
+
+    Returns:
+        A `SpatialResult`.
+
+    Raises:
+        AttackError: an argument makes no sense; says which and what would.
+        ImageError: the images break the convention of `rlpips_jax.images`.
+    """
+    images, value_range = as_floats(images, value_range)
+    check_counts(steps=steps, restarts=restarts)
+    epsilon = radius_of("epsilon", epsilon, images, units="pixels")
+    deviation = radius_of("smoothness", smoothness, images, units="pixels")
+    if deviation.ndim:
+        raise AttackError(f"smoothness must be one number of pixels, got shape {deviation.shape}")
+    step_size = (
+        2.5 * epsilon / steps if step_size is None else radius_of("step_size", step_size, images, units="pixels")
+    )
+    return _spatial(
+        as_pytree(objective, value_range), images, key, epsilon, deviation, step_size, steps, restarts, random_start
+    )
+
+
+def resample(images: Float[Array, "... h w c"], flow: Float[Array, "... h w 2"]) -> Float[Array, "... h w c"]:
+    """Images sampled bilinearly at p + flow(p), positions clamped to the image.
+
+    Args:
+        images: any values and any number of channels.
+        flow: displacements along y and x in pixels. Where one is a whole number the slope is that on its greater side.
+
+    Returns:
+        Convex combinations of each image's values; where the flow is 0, the very values.
+    """
+    *leading, height, width, channels = images.shape
+    # The whole part and the rest of a displacement, not of a position, which float32 would round.
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    dy = jnp.clip(flow[..., 0], -rows, height - 1 - rows)
+    dx = jnp.clip(flow[..., 1], -columns, width - 1 - columns)
+    down, right = (jax.lax.stop_gradient(jnp.floor(d)) for d in (dy, dx))
+    v, u = (dy - down)[..., None], (dx - right)[..., None]
+    top, left = rows + down.astype(jnp.int32), columns + right.astype(jnp.int32)
+    # Each pixel with its three neighbours below and to the right, so that a position needs one look-up.
+    padded = jnp.pad(images, [(0, 0)] * len(leading) + [(0, 1), (0, 1), (0, 0)], mode="edge")
+    corners = [padded[..., i : i + height, j : j + width, :] for i in (0, 1) for j in (0, 1)]
+    cells = jnp.concatenate(corners, axis=-1).reshape(*leading, height * width, 4 * channels)
+    index = (top * width + left).reshape(*leading, height * width, 1)
+    found = jnp.take_along_axis(cells, index, axis=-2).reshape(*leading, height, width, 4, channels)
+    upper = found[..., 0, :] * (1 - u) + found[..., 1, :] * u
+    lower = found[..., 2, :] * (1 - u) + found[..., 3, :] * u
+    return upper * (1 - v) + lower * v
+
+
+def smooth(field: Float[Array, "... h w 2"], deviation: Float[Array, ""]) -> Float[Array, "... h w 2"]:
+    """Means weighted by a Gaussian over what lies in the image."""
+    down, across = (_weights(size, deviation, field.dtype) for size in field.shape[-3:-1])
+    return jnp.einsum("yi,...ijk,xj->...yxk", down, field, across, precision="highest")
+
+
+def _weights(size: int, deviation: Float[Array, ""], dtype: Any) -> Float[Array, "size size"]:
+    """Rows that sum to 1."""
+    positions = jnp.arange(size, dtype=dtype)
+    # As good as 0, without dividing by it.
+    scaled = (positions[:, None] - positions) / jnp.maximum(deviation, 1e-3).astype(dtype)
+    return jax.nn.softmax(-jnp.square(scaled) / 2, axis=-1)
+
+
+def _length(field: Float[Array, "... h w 2"]) -> Float[Array, "... h w 1"]:
+    return jnp.sqrt(jnp.sum(jnp.square(field), axis=-1, keepdims=True))
+
+
+def _unit(field: Float[Array, "... h w 2"]) -> Float[Array, "... h w 2"]:
+    """Each vector made of length 1; 0 where it is 0."""
+    # Scaled first, as squares of small gradients underflow.
+    largest = jnp.max(jnp.abs(field), axis=-1, keepdims=True)
+    scaled = field / jnp.where(largest > 0, largest, 1)
+    return scaled / jnp.where(largest > 0, _length(scaled), 1)
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7, 8))
+def _spatial(
+    objective: Any,
+    images: Float[Array, "n ..."],
+    key: Any,
+    epsilon: Float[Array, "..."],
+    smoothness: Float[Array, ""],
+    step_size: Float[Array, "..."],
+    steps: int,
+    restarts: int,
+    random_start: bool,
+) -> SpatialResult:
+    radius, stride = (balls.per_example(one, images) for one in (epsilon, step_size))
+    shape = (*images.shape[:-1], 2)
+
+    def start(key: Any) -> Float[Array, "n ... h w 2"]:
+        if not random_start:
+            return jnp.zeros(shape, images.dtype)
+        noise = smooth(jax.random.normal(key, shape, images.dtype), smoothness)
+        return radius * noise / jnp.max(_length(noise), axis=balls.IMAGE, keepdims=True)
+
+    def flow_of(field: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:
+        return smooth(field, smoothness)
+
+    def render(field: Float[Array, "n ... h w 2"]) -> Float[Array, "n ..."]:
+        return resample(images, flow_of(field))
+
+    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ... h w 2"]]:
+        moved = point.variable + stride * _unit(point.gradient)
+        length = _length(moved)
+        return state, moved * jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
+
+    result, field = search(
+        objective,
+        images,
+        start=start,
+        step=step,
+        steps=steps,
+        restarts=restarts,
+        key=key,
+        origin=jnp.zeros((*images.shape[:-1], 2), images.dtype),
+        render=render,
+    )
+    return SpatialResult(**vars(result), flow=flow_of(field))
