@@ -1,0 +1,423 @@
+"""Judged triplets in files: folders as BAPPS has them, `.npz` files, and votes about the images of a folder.
+
+- BAPPS (Zhang et al. 2018): folders `ref/`, `p0/` and `p1/` of images, and `judge/` of `.npy` files, each with one
+  number, the fraction of people who found p1 closer. Files of one triplet have one name but for the suffix. Four such
+  folders are a category, and a set may have several, at any depth: `val/traditional/ref/000000.png`.
+- `.npz`: for each part of the set `part/ref`, `part/p0`, `part/p1`, uint8 `(n, h, w, 3)`; `part/judge` `(n,)`, or a
+  teacher's distances `part/d0` and `part/d1`; and, if known, `part/kind`, `(n,)` or `(n, 2)`, indices into `kinds`,
+  and `part/sure`.
+- Votes: a folder with `images/` and a file `triplets.npz`, which has `names` of the images, and for each split
+  `split/triplets` `(n, 3)`, indices of reference, p0 and p1, and `split/votes` `(n, 2)`, people for p0 and for p1.
+
+`read` finds out which it is.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from rlpips_jax.errors import TripletsError
+from rlpips_jax.evaluation.patches import read_uint8
+from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, digest, teacher_opinion
+from rlpips_jax.image_files import image_paths, save_image
+
+IMAGES = ("ref", "p0", "p1")
+JUDGMENTS = "judge"
+PARTS = (*IMAGES, JUDGMENTS)
+"""Folders of a category of BAPPS."""
+
+BAPPS_SIZE = 64
+"""Height and width at which BAPPS is scored, of files of 256."""
+
+VOTES = "triplets.npz"
+"""The file by which a folder of votes is known."""
+
+AnyPath = str | os.PathLike[str]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read(path: AnyPath, *, size: int | None = None, split: str = "test") -> list[AnyTriplets]:
+    """Reads judged triplets, whatever form they have.
+
+    Args:
+        path: an `.npz` file (`read_npz`), a folder of votes (`read_judgments`) or of categories (`read_bapps`).
+        size: to which images in folders are resized; None for what is usual: BAPPS at 64, others as they are.
+        split: of a folder of votes.
+
+    Returns:
+        One set, or one for each part of an `.npz` file.
+
+    Raises:
+        TripletsError: nothing there, none of these, or not what it should be.
+        ImageFileError: an image cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return list(read_npz(path))
+    if not path.is_dir():
+        raise TripletsError(f"{path} does not exist; give an .npz file or a folder of judged triplets")
+    if (path / VOTES).is_file():
+        return [read_judgments(path, split=split, size=size)]
+    if _categories(path):
+        return [read_bapps(path, size=BAPPS_SIZE if size is None else size)]
+    if any((folder / "same").is_dir() for folder in (path, *path.iterdir())):
+        raise TripletsError(f"{path} holds pairs judged as same or not (p0, p1, same), and no triplets: it has no ref")
+    if is_photographs(path):
+        raise TripletsError(
+            f"{path} holds photographs, and nobody's judgments; make triplets of them: "
+            f"rlpips_jax.evaluation.triplets.ordinal({os.fspath(path)!r}, count=600), or crossed with a teacher"
+        )
+    raise TripletsError(
+        f"{path} holds no judged triplets: neither folders {', '.join(PARTS)}, nor {VOTES} beside images"
+    )
+
+
+def is_photographs(path: AnyPath) -> bool:
+    """Whether a path is a folder of images, at any depth, without anybody's judgments."""
+    path = Path(path)
+    judged = not path.is_dir() or (path / VOTES).is_file() or bool(_categories(path))
+    return not judged and bool(image_paths(path, recursive=True))
+
+
+def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
+    """Reads all categories under a folder.
+
+    Everything is in memory afterwards: 36 KB a triplet at 64x64.
+
+    Args:
+        folder: a category, or a folder that has some at any depth.
+        size: the shorter side is resized to so many pixels, bilinearly and antialiased, as LPIPS's published scores
+            have it; None keeps images as they are.
+
+    Returns:
+        Triplets by category, in the order of their names. A label is the path of the category within `folder`, or
+        the folder's name where it is the category itself.
+
+    Raises:
+        TripletsError: no category, a file without its counterpart, images of several sizes, or a judgment that is
+            not one number from 0 to 1; names the file.
+        ImageFileError: an image cannot be read.
+    """
+    folder = Path(folder)
+    _check_size(size)
+    categories = _categories(folder)
+    if not categories:
+        raise TripletsError(f"{folder} has no folders {', '.join(PARTS)}, at no depth; BAPPS has them in each category")
+    rows, kinds = [], []
+    for category in categories:
+        added = _rows(category)
+        rows += added
+        kinds += [folder.resolve().name if category == folder else category.relative_to(folder).as_posix()] * len(added)
+    images = _read_images([row.images[part] for part in range(len(IMAGES)) for row in rows], size)
+    reference, p0, p1 = images.reshape(len(IMAGES), len(rows), *images.shape[1:])
+    judgment = np.array(list(_in_threads(_read_judgment, [row.judgment for row in rows])), np.float32)
+    source = {"folder": os.fspath(folder), "size": size}
+    source["sha256"] = digest(reference, p0, p1, judgment, kinds=kinds)
+    return Triplets(reference, p0, p1, judgment, tuple(kinds), judgment != 0.5, folder.resolve().name, source)
+
+
+def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
+    """Writes triplets as BAPPS has them, a category for each kind: `blur/jpeg/ref/000017.png`.
+
+    Files are numbered throughout the set. `read_bapps` with `size=None` gives the same triplets back, sorted by kind;
+    `sure`, name and source are not written.
+
+    Args:
+        triplets: any.
+        folder: new, or empty.
+
+    Raises:
+        TripletsError: the folder has files, there are no triplets, or a kind cannot be the name of a folder.
+        ImageFileError: a file cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise TripletsError(f"{folder} is not empty; old triplets would mix with new ones: give a new folder")
+    if not len(triplets):
+        raise TripletsError("there are no triplets to write")
+    for kind in sorted(set(triplets.kinds)):
+        steps = kind.split("/")
+        if any(step in ("", ".", "..", *PARTS) or step.startswith(".") or set(step) & set("\\:\0") for step in steps):
+            raise TripletsError(f"kind {kind!r} cannot be a folder's name; give labels such as 'blur' or 'blur/jpeg'")
+        for part in PARTS:
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+    digits = max(6, len(str(len(triplets) - 1)))
+
+    def write(index: int) -> None:
+        one = triplets.batch(index, index + 1)
+        category, name = folder / one.kinds[0], f"{index:0{digits}d}"
+        for part, images in zip(IMAGES, (one.reference, one.p0, one.p1), strict=True):
+            save_image(category / part / f"{name}.png", images[0])
+        np.save(category / JUDGMENTS / f"{name}.npy", one.judgment)
+
+    for _ in _in_threads(write, range(len(triplets))):
+        pass
+
+
+def read_npz(path: AnyPath) -> list[Triplets]:
+    """Reads every part of an `.npz` file; the module says what it holds.
+
+    Where a part has a teacher's distances instead of judgments, `rlpips_jax.evaluation.triplets.teacher_opinion` is
+    taken.
+
+    Returns:
+        The parts in the order of their names; each is named "FILE PART".
+
+    Raises:
+        TripletsError: the file is missing, damaged or of another kind, or its arrays do not fit.
+    """
+    path = Path(path)
+    arrays = _read_arrays(path)
+    parts = sorted(key.removesuffix("ref") for key in arrays if key == "ref" or key.endswith("/ref"))
+    if not parts:
+        raise TripletsError(f"{path} holds no part/ref, only {', '.join(sorted(arrays)) or 'nothing'}")
+    return [_part(path, arrays, part) for part in parts]
+
+
+def write_npz(path: AnyPath, parts: Mapping[str, Triplets]) -> None:
+    """Writes sets of triplets to one `.npz` file, in one step: the file is whole, or as it was before.
+
+    Beside what the module says, it holds what `read_npz` brings back as `source["made"]`: the set's source, as JSON.
+
+    Args:
+        path: ends in .npz.
+        parts: the sets by the names of their parts.
+
+    Raises:
+        TripletsError: another suffix, no parts, a part's name with a slash, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise TripletsError(f"{path} must end in .npz")
+    if not parts or any(not name or "/" in name for name in parts):
+        raise TripletsError(f"parts are named {list(parts)}; give one or more, with names without a slash")
+    kinds = sorted({kind for triplets in parts.values() for kind in triplets.kinds})
+    arrays: dict[str, Any] = {"kinds": np.array(kinds, np.str_)}
+    for name, triplets in parts.items():
+        columns = {
+            "ref": triplets.reference,
+            "p0": triplets.p0,
+            "p1": triplets.p1,
+            "judge": triplets.judgment,
+            "kind": np.array([kinds.index(kind) for kind in triplets.kinds], np.int64),
+            "sure": triplets.sure,
+            "source": np.array(json.dumps(dict(triplets.source))),
+        }
+        arrays |= {f"{name}/{key}": column for key, column in columns.items() if column is not None}
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TripletsError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = None) -> IndexedTriplets:
+    """Reads votes about the images of a folder; the module says what it holds.
+
+    Args:
+        folder: with `images/` and `triplets.npz`.
+        split: which triplets, such as "train" or "test".
+        size: the shorter side is resized to so many pixels, bilinearly and antialiased; None keeps images as they are.
+
+    Returns:
+        Triplets that share their images; all have the folder's name as their kind.
+
+    Raises:
+        TripletsError: no such folder, file or split; an image is missing or of another size; arrays that do not fit.
+        ImageFileError: an image cannot be read.
+    """
+    folder = Path(folder)
+    _check_size(size)
+    path = folder / VOTES
+    arrays = _read_arrays(path)
+    splits = sorted(key.removesuffix("/triplets") for key in arrays if key.endswith("/triplets"))
+    if split not in splits:
+        raise TripletsError(f"{path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    names = [str(name) for name in _array(path, arrays, "names")]
+    for name in names:
+        if Path(name).name != name or not (folder / "images" / name).is_file():
+            raise TripletsError(f"{folder / 'images' / name} is no file, but {path} names it")
+    images = _read_images([folder / "images" / name for name in names], size)
+    indices, votes = (_array(path, arrays, f"{split}/{key}") for key in ("triplets", "votes"))
+    name = folder.resolve().name
+    kinds = (name,) * len(indices)
+    source = {"folder": os.fspath(folder), "split": split, "size": size}
+    source["sha256"] = digest(images, indices, votes, kinds=kinds)
+    with _naming(path):
+        return IndexedTriplets(images, indices, votes, kinds, f"{name} {split}", source)
+
+
+class _Row(NamedTuple):
+    """The files of a triplet."""
+
+    images: tuple[Path, Path, Path]
+    judgment: Path
+
+
+def _categories(folder: Path) -> list[Path]:
+    """Folders that have most of what a category has, so that what is missing can be named."""
+    found = []
+    for place, inner, _ in os.walk(folder):
+        has = set(inner) & set(PARTS)
+        if "ref" in has and len(has) > 1:
+            found.append(Path(place))
+        inner[:] = sorted(name for name in inner if name not in has and not name.startswith("."))
+    return sorted(found)
+
+
+def _rows(category: Path) -> list[_Row]:
+    for part in PARTS:
+        if not (category / part).is_dir():
+            raise TripletsError(f"{category / part} is missing; a category has the folders {', '.join(PARTS)}")
+    files = {part: image_paths(category / part) for part in IMAGES}
+    files[JUDGMENTS] = sorted((category / JUDGMENTS).glob("*.npy"))
+    named: dict[str, dict[str, Path]] = {}
+    for part, paths in files.items():
+        named[part] = {}
+        for path in paths:
+            if path.stem in named[part]:
+                raise TripletsError(
+                    f"{path.parent}: {path.name} and {named[part][path.stem].name} have one name; which one is meant?"
+                )
+            named[part][path.stem] = path
+    for part, other in itertools.permutations(PARTS, 2):
+        for stem in named[other].keys() - named[part].keys():
+            suffix = ".npy" if part == JUDGMENTS else ".png"
+            raise TripletsError(f"{category / part / stem}{suffix} is missing; there is {named[other][stem]}")
+    if not named["ref"]:
+        raise TripletsError(f"{category} has no triplets: {category / 'ref'} holds no image")
+    return [
+        _Row((named["ref"][stem], named["p0"][stem], named["p1"][stem]), named[JUDGMENTS][stem])
+        for stem in sorted(named["ref"])
+    ]
+
+
+def _read_judgment(path: Path) -> float:
+    try:
+        value = np.load(path, allow_pickle=False)
+        number = float(value.reshape(()))
+    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+        raise TripletsError(f"{path} is not a .npy file of one number: {error}") from error
+    if not 0 <= number <= 1:
+        raise TripletsError(f"{path} holds {number:g}; a judgment is a fraction of people, from 0 to 1")
+    return number
+
+
+def _check_size(size: int | None) -> None:
+    if size is not None and size < 1:
+        raise TripletsError(f"size is {size}; give 1 or more pixels, or None to keep images as they are")
+
+
+def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images of one size, decoded by several threads: Pillow lets go of the interpreter while it decodes."""
+    first = _resized(read_uint8(paths[0]), size)
+    images = np.empty((len(paths), *first.shape), np.uint8)
+
+    def fill(index: int) -> None:
+        image = _resized(read_uint8(paths[index]), size)
+        if image.shape != first.shape:
+            found, expected = (f"{height}x{width}" for height, width, _ in (image.shape, first.shape))
+            raise TripletsError(f"{paths[index]} is {found} pixels and {paths[0]} {expected}; all must be of one size")
+        images[index] = image
+
+    for _ in _in_threads(fill, range(len(paths))):
+        pass
+    return images
+
+
+def _resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "i j 3"]:
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if size is None or shorter == size:
+        return image
+    from PIL import Image
+
+    # Pillow's bilinear filter widens with the reduction, which is what antialiases.
+    resized = Image.fromarray(image).resize(
+        (width * size // shorter, height * size // shorter), Image.Resampling.BILINEAR
+    )
+    return np.asarray(resized)
+
+
+def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results in order; the first error stops what has not begun."""
+    with ThreadPoolExecutor() as pool:
+        try:
+            yield from pool.map(function, items)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise TripletsError(f"{path} does not exist")
+    try:
+        with open(path, "rb") as file:  # as NumPy leaves a damaged one open
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.lib.npyio.NpzFile):
+                return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise TripletsError(f"{path} cannot be read as an .npz file of numbers: {error}") from error
+    raise TripletsError(f"{path} is a single array; an .npz file with several is needed")
+
+
+def _array(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
+    if key not in arrays:
+        raise TripletsError(f"{path} has no {key}, only {', '.join(sorted(arrays))}")
+    return arrays[key]
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says of which file it is that arrays do not fit."""
+    try:
+        yield
+    except TripletsError as error:
+        raise TripletsError(f"{path}: {error}") from error
+
+
+def _part(path: Path, arrays: dict[str, np.ndarray], part: str) -> Triplets:
+    reference, p0, p1 = (_array(path, arrays, part + name) for name in IMAGES)
+    name = part.removesuffix("/")
+    sure = arrays.get(f"{part}sure")
+    with _naming(path):
+        if f"{part}d0" in arrays and f"{part}{JUDGMENTS}" not in arrays:
+            judgment, sure = teacher_opinion(arrays[f"{part}d0"], _array(path, arrays, f"{part}d1"))
+        else:
+            judgment = _array(path, arrays, part + JUDGMENTS).astype(np.float32)
+        kinds = _labels(path, arrays, part, len(reference))
+        source: dict[str, Any] = {"file": os.fspath(path), "part": name}
+        if f"{part}source" in arrays:
+            source["made"] = json.loads(str(arrays[f"{part}source"]))
+        source["sha256"] = digest(reference, p0, p1, judgment, kinds=kinds)
+        return Triplets(reference, p0, p1, judgment, kinds, sure, f"{path.name} {name}".rstrip(), source)
+
+
+def _labels(path: Path, arrays: dict[str, np.ndarray], part: str, count: int) -> tuple[str, ...]:
+    """Labels by index; of two indices, those of p0 and p1, "blur/jpeg"."""
+    if f"{part}kind" not in arrays:
+        return (part.removesuffix("/") or path.stem,) * count
+    names, indices = _array(path, arrays, "kinds"), arrays[f"{part}kind"]
+    whole = np.issubdtype(indices.dtype, np.integer)
+    if not whole or indices.ndim not in (1, 2) or not np.all((indices >= 0) & (indices < len(names))):
+        raise TripletsError(f"{part}kind must hold indices, (n,) or (n, 2), of the {len(names)} kinds")
+    return tuple("/".join(str(names[index]) for index in row) for row in indices.reshape(len(indices), -1))

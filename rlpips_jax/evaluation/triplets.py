@@ -1,0 +1,469 @@
+"""Judged triplets: a reference and two images p0, p1 that differ from it, and which of the two is closer.
+
+The judgment h in [0, 1] is the fraction of people who found p1 the closer one, or a probability in its place.
+Triplets come from files (`rlpips_jax.evaluation.triplet_files`) or are made here of photographs, with distortions of
+graded strength:
+
+- `ordinal`: one kind at two strengths; the weaker one is closer, by construction. Alone, such triplets do not measure
+  perception: the pixels' L2 distance ranks nearly all of them.
+- `crossed`: two different kinds, judged by a teacher metric.
+
+`triplet_distances` asks a metric about any of them.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
+
+import rlpips_jax
+from rlpips_jax.errors import TripletsError
+from rlpips_jax.evaluation import distortions
+from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
+from rlpips_jax.evaluation.patches import patches
+from rlpips_jax.metric import Metric, pairwise
+
+STEEPNESS = 4.0
+"""Of a teacher's opinion: its probability that p1 is closer is sigmoid(4 log(d0 / d1))."""
+SURE = 0.5
+"""A teacher is sure where |log(d0 / d1)| is above this."""
+WEAKER = (0.05, 0.75)
+"""Strengths of the weaker distortion of an ordinal triplet."""
+STEP = (0.12, 0.25)
+"""What the stronger distortion of an ordinal triplet is stronger by."""
+CROSSED = (0.05, 1.0)
+"""Strengths of the distortions of a crossed triplet."""
+REDRAWS = 100
+"""How often a triplet of equal images is drawn again."""
+BATCH = 64
+"""Triplets in the network at once."""
+MATRIX = 64
+"""So many distances of known features cost no more than a triplet's three passes through the network."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Triplets:
+    """Judged triplets of images, in memory.
+
+    Attributes:
+        reference: `(n, h, w, 3)`, uint8.
+        p0: one changed version of each reference.
+        p1: another one.
+        judgment: fraction of people (or probability) for whom p1 is closer, `(n,)`, in [0, 1].
+        kinds: n labels by which scores are split: "blur", "blur/jpeg" for p0 and p1 of two kinds, or the category.
+        sure: whether the judgment is clear, `(n,)`: the teacher is sure, or more than half of the people agree; None
+            where there is no doubt anywhere.
+        name: of the set, for reports.
+        source: where the set comes from: what is needed to make it again, and the sha256 of what it holds.
+
+    Raises:
+        TripletsError: lengths, shapes, types or judgments do not fit.
+    """
+
+    reference: UInt8[np.ndarray, "n h w 3"]
+    p0: UInt8[np.ndarray, "n h w 3"]
+    p1: UInt8[np.ndarray, "n h w 3"]
+    judgment: Float32[np.ndarray, " n"]
+    kinds: tuple[str, ...]
+    sure: Bool[np.ndarray, " n"] | None = None
+    name: str = "triplets"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("reference", "p0", "p1"):
+            images = getattr(self, name)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+                raise TripletsError(f"{name} is {images.dtype} {images.shape}; triplets are uint8 (n, h, w, 3)")
+            if images.shape != self.reference.shape:
+                raise TripletsError(
+                    f"{name} has shape {images.shape} and reference {self.reference.shape}; they must be the same"
+                )
+        _check_judgments(self.judgment)
+        _check_lengths(len(self.reference), judgment=self.judgment, kinds=self.kinds, sure=self.sure)
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def __repr__(self) -> str:
+        return f"Triplets({self.name!r}, {len(self)} of {self.reference.shape[1]}x{self.reference.shape[2]} pixels)"
+
+    def batch(self, start: int, stop: int) -> "Triplets":
+        """Triplets `start` to `stop` (exclusive), as views. Name and source stay those of the whole set."""
+        return self._rows(slice(start, stop), self.kinds[start:stop])
+
+    def select(self, rows: Int[np.ndarray, " k"]) -> "Triplets":
+        """The triplets of these indices. Name and source stay those of the whole set."""
+        return self._rows(rows, tuple(self.kinds[row] for row in rows))
+
+    def _rows(self, rows: Any, kinds: tuple[str, ...]) -> "Triplets":
+        return Triplets(
+            self.reference[rows],
+            self.p0[rows],
+            self.p1[rows],
+            self.judgment[rows],
+            kinds,
+            None if self.sure is None else self.sure[rows],
+            self.name,
+            self.source,
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IndexedTriplets:
+    """Judged triplets of few images that many triplets share. Its interface is that of `Triplets`.
+
+    Attributes:
+        images: `(k, h, w, 3)`, uint8.
+        indices: of reference, p0 and p1, `(n, 3)`.
+        votes: numbers of people who found p0 and p1 the closer one, `(n, 2)`.
+        kinds: n labels by which scores are split.
+        name: of the set, for reports.
+        source: where the set comes from, and the sha256 of what it holds.
+
+    Raises:
+        TripletsError: shapes or types do not fit, an index leads nowhere, or a triplet has no votes.
+    """
+
+    images: UInt8[np.ndarray, "k h w 3"]
+    indices: Integer[np.ndarray, "n 3"]
+    votes: Integer[np.ndarray, "n 2"]
+    kinds: tuple[str, ...]
+    name: str = "triplets"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+            raise TripletsError(f"images are {self.images.dtype} {self.images.shape}; give uint8 (k, h, w, 3)")
+        for name, columns in (("indices", 3), ("votes", 2)):
+            array = getattr(self, name)
+            if not np.issubdtype(array.dtype, np.integer) or array.shape[1:] != (columns,):
+                raise TripletsError(f"{name} are {array.dtype} {array.shape}; give whole numbers (n, {columns})")
+        _check_lengths(len(self.indices), votes=self.votes, kinds=self.kinds)
+        wrong = np.flatnonzero(((self.indices < 0) | (self.indices >= len(self.images))).any(axis=1))
+        if len(wrong):
+            raise TripletsError(
+                f"triplet {wrong[0]} names the images {self.indices[wrong[0]].tolist()}; there are {len(self.images)}, "
+                "counted from 0"
+            )
+        wrong = np.flatnonzero((self.votes < 0).any(axis=1) | (self.votes.sum(axis=1) < 1))
+        if len(wrong):
+            raise TripletsError(
+                f"triplet {wrong[0]} has the votes {self.votes[wrong[0]].tolist()}; at least one person must have voted"
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        size = f"{self.images.shape[1]}x{self.images.shape[2]}"
+        return f"IndexedTriplets({self.name!r}, {len(self)} of {len(self.images)} images, {size} pixels)"
+
+    @property
+    def reference(self) -> UInt8[np.ndarray, "n h w 3"]:
+        """The reference of each triplet."""
+        return self.images[self.indices[:, 0]]
+
+    @property
+    def p0(self) -> UInt8[np.ndarray, "n h w 3"]:
+        """The first image of each triplet."""
+        return self.images[self.indices[:, 1]]
+
+    @property
+    def p1(self) -> UInt8[np.ndarray, "n h w 3"]:
+        """The second image of each triplet."""
+        return self.images[self.indices[:, 2]]
+
+    @functools.cached_property
+    def judgment(self) -> Float32[np.ndarray, " n"]:
+        """Votes for p1 / all votes."""
+        return (self.votes[:, 1] / self.votes.sum(axis=1)).astype(np.float32)
+
+    @functools.cached_property
+    def sure(self) -> Bool[np.ndarray, " n"]:
+        """Whether more than half of the people agree."""
+        return self.votes[:, 0] != self.votes[:, 1]
+
+    def batch(self, start: int, stop: int) -> Triplets:
+        """Triplets `start` to `stop` (exclusive), with their images. Name and source are those of the whole set."""
+        rows = slice(start, stop)
+        reference, p0, p1 = (self.images[column] for column in self.indices[rows].T)
+        return Triplets(
+            reference, p0, p1, self.judgment[rows], self.kinds[rows], self.sure[rows], self.name, self.source
+        )
+
+    def select(self, rows: Int[np.ndarray, " k"]) -> "IndexedTriplets":
+        """The triplets of these indices. Name and source stay those of the whole set."""
+        kinds = tuple(self.kinds[row] for row in rows)
+        return IndexedTriplets(self.images, self.indices[rows], self.votes[rows], kinds, self.name, self.source)
+
+
+AnyTriplets = Triplets | IndexedTriplets
+
+
+def digest(*arrays: np.ndarray, kinds: Sequence[str]) -> str:
+    """sha256, in hexadecimal, of types, shapes and values of arrays, and of labels."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.newbyteorder('<').str} {array.shape} ".encode())
+        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    sha.update("\n".join(kinds).encode())
+    return sha.hexdigest()
+
+
+def teacher_opinion(
+    d0: Float[np.ndarray, " n"], d1: Float[np.ndarray, " n"]
+) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """What a metric thinks of triplets: the probability that p1 is closer, and whether the metric is sure.
+
+    Args:
+        d0: its distances of p0 from the reference, above 0.
+        d1: its distances of p1.
+
+    Returns:
+        sigmoid(4 log(d0 / d1)) and |log(d0 / d1)| > 0.5, both `(n,)`.
+
+    Raises:
+        TripletsError: a distance is not above 0 or not finite.
+    """
+    d0, d1 = np.asarray(d0, np.float64), np.asarray(d1, np.float64)
+    for name, distance in (("d0", d0), ("d1", d1)):
+        wrong = distance[~((distance > 0) & np.isfinite(distance))]
+        if len(wrong):
+            raise TripletsError(f"{name} has the value {wrong[0]:g}; a teacher's distances must be above 0 and finite")
+    ratio = np.log(d0 / d1)
+    return (1 / (1 + np.exp(-STEEPNESS * ratio))).astype(np.float32), np.abs(ratio) > SURE
+
+
+def ordinal(
+    folder: str | os.PathLike[str],
+    count: int,
+    *,
+    seed: int = 0,
+    kinds: Sequence[str] = TRAINING_KINDS,
+    size: int = 64,
+) -> Triplets:
+    """Makes triplets of one kind at two strengths, in U(0.05, 0.75) and U(0.12, 0.25) above, with one draw.
+
+    The weaker one is closer (judgment 0 or 1); whether it is p0 or p1 is drawn. The kinds take turns. A pair without
+    a difference, as two qualities may give, is drawn again.
+
+    Args:
+        folder: photographs, at any depth; `rlpips_jax.evaluation.patches` says how they are cut.
+        count: how many triplets.
+        seed: the same one gives the same triplets.
+        kinds: of `rlpips_jax.evaluation.distortions`; by default the nine without "salt_pepper".
+        size: height and width in pixels.
+
+    Raises:
+        TripletsError: a count below 1, a kind that does not exist, or kinds that do not change a patch.
+        ImageFileError: no photographs, or one that cannot be read.
+        ImageError: photographs that are too small or too flat.
+    """
+    kinds = _check_kinds(kinds, 1)
+    references, generators = _references(folder, count, seed, size)
+    weaker, stronger = np.empty_like(references), np.empty_like(references)
+    labels = []
+    judgment = np.empty(count, np.float32)
+    for index, rng in enumerate(generators):
+        label, weaker[index], stronger[index] = _ordered(references[index], kinds, index, rng)
+        labels.append(label)
+        judgment[index] = rng.integers(2)
+    swapped = (judgment == 1)[:, None, None, None]
+    p0, p1 = np.where(swapped, stronger, weaker), np.where(swapped, weaker, stronger)
+    source = _source("ordinal", folder, count, seed, kinds, size)
+    source["sha256"] = digest(references, p0, p1, judgment, kinds=labels)
+    return Triplets(references, p0, p1, judgment, tuple(labels), None, "ordinal", source)
+
+
+def crossed(
+    folder: str | os.PathLike[str],
+    count: int,
+    *,
+    teacher: Metric,
+    seed: int = 0,
+    kinds: Sequence[str] = TRAINING_KINDS,
+    size: int = 64,
+) -> Triplets:
+    """Makes triplets of two different kinds, each at its own strength in U(0.05, 1), judged by a teacher.
+
+    The judgment is `teacher_opinion`, and `sure` says where the teacher is. Labels are "blur/jpeg" for p0 blurred and
+    p1 compressed. A triplet at whose p0 or p1 the teacher measures 0 is drawn again.
+
+    Args:
+        folder: photographs, at any depth; `rlpips_jax.evaluation.patches` says how they are cut. With one seed these
+            are the patches that `ordinal` cuts.
+        count: how many triplets.
+        teacher: whose opinion counts, such as `rlpips_jax.load("lpips-alex")`.
+        seed: the same one gives the same triplets.
+        kinds: two or more of `rlpips_jax.evaluation.distortions`; by default the nine without "salt_pepper".
+        size: height and width in pixels.
+
+    Raises:
+        TripletsError: a count below 1, fewer than two kinds, one that does not exist, or kinds that change nothing.
+        ImageFileError: no photographs, or one that cannot be read.
+        ImageError: photographs that are too small or too flat, or a size below the teacher's smallest.
+    """
+    kinds = _check_kinds(kinds, 2)
+    references, generators = _references(folder, count, seed, size)
+    p0, p1 = np.empty_like(references), np.empty_like(references)
+    labels = [""] * count
+    d0, d1 = np.zeros(count), np.zeros(count)
+    batch = min(BATCH, count)
+    for _ in range(REDRAWS):
+        equal = np.flatnonzero((d0 == 0) | (d1 == 0))
+        if not len(equal):
+            break
+        for index in equal:
+            labels[index], p0[index], p1[index] = _two_kinds(references[index], kinds, generators[index])
+        # Filled up with themselves to whole batches: one shape, and so one compiled program.
+        rows = np.resize(equal, -(-len(equal) // batch) * batch)
+        drawn = Triplets(references[rows], p0[rows], p1[rows], np.zeros(len(rows), np.float32), ("",) * len(rows))
+        d0[rows], d1[rows] = triplet_distances(teacher, drawn, batch=batch)
+    else:
+        raise TripletsError(
+            f"{teacher.name} still measures no change after {REDRAWS} draws of {', '.join(kinds)}; give other kinds or "
+            f"other photographs than those under {folder}"
+        )
+    judgment, sure = teacher_opinion(d0, d1)
+    source = _source("crossed", folder, count, seed, kinds, size) | {"teacher": teacher.signature}
+    source["sha256"] = digest(references, p0, p1, judgment, kinds=labels)
+    return Triplets(references, p0, p1, judgment, tuple(labels), sure, "crossed", source)
+
+
+def triplet_distances(
+    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """A metric's distances of p0 and p1 from the reference: `(n,)` each, 0 exactly for identical images.
+
+    The three images of a triplet are three passes through the network. Where triplets share their images
+    (`IndexedTriplets`) and these are few enough, the distances come from `rlpips_jax.pairwise`, which passes an image
+    once as a reference and once as p0 or p1, however many triplets it is in; then `batch` is of no account.
+
+    Args:
+        metric: from `rlpips_jax.load`.
+        triplets: of one size, at least the metric's `minimum_size`.
+        batch: triplets in the network at once.
+
+    Raises:
+        ImageError: the images are too small for the metric.
+        TripletsError: `batch` is below 1.
+    """
+    if batch < 1:
+        raise TripletsError(f"batch is {batch}; give 1 or more triplets")
+    if isinstance(triplets, IndexedTriplets) and len(triplets):
+        rows, row = np.unique(triplets.indices[:, 0], return_inverse=True)
+        columns, column = np.unique(triplets.indices[:, 1:], return_inverse=True)
+        if len(rows) * len(columns) <= MATRIX * len(triplets):
+            matrix = np.asarray(pairwise(triplets.images[rows], triplets.images[columns], metric))
+            d0, d1 = matrix[row.reshape(-1, 1), column.reshape(-1, 2)].T
+            return d0, d1
+    batch = min(batch, max(1, len(triplets)))
+    found = []
+    for start in range(0, len(triplets), batch):
+        part = triplets.batch(start, start + batch)
+        images = np.stack([part.reference, part.p0, part.p1])
+        # One shape, and so one compiled program.
+        filled = np.pad(images, [(0, 0), (0, batch - len(part)), (0, 0), (0, 0), (0, 0)], mode="edge")
+        found.append(np.asarray(_distances(metric, filled))[:, : len(part)])
+    d0, d1 = np.concatenate(found, axis=1) if found else np.empty((2, 0), np.float32)
+    return d0, d1
+
+
+@jax.jit
+def _distances(metric: Metric, images: UInt8[Array | np.ndarray, "3 n h w 3"]) -> Float[Array, "2 n"]:
+    features = metric.features(images)
+    reference, p0, p1 = (tuple(feature[index] for feature in features) for index in range(3))
+    distances = jnp.stack([metric.between(reference, p0), metric.between(reference, p1)])
+    # The compiler may round the networks of two identical images differently.
+    return jnp.where(jnp.all(images[1:] == images[0], axis=(2, 3, 4)), 0, distances)
+
+
+def _check_judgments(judgment: Float32[np.ndarray, " n"]) -> None:
+    if judgment.dtype != np.float32 or not np.all((judgment >= 0) & (judgment <= 1)):
+        low, high = (f"{bound:g}" for bound in (judgment.min(initial=np.inf), judgment.max(initial=-np.inf)))
+        raise TripletsError(
+            f"judgment is {judgment.dtype} from {low} to {high}; it must be float32, fractions from 0 to 1"
+        )
+
+
+def _check_lengths(count: int, **columns: Any) -> None:
+    for name, column in columns.items():
+        if column is not None and len(column) != count:
+            raise TripletsError(f"{name} has {len(column)} entries for {count} triplets; it must have one for each")
+
+
+def _check_kinds(kinds: Sequence[str], least: int) -> tuple[str, ...]:
+    known = ", ".join(DISTORTIONS)
+    if isinstance(kinds, str):
+        raise TripletsError(f"kinds is {kinds!r}; give a list of kinds of distortion: {known}")
+    if len(set(kinds)) < least or len(set(kinds)) < len(kinds):
+        raise TripletsError(f"kinds are {list(kinds)}; give at least {least}, all different, of {known}")
+    for kind in kinds:
+        if kind not in DISTORTIONS:
+            raise TripletsError(f"kind {kind!r} is not a distortion; choose of {known}")
+    return tuple(kinds)
+
+
+def _references(
+    folder: str | os.PathLike[str], count: int, seed: int, size: int
+) -> tuple[UInt8[np.ndarray, "n h w 3"], list[np.random.Generator]]:
+    """Patches, and for each a generator of its own, so that no triplet depends on how another one went."""
+    if count < 1 or size < 1 or seed < 0:
+        raise TripletsError(
+            f"count is {count}, size {size} and seed {seed}; count and size must be 1 or more, and seed 0 or more"
+        )
+    cutting, *others = np.random.SeedSequence(seed).spawn(count + 1)
+    references = patches(os.fspath(folder), count, size=size, rng=np.random.default_rng(cutting))
+    return references, [np.random.default_rng(other) for other in others]
+
+
+_Image = UInt8[np.ndarray, "h w 3"]
+
+
+def _at(image: _Image, kind: str, rng: np.random.Generator) -> Callable[[float], _Image]:
+    """The image at any strength of one draw of a kind."""
+    drawn = distortions.draw(kind, image.shape, rng)
+    return lambda strength: distortions.apply(image, kind, strength, drawn)
+
+
+def _ordered(image: _Image, kinds: Sequence[str], turn: int, rng: np.random.Generator) -> tuple[str, _Image, _Image]:
+    """A kind, and the image changed a little and more by it."""
+    for attempt in range(REDRAWS):
+        # Some patches a kind cannot change, as levels those of a black and white drawing: another kind's turn then.
+        kind = kinds[(turn + attempt // 10) % len(kinds)]
+        distorted = _at(image, kind, rng)
+        strength = float(rng.uniform(*WEAKER))
+        weaker = distorted(strength)
+        stronger = distorted(strength + float(rng.uniform(*STEP)))
+        if not (np.array_equal(image, weaker) or np.array_equal(weaker, stronger)):
+            return kind, weaker, stronger
+    raise TripletsError(f"patch {turn} is not changed by {', '.join(kinds)}; give other kinds or other photographs")
+
+
+def _two_kinds(image: _Image, kinds: Sequence[str], rng: np.random.Generator) -> tuple[str, _Image, _Image]:
+    """A label, and the image changed by two different kinds."""
+    i, j = rng.choice(len(kinds), size=2, replace=False)
+    first, second = kinds[int(i)], kinds[int(j)]
+    p0, p1 = (_at(image, kind, rng)(float(rng.uniform(*CROSSED))) for kind in (first, second))
+    return f"{first}/{second}", p0, p1
+
+
+def _source(
+    made: str, folder: str | os.PathLike[str], count: int, seed: int, kinds: Sequence[str], size: int
+) -> dict[str, Any]:
+    return {
+        "made": made,
+        "folder": os.fspath(folder),
+        "count": count,
+        "seed": seed,
+        "kinds": list(kinds),
+        "size": size,
+        "version": rlpips_jax.__version__,
+    }
