@@ -1,2 +1,59 @@
-"""How well a metric agrees with judgments, and how far it can be trusted: distortions, scores,
-certificates."""
+"""How well a metric agrees with judgments, and how far it can be trusted.
+
+    triplets = rl.evaluation.ordinal("photographs/", 600)                       # or read("judgments/")[0], crossed(...)
+    attack = functools.partial(rl.attacks.pgd, steps=20)
+    natural, attacked = rl.evaluation.evaluate(metric, triplets, attack, [2 / 255])
+    proof = rl.evaluation.certify_triplets(metric, triplets, key=jax.random.key(0), sigma=0.1)
+
+`triplets` and `triplet_files` make, read and write judged triplets, `scores` are pure functions of distances and
+judgments, `measurement` attacks, `certification` proves, `distortions` and `patches` are what triplets are made of.
+"""
+
+from rlpips_jax.evaluation.certification import (
+    Certificate,
+    abstention_rate,
+    certified_accuracy,
+    certify,
+    certify_triplets,
+)
+from rlpips_jax.evaluation.measurement import Evaluation, Score, Scores, evaluate, shift_robustness
+from rlpips_jax.evaluation.scores import (
+    best_two_afc_score,
+    bootstrap_interval,
+    flip_rate,
+    jnd_average_precision,
+    majority_accuracy,
+    two_afc_score,
+)
+from rlpips_jax.evaluation.triplet_files import read, read_bapps, read_judgments, read_npz, write_bapps, write_npz
+from rlpips_jax.evaluation.triplets import IndexedTriplets, Triplets, crossed, ordinal, triplet_distances
+
+__all__ = [
+    "Certificate",
+    "Evaluation",
+    "IndexedTriplets",
+    "Score",
+    "Scores",
+    "Triplets",
+    "abstention_rate",
+    "best_two_afc_score",
+    "bootstrap_interval",
+    "certified_accuracy",
+    "certify",
+    "certify_triplets",
+    "crossed",
+    "evaluate",
+    "flip_rate",
+    "jnd_average_precision",
+    "majority_accuracy",
+    "ordinal",
+    "read",
+    "read_bapps",
+    "read_judgments",
+    "read_npz",
+    "shift_robustness",
+    "triplet_distances",
+    "two_afc_score",
+    "write_bapps",
+    "write_npz",
+]

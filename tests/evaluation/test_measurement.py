@@ -1,0 +1,158 @@
+"""Evaluations: scores follow from distances, attacks act on whom they should, and parts make the whole."""
+
+import dataclasses
+import functools
+from typing import Any, cast
+
+import jax
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax.attacks import noise, noise_search, pgd
+from rlpips_jax.errors import TripletsError
+from rlpips_jax.evaluation.distortions import apply, draw
+from rlpips_jax.evaluation.measurement import (
+    Distances,
+    assess,
+    attacked_distances,
+    evaluate,
+    join,
+    natural_distances,
+    shift_robustness,
+    shifted_distances,
+)
+from rlpips_jax.evaluation.triplets import IndexedTriplets, Triplets
+
+COUNT = 7
+ATTACK = functools.partial(pgd, steps=3)
+
+
+@pytest.fixture(scope="module")
+def metric() -> rl.Metric:
+    return rl.load("lpips-tiny")
+
+
+@pytest.fixture(scope="module")
+def triplets() -> Triplets:
+    """Patches with grain, blurred a little and a little more; every other one the other way round."""
+    rng = np.random.default_rng(0)
+    images = [np.repeat(np.repeat(rng.integers(40, 216, (8, 8, 3), np.uint8), 5, 0), 5, 1) for _ in range(COUNT)]
+    versions = [[apply(image, "blur", s, draw("blur", image.shape, rng)) for s in (0.2, 0.3)] for image in images]
+    judgment = (np.arange(COUNT) % 2).astype(np.float32)
+    p0, p1 = (
+        np.stack([pair[index if h == 0 else 1 - index] for pair, h in zip(versions, judgment, strict=True)])
+        for index in (0, 1)
+    )
+    kinds = tuple("blur" if index < 4 else "blur/noise" for index in range(COUNT))
+    return Triplets(np.stack(images), p0, p1, judgment, kinds, np.arange(COUNT) < 5)
+
+
+def test_natural_distances_are_those_of_the_library(metric: rl.Metric, triplets: Triplets) -> None:
+    d0, d1 = join(natural_distances(metric, triplets, batch=3))
+    np.testing.assert_allclose(d0, rl.distance(triplets.reference, triplets.p0, metric), rtol=1e-5)
+    np.testing.assert_allclose(d1, rl.distance(triplets.reference, triplets.p1, metric), rtol=1e-5)
+    ((rest, _),) = natural_distances(metric, triplets, batch=3, start=6)
+    np.testing.assert_array_equal(rest, d0[6:])
+
+
+def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.Metric, triplets: Triplets) -> None:
+    natural, harmless, attacked = evaluate(metric, triplets, ATTACK, [0.0, 16 / 255], batch=3)
+    assert natural.scores.two_afc.mean == 1
+    assert natural.scores.flip_rate is None
+    assert harmless.scores.flip_rate is not None
+    assert harmless.scores.flip_rate.mean == 0
+    assert attacked.scores.flip_rate is not None
+    assert attacked.scores.flip_rate.mean == attacked.scores.flip_rate.high == 1
+    assert attacked.scores.two_afc.mean == 0
+    options = {"attacked": "closer", "key": jax.random.key(0), "batch": 3}
+    parts = list(attacked_distances(metric, triplets, ATTACK, 16 / 255, **options))
+    assert [len(part.d0) for part in parts] == [3, 3, 1]
+    np.testing.assert_array_equal(join(iter(parts)).d0, attacked.distances.d0)
+    (_, rest) = attacked_distances(metric, triplets, ATTACK, 16 / 255, start=3, **options)
+    np.testing.assert_array_equal(rest.d1, parts[2].d1)
+
+
+@pytest.mark.parametrize("side", ["closer", "farther"])
+def test_only_whom_it_should_move(metric: rl.Metric, triplets: Triplets, side: str) -> None:
+    natural, attacked = evaluate(metric, triplets, ATTACK, [2 / 255], attacked=side, batch=4)
+    first = triplets.judgment == (0 if side == "closer" else 1)
+    before, after = (np.where(first, *each.distances) for each in (natural, attacked))
+    still = (np.where(first, each.distances.d1, each.distances.d0) for each in (natural, attacked))
+    np.testing.assert_allclose(*still, rtol=1e-5)
+    assert np.all(after > before) if side == "closer" else after.mean() < before.mean()
+
+
+def test_the_worst_of_several_sides(metric: rl.Metric, triplets: Triplets) -> None:
+    def margin(attacked: str | tuple[str, ...]) -> np.ndarray:
+        parts = attacked_distances(metric, triplets, ATTACK, 2 / 255, attacked=attacked, key=jax.random.key(0))
+        d0, d1 = join(parts)
+        return np.where(triplets.judgment == 0, d0 - d1, d1 - d0)
+
+    best = np.maximum(margin("closer"), margin("reference"))
+    np.testing.assert_allclose(margin(("closer", "reference")), best, atol=1e-6)
+
+
+def test_all_parts_and_radii_are_one_program(metric: rl.Metric, triplets: Triplets) -> None:
+    def run(epsilon: float, seed: int) -> None:
+        join(attacked_distances(metric, triplets, noise, epsilon, key=jax.random.key(seed), batch=2))
+
+    before = cast(Any, noise_search._noise)._cache_size()
+    run(0.01, 0)
+    run(0.02, 1)
+    assert cast(Any, noise_search._noise)._cache_size() == before + 1
+
+
+def test_shifts(metric: rl.Metric, triplets: Triplets) -> None:
+    base, one, two = shift_robustness(metric, triplets, (1, 2), batch=4)
+    assert [evaluation.epsilon for evaluation in (base, one, two)] == [0, 1, 2]
+    size = triplets.reference.shape[1] - 2
+    d0 = rl.distance(triplets.reference[:, :size, :size], triplets.p0[:, 1 : size + 1, 1 : size + 1], metric)
+    np.testing.assert_allclose(one.distances.d0, d0, rtol=1e-5)
+    unmoved = dataclasses.replace(triplets, p0=triplets.reference)
+    assert np.all(join(shifted_distances(metric, unmoved, 0, 2)).d0 == 0)
+    with pytest.raises(TripletsError, match="from 1 to 39 pixels"):
+        shift_robustness(metric, triplets, (40,))
+
+
+def test_scores_by_kind_count_a_triplet_of_two_distortions_for_both(triplets: Triplets) -> None:
+    right = np.where(triplets.judgment == 0, 0.1, 0.2).astype(np.float32)
+    distances = Distances(right, np.float32(0.3) - right)
+    evaluation = assess(triplets, distances)
+    assert {kind: scores.two_afc.count for kind, scores in evaluation.by_kind.items()} == {"blur": 7, "noise": 3}
+    assert evaluation.scores.majority.mean == 1
+    assert evaluation.scores.sure.count == 5
+    reversed_ = assess(triplets, distances, Distances(*distances[::-1]), 0.5)
+    assert reversed_.scores.flip_rate is not None
+    assert reversed_.scores.flip_rate.mean == 1
+    assert reversed_.epsilon == 0.5
+
+
+def test_triplets_that_share_images(metric: rl.Metric, triplets: Triplets) -> None:
+    images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])
+    indices = np.arange(COUNT)[:, None] + np.array([0, COUNT, 2 * COUNT])
+    votes = np.stack([1 - triplets.judgment, triplets.judgment], axis=1).astype(np.int64)
+    shared = IndexedTriplets(images, indices, votes, triplets.kinds)
+    one, other = (evaluate(metric, each, ATTACK, [1 / 255], batch=4) for each in (triplets, shared))
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_allclose(left.distances, right.distances, rtol=1e-4, atol=1e-6)
+
+
+def test_an_attack_needs_epsilons(metric: rl.Metric, triplets: Triplets) -> None:
+    with pytest.raises(TripletsError, match="give both, or neither"):
+        evaluate(metric, triplets, ATTACK)
+    with pytest.raises(TripletsError, match="give both, or neither"):
+        evaluate(metric, triplets, epsilons=[0.1])
+    with pytest.raises(TripletsError, match="no triplets"):
+        evaluate(metric, triplets.batch(0, 0))
+
+
+def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(triplets: Triplets) -> None:
+    split = dataclasses.replace(triplets, judgment=np.float32([0.5, 0.5, 1, 0, 1, 0, 1]), sure=None)
+    tied = Distances(np.full(COUNT, 0.1, np.float32), np.float32([0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]))
+    evaluation = assess(split, tied)
+    assert evaluation.scores.two_afc.count == COUNT
+    assert evaluation.scores.majority.count == evaluation.scores.sure.count == COUNT - 2
+    assert evaluation.scores.majority.mean == 0.5
+    with pytest.raises(TripletsError, match="1 of 7 distances are NaN or infinite"):
+        assess(split, tied, Distances(tied.d0, np.float32([np.nan, 1, 1, 1, 1, 1, 1])), 0.1)
