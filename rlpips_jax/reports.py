@@ -233,7 +233,7 @@ class Tile:
 def contact_sheet(
     rows: Sequence[Sequence[Tile]], *, title: str = "", notes: Sequence[str] = (), size: int = 160
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows of captioned pictures, each fitted into a square.
+    """Rows of captioned pictures, each fitted into a square; small ones are enlarged pixel by pixel.
 
     Args:
         rows: at least one, with at least one tile each; they may differ in length.
@@ -266,6 +266,9 @@ def contact_sheet(
         for column, tile in enumerate(row):
             left = MARGIN + column * (size + GAP)
             picture = Image.fromarray(_bytes(tile.picture))
+            times = size // max(picture.size)
+            if times > 1:
+                picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
             picture.thumbnail((size, size), Image.Resampling.LANCZOS)
             sheet.paste(picture, left + (size - picture.width) // 2, top + (size - picture.height) // 2)
             for number, line in enumerate(tile.caption):

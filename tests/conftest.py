@@ -138,6 +138,24 @@ def drawn() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `rlpips` with these arguments, in this process; gives its exit status, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from rlpips_jax import cli
+
+        monkeypatch.setattr(sys, "argv", ["rlpips", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
 def wrong_types() -> Iterator[None]:
     """Lets a test pass arguments of wrong types, so that the library's own errors answer."""
     from jaxtyping import config

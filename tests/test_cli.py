@@ -54,19 +54,9 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def rlpips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlpips:
+def rlpips(command: Callable[..., tuple[int, str, str]]) -> Rlpips:
     """Runs `rlpips` with these arguments, in this process."""
-
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["rlpips", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return Run(exit_.value.code, printed.out, printed.err)
-
-    return run
+    return lambda *arguments: Run(*command(*arguments))
 
 
 def draw(architecture: Architecture) -> Parameters:

@@ -22,6 +22,9 @@ from rlpips_jax.errors import RlpipsError
 COMMANDS = {
     "distance": "rlpips_jax.cli.distance:Distance",
     "map": "rlpips_jax.cli.heat_map:Map",
+    "attack": "rlpips_jax.cli.attack:Attack",
+    "evaluate": "rlpips_jax.cli.evaluate:Evaluate",
+    "certify": "rlpips_jax.cli.certify:Certify",
     "weights": "rlpips_jax.cli.weights:Weights",
     "doctor": "rlpips_jax.cli.doctor:Doctor",
 }

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import rlpips_jax as rl
-from rlpips_jax import cli
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,20 +45,9 @@ def tiny() -> rl.Metric:
 
 
 @pytest.fixture
-def rlpips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlpips:
+def rlpips(command: Callable[..., tuple[int, str, str]]) -> Rlpips:
     """Runs `rlpips distance` by lpips-tiny with these arguments, in this process."""
-
-    def run(*arguments: object) -> Run:
-        words = ["rlpips", "distance", *map(str, arguments), "--metric", "lpips-tiny"]
-        monkeypatch.setattr(sys, "argv", words)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return Run(exit_.value.code, printed.out, printed.err)
-
-    return run
+    return lambda *arguments: Run(*command("distance", *arguments, "--metric", "lpips-tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,151 @@
+"""`rlpips certify`: up to which perturbation the order of triplets provably holds."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from rlpips_jax import reports
+from rlpips_jax.cli import interrupts
+from rlpips_jax.cli.results import Recording, write_whole
+from rlpips_jax.cli.triplet_options import TripletOptions
+from rlpips_jax.errors import CertificateError
+from rlpips_jax.evaluation import scores
+from rlpips_jax.evaluation.certification import (
+    Certificate,
+    abstention_rate,
+    certified_accuracy,
+    certify_triplets,
+)
+from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.metric import Metric
+
+COLUMNS = {
+    "reversed": np.bool_,
+    "radius": np.float64,
+    "lower_bound": np.float64,
+    "count": np.int64,
+    "abstained": np.bool_,
+}
+
+BATCH = 16
+"""Triplets that are recorded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certify(TripletOptions):
+    """Prove up to which l2 perturbation of an image the order of triplets holds, by randomised smoothing.
+
+    What is certified is the smoothed ranking: what the metric says most often when Gaussian noise is added. Prints the
+    share of triplets that are ranked right and certified at each radius, and writes one JSON a result. Interrupted,
+    the same command goes on where it stood.
+    """
+
+    sigma: Annotated[tuple[float, ...], tyro.conf.arg(metavar="S [S ...]")] = (0.05, 0.1)
+    """Standard deviations of the noise; black is 0, white 1."""
+
+    radius: Annotated[tuple[float, ...], tyro.conf.arg(metavar="R [R ...]")] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    """l2 radii for the table; images in [0, 1]."""
+
+    samples: int = 1000
+    """Draws of noise that are counted: n prove a radius of at most sigma * Phi^-1(alpha^(1/n))."""
+
+    selection_samples: int = 100
+    """Draws that guess the order."""
+
+    alpha: float = 0.001
+    """Largest probability that a certificate is wrong."""
+
+    attacked: Literal["closer", "farther", "both", "reference"] = "both"
+    """Which images may be perturbed, and get noise. Noise on the closer image alone moves it away: the smoothed ranking
+    is then often wrong."""
+
+    max_batch: int = 64
+    """Most images in the network at once: bounds memory."""
+
+    seed: int = 0
+    """Of the noise."""
+
+    out: Path = Path("certificates")
+    """Folder for the results."""
+
+    def run(self) -> int:
+        if not self.sigma or not self.radius:
+            raise CertificateError("--sigma and --radius need a number at least")
+        if min(self.radius) < 0:
+            raise CertificateError(f"--radius must be 0 or more, got {min(self.radius):g}")
+        sets = [_decided(triplets) for triplets in self.sets()]
+        metrics = self.metrics()
+        rows = []
+        from tqdm import tqdm
+
+        total = sum(map(len, sets)) * len(metrics) * len(self.sigma)
+        with interrupts.deferred(), tqdm(total=total, unit="triplet", disable=None) as bar:
+            for triplets in sets:
+                for metric in metrics:
+                    for sigma in self.sigma:
+                        bar.set_description(f"{triplets.name} {metric.name} sigma {sigma:g}")
+                        certificate = self._certificate(triplets, metric, sigma, bar.update)
+                        shares = certified_accuracy(certificate, self.radius)
+                        cells = (f"{sigma:g}", *(f"{share:.3f}" for share in shares))
+                        abstained = f"{abstention_rate(certificate):.3f}"
+                        rows.append((triplets.name, metric.name, *cells, abstained, str(len(triplets))))
+        header = ("data", "metric", "sigma", *(f"r={radius:g}" for radius in self.radius), "abstained", "n")
+        text = reports.table(header, rows)
+        print(text)
+        write_whole(self.out / "table.txt", text + "\n")
+        return 0
+
+    def _certificate(self, triplets: AnyTriplets, metric: Metric, sigma: float, done: Any) -> Certificate:
+        options: dict[str, Any] = {
+            "sigma": sigma,
+            "samples": self.samples,
+            "selection_samples": self.selection_samples,
+            "alpha": self.alpha,
+            "attacked": self.attacked,
+            "max_batch": self.max_batch,
+        }
+        settings = {
+            "data": triplets.name,
+            "triplets": len(triplets),
+            "source": dict(triplets.source),
+            "metric": metric.name,
+            "signature": metric.signature,
+            "certificate": {**options, "seed": self.seed},
+        }
+        recording = Recording(self.out, [triplets.name, metric.name, f"sigma {sigma:g}"], settings, COLUMNS)
+
+        def compute(start: int) -> Iterator[tuple[np.ndarray, ...]]:
+            for begin in range(start, len(triplets), BATCH):
+                part = certify_triplets(
+                    metric,
+                    triplets.batch(begin, begin + BATCH),
+                    key=jax.random.key(self.seed),
+                    start=begin,
+                    **options,
+                )
+                yield tuple(np.asarray(getattr(part, name)) for name in COLUMNS)
+
+        started = time.monotonic()
+        columns = dict(zip(COLUMNS, recording.collect(len(triplets), compute, done), strict=True))
+        certificate = Certificate(**columns, samples=self.samples, sigma=sigma, alpha=self.alpha)
+        shares = zip(self.radius, certified_accuracy(certificate, self.radius), strict=True)
+        results = {
+            "certified_accuracy": [{"radius": radius, "share": np.float64(share)} for radius, share in shares],
+            "abstention_rate": np.float64(abstention_rate(certificate)),
+        }
+        recording.finish(results, time.monotonic() - started)
+        return certificate
+
+
+def _decided(triplets: AnyTriplets) -> AnyTriplets:
+    """The triplets with a majority: the others have no order to certify."""
+    rows = np.flatnonzero(scores.has_majority(triplets.judgment))
+    if not len(rows):
+        raise CertificateError(f"no triplet of {triplets.name} has a majority, so there is no order to certify")
+    return triplets.select(rows)

@@ -1,0 +1,155 @@
+"""Results of long runs in a folder: numbers of each triplet as they come, one JSON document at the end.
+
+A run is named for what it is and by a hash of everything its numbers follow from, so the same command finds what it
+has done already, and another one never takes it for its own.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from rlpips_jax import __version__, reports
+from rlpips_jax.cli import interrupts
+from rlpips_jax.cli.journal import Journal
+
+Column = Shaped[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The results of one run.
+
+    Attributes:
+        folder: where they are written.
+        words: what the run is, for the names of its files.
+        settings: everything that its numbers follow from.
+        columns: names and types of what there is for each triplet.
+    """
+
+    folder: Path
+    words: Sequence[str]
+    settings: dict[str, Any]
+    columns: dict[str, type[np.generic]]
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """Of the document."""
+        name = "-".join(filter(None, (re.sub(r"[^\w.@]+", "-", word).strip("-") for word in self.words)))
+        sha = hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()
+        return self.folder / f"{name}-{sha[:8]}.json"
+
+    @property
+    def columns_path(self) -> Path:
+        """Of the numbers of each triplet: a header, then a line for each part, a list for each column."""
+        return self.path.with_suffix(".jsonl")
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What `finish` has written."""
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    def collect(
+        self, total: int, compute: Callable[[int], Iterator[tuple[Column, ...]]], done: Callable[[int], Any]
+    ) -> tuple[Column, ...]:
+        """All columns: from disk what is there, then what is computed, recorded part by part.
+
+        Args:
+            total: number of triplets.
+            compute: from which triplet on -> columns, part by part.
+            done: is told how many triplets a part has.
+
+        Raises:
+            RlpipsError: the file is of another run, damaged, or another run is writing to it.
+            KeyboardInterrupt: Ctrl-C was pressed; what was computed is recorded.
+        """
+        header = json.dumps({"columns": list(self.columns), **self.settings}, ensure_ascii=False, default=str) + "\n"
+        parts: list[tuple[Column, ...]] = []
+        with Journal(self.columns_path, header) as journal:
+            for record in journal.recorded():
+                parts.append(self._parse(record, journal, len(parts)))
+                done(len(parts[-1][0]))
+            count = sum(len(part[0]) for part in parts)
+            for part in compute(count) if count < total else ():
+                journal.append(self._line(part))
+                parts.append(part)
+                done(len(part[0]))
+                interrupts.check()
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def finish(self, results: dict[str, Any], seconds: float) -> None:
+        """Writes the document, unless it is there and says the same.
+
+        Args:
+            results: what the run came to.
+            seconds: that this process spent on it.
+        """
+        found = json.loads(reports.json_text({**self.settings, **results}))
+        with contextlib.suppress(OSError, ValueError):
+            if found.items() <= self.document.items():
+                return
+        document = {
+            **self.settings,
+            **results,
+            "columns": self.columns_path.name,
+            "command": shlex.join(["rlpips", *sys.argv[1:]]),
+            "seconds": round(seconds, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": {
+                "rlpips-jax": __version__,
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "device": str(jax.devices()[0]),
+            },
+        }
+        write_whole(self.path, reports.json_text(document) + "\n")
+
+    def _line(self, part: Sequence[Column]) -> str:
+        columns = (", ".join(map(_text, column)) for column in part)
+        return f"[{', '.join(f'[{column}]' for column in columns)}]\n"
+
+    def _parse(self, record: bytes, journal: Journal, index: int) -> tuple[Column, ...]:
+        try:
+            lists = json.loads(record)
+            if not isinstance(lists, list) or len(lists) != len(self.columns):
+                raise ValueError(f"not {len(self.columns)} columns")
+            part = tuple(np.asarray(one, dtype) for one, dtype in zip(lists, self.columns.values(), strict=True))
+            if {column.shape for column in part} != {(len(part[0]),)}:
+                raise ValueError("columns of different lengths")
+        except (ValueError, TypeError) as error:
+            raise journal.refusal(index + 2, f"damaged ({error})", f"a part of {self.path.name}") from error
+        return part
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is whole, or as it was before; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _text(value: np.generic) -> str:
+    if isinstance(value, np.floating):
+        return reports.decimal(value)
+    return json.dumps(value.item())

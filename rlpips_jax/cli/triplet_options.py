@@ -1,0 +1,98 @@
+"""Arguments of the subcommands that ask metrics about judged triplets."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.errors import RlpipsError, TripletsError
+from rlpips_jax.evaluation import triplet_files
+from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
+from rlpips_jax.metric import DEFAULT, Metric, load
+
+SIZE = 64
+"""Pixels of patches cut from photographs, unless stated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletOptions:
+    """Which triplets, and which metrics."""
+
+    data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")]
+    """Judged triplets: an .npz file, a folder in BAPPS's layout (ref/ p0/ p1/ judge/), or one of images and votes
+    (images/ triplets.npz). Or a folder of photographs, of which triplets are made. May be given several times."""
+
+    metric: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT})"),
+    ] = ()
+    """Name of a metric, or path of a .safetensors file; 'rlpips weights list' shows all. May be given several times."""
+
+    weights_dir: Folder = None
+    """Folder to look for weights in first."""
+
+    size: Annotated[
+        int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: BAPPS 64, others as stored)")
+    ] = None
+    """Resize images in folders to this shorter side."""
+
+    split: str = "test"
+    """Part of a folder of images and votes."""
+
+    count: int = 600
+    """Triplets made of a folder of photographs: two strengths of one distortion, the weaker of which is closer."""
+
+    teacher: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    """Metric that judges as many triplets of two different distortions, also made of photographs."""
+
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Only the first N triplets of each set."""
+
+    def sets(self) -> list[AnyTriplets]:
+        """The triplets.
+
+        Raises:
+            TripletsError: they cannot be read.
+        """
+        for name, number in (("limit", self.limit), ("count", self.count), ("size", self.size)):
+            if number is not None and number < 1:
+                raise TripletsError(f"--{name} must be 1 or more, got {number}")
+        sets = [triplets for path in self.data for triplets in self._read(path)]
+        _check_names("--data", "sets", [triplets.name for triplets in sets])
+        for triplets in sets:
+            if not len(triplets):
+                raise TripletsError(f"{triplets.name} has no triplets")
+        if self.limit is None:
+            return sets
+        return [triplets.select(np.arange(min(self.limit, len(triplets)))) for triplets in sets]
+
+    def _read(self, path: Path) -> list[AnyTriplets]:
+        if not triplet_files.is_photographs(path):
+            sets = triplet_files.read(path, size=self.size, split=self.split)
+            if self.size is None or path.is_file():
+                return sets
+            return [dataclasses.replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
+        made: list[AnyTriplets] = [ordinal(path, self.count, size=self.size or SIZE)]
+        if self.teacher is not None:
+            teacher = load(self.teacher, weights_dir=self.weights_dir)
+            made.append(crossed(path, self.count, teacher=teacher, size=self.size or SIZE))
+        return [dataclasses.replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
+
+    def metrics(self) -> list[Metric]:
+        """The metrics, loaded."""
+        if problem := device_problem():
+            raise RlpipsError(problem)
+        metrics = [load(name, weights_dir=self.weights_dir) for name in self.metric or (DEFAULT,)]
+        _check_names("--metric", "metrics", [metric.name for metric in metrics])
+        return metrics
+
+
+def _check_names(option: str, what: str, names: list[str]) -> None:
+    """Raises a TripletsError if a table could not tell two apart."""
+    if len(set(names)) < len(names):
+        raise TripletsError(f"{option}: {what} must differ in their names, got {', '.join(names)}; rename a file")

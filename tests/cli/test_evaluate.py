@@ -1,0 +1,207 @@
+"""`rlpips evaluate`, `certify` and `attack`: what they print and write, resumption, and errors that teach."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax.evaluation import measurement, ordinal, two_afc_score, write_npz
+
+COUNT = 6
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(3):
+        draw(folder / f"{seed}.png", seed, (80, 90))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(photographs: Path) -> Path:
+    path = photographs.parent / "triplets.npz"
+    write_npz(path, {"ordinal": ordinal(photographs, COUNT, kinds=("blur", "noise"), size=40)})
+    return path
+
+
+def evaluate(command: Command, data: Path, out: Path, *more: object) -> tuple[int, str, str]:
+    return command("evaluate", "--data", data, "--metric", "lpips-tiny", "--batch", 4, "--out", out, *more)
+
+
+ATTACK = ("--attack", "pgd", "--steps", 2, "--epsilon", "1/255", "8/255")
+
+
+def documents(out: Path) -> dict[str, Any]:
+    """Results by their attack and radius."""
+    found = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    threats = (document["threat"] or {"name": "natural", "epsilon": 0} for document in found)
+    names = [f"{threat['name']} {round(255 * threat['epsilon'])}" for threat in threats]
+    return dict(zip(names, found, strict=True))
+
+
+def test_table_documents_and_curves(command: Command, data: Path, tmp_path: Path) -> None:
+    status, out, _ = evaluate(command, data, tmp_path, *ATTACK)
+    assert status == 0
+    assert len(out.splitlines()) == 5
+    assert "1/255" in out
+    assert "16/255" in out
+    assert (tmp_path / "curves-triplets.npz-ordinal-pgd-linf.png").stat().st_size > 1000
+    assert "ordinal: noise" in (tmp_path / "table.txt").read_text()
+    found = documents(tmp_path)
+    assert set(found) == {"natural 0", "pgd 1", "pgd 8"}
+    for document in found.values():
+        lines = (tmp_path / document["columns"]).read_text().splitlines()
+        d0, d1 = np.concatenate([np.float32(json.loads(line)) for line in lines[1:]], axis=1)
+        judgment = rl.evaluation.read(data)[0].judgment
+        assert document["scores"]["two_afc"]["mean"] == pytest.approx(float(two_afc_score(d0, d1, judgment)))
+        assert document["triplets"] == len(d0) == COUNT
+        assert len(document["source"]["sha256"]) == 64
+        assert "--data" in document["command"]
+    assert found["natural 0"]["scores"]["flip_rate"] is None
+    assert found["pgd 8"]["threat"]["seed"] == 0
+
+
+def test_an_interrupted_run_goes_on_and_ends_alike(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    evaluate(command, data, whole, *ATTACK)
+    attacked, calls = measurement.attack_triplets, 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return attacked(*arguments, **options)
+
+    monkeypatch.setattr(measurement, "attack_triplets", interrupted)
+    assert evaluate(command, data, torn, *ATTACK)[0] == 130
+    assert set(documents(torn)) == {"natural 0", "pgd 1"}
+    status, out, _ = evaluate(command, data, torn, *ATTACK)
+    assert status == 0
+    assert calls == 5
+    assert {path.name: path.read_bytes() for path in torn.glob("*.jsonl")} == {
+        path.name: path.read_bytes() for path in whole.glob("*.jsonl")
+    }
+    monkeypatch.setattr(measurement, "attack_triplets", None)
+    assert evaluate(command, data, torn, *ATTACK)[:2] == (0, out)
+
+
+def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: Path) -> None:
+    status, out, _ = evaluate(
+        command, photographs, tmp_path, "--count", 4, "--size", 40, "--teacher", "lpips-tiny", "--shift", 2
+    )
+    assert status == 0
+    assert [line.split()[:3] for line in out.splitlines() if "shift pixels" in line] == [
+        ["photographs0", kind, "lpips-tiny"] for kind in ("ordinal", "ordinal", "crossed", "crossed")
+    ]
+    assert "2 px" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--epsilon", "1/255"), "--epsilon needs an attack"),
+        (("--attack", "pgd", "--epsilon", "2"), "from 0 to 1"),
+        (("--attack", "pgd", "--epsilon", "x"), "not a number such as 2/255"),
+        (("--attack", "pgd", "--norm", "linf", "l2", "--epsilon", "0.1"), "cannot be right for l2, linf"),
+        (("--attack", "pgd", "--steps", 0), "--steps must be 1 or more"),
+        (("--limit", 0), "--limit must be 1 or more"),
+        (("--shift", 40), "from 1 to 39 pixels"),
+        (("--metric", "lpips-tiny"), "must differ in their names"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    command: Command, data: Path, tmp_path: Path, arguments: tuple[object, ...], says: str
+) -> None:
+    status, out, err = evaluate(command, data, tmp_path / "out", *arguments)
+    assert status == 2
+    assert says in err
+    assert out == ""
+
+
+def test_certificates(command: Command, data: Path, tmp_path: Path) -> None:
+    arguments = (
+        *("certify", "--data", data, "--metric", "lpips-tiny", "--sigma", 0.02, "--samples", 20, "--alpha", 0.01),
+        *("--selection-samples", 5, "--radius", 0, 0.01, 1, "--out", tmp_path),
+    )
+    status, out, _ = command(*arguments)
+    assert status == 0
+    row = out.splitlines()[-1].split()
+    assert row[-1] == str(COUNT)
+    shares = [float(cell) for cell in row[4:7]]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[2] == 0, "20 samples cannot prove so much"
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["certificate"]["sigma"] == 0.02
+    before = path.read_bytes()
+    assert command(*arguments)[:2] == (0, out)
+    assert path.read_bytes() == before
+    status, _, err = command(*arguments, "--radius", -1)
+    assert status == 2
+    assert "--radius must be 0 or more" in err
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Path]) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    return [draw(folder / f"{seed}.png", seed) for seed in range(3)]
+
+
+def attack(command: Command, pictures: list[Path], out: Path, *more: object) -> dict[str, Any]:
+    status, _, err = command("attack", *pictures, "--metric", "lpips-tiny", "--steps", 3, "--out", out, *more)
+    assert (status, err) == (0, "")
+    assert rl.load_image(out / "sheet.png").shape[1] > 600
+    return json.loads((out / "result.json").read_text())
+
+
+def test_own_pictures_are_attacked_within_the_bound(
+    command: Command, pictures: list[Path], tmp_path: Path, tiny: rl.Metric
+) -> None:
+    result = attack(command, pictures[:2], tmp_path, "--epsilon", "3/255")
+    written = rl.load_image(tmp_path / "adversarial.png")
+    assert np.abs(written.astype(int) - rl.load_image(pictures[1])).max() == result["linf"] == 3
+    (row,) = result["distances"]
+    assert row["after"] > row["before"]
+    assert row["after"] == pytest.approx(float(rl.distance(rl.load_image(pictures[0]), written, tiny)), rel=1e-6)
+    pulled = attack(command, pictures[:2], tmp_path, "--epsilon", "3/255", "--pull")
+    assert pulled["distances"][0]["after"] < row["before"]
+
+
+def test_the_order_of_two_pictures_and_one_alone(command: Command, pictures: list[Path], tmp_path: Path) -> None:
+    result = attack(command, pictures, tmp_path, "--attacked", "farther")
+    distances = result["distances"]
+    farther = max(distances, key=lambda row: row["before"])
+    assert result["moved"].endswith(farther["pair"].removeprefix("REF to "))
+    assert sum(row["before"] != row["after"] for row in distances) == 1
+    alone = attack(command, pictures[:1], tmp_path)
+    assert alone["distances"][0]["after"] > 0
+    assert alone["linf"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("count", "arguments", "says"),
+    [
+        (1, ("--attack", "pgd"), "pgd takes REF and one or two images"),
+        (2, ("--attack", "impostor"), "impostor takes REF alone"),
+        (3, ("--pull",), "--pull is for REF IMAGE"),
+        (2, ("--epsilon", "-1"), "from 0 to 1"),
+        (2, ("--attacked", "farther"), "--attacked is for REF IMAGE IMAGE"),
+        (1, ("--attack", "impostor", "--epsilon", "1/255"), "stays under --bound"),
+        (2, ("--attack", "spatial", "--norm", "l2"), "--epsilon is in pixels"),
+    ],
+)
+def test_pictures_that_make_no_sense(
+    command: Command, pictures: list[Path], tmp_path: Path, count: int, arguments: tuple[object, ...], says: str
+) -> None:
+    status, _, err = command("attack", *pictures[:count], "--metric", "lpips-tiny", "--out", tmp_path, *arguments)
+    assert status == 2
+    assert says in err
