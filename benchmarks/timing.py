@@ -6,9 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+PAUSE = 0.01
+"""Seconds between timed calls: PyTorch's threads wait busily for a few milliseconds after theirs."""
+
+Result = TypeVar("Result")
 
 Times = dict[str, list[float]]
 """Seconds of each contestant, one entry a round."""
@@ -75,3 +80,14 @@ def processor_seconds() -> tuple[float, float] | None:
         return None
     idle, waiting = fields[3], fields[4]
     return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+
+def alone(measure: Callable[[], Result]) -> tuple[Result, float]:
+    """What a part found, and how many processors others kept busy meanwhile; NaN where that is not known."""
+    before, started = processor_seconds(), time.perf_counter()
+    measured = measure()
+    elapsed, after = time.perf_counter() - started, processor_seconds()
+    if before is None or after is None:
+        return measured, float("nan")
+    everybody, here = np.subtract(after, before)
+    return measured, max(0.0, float(everybody - here) / elapsed)
