@@ -255,9 +255,9 @@ class Pytorch:
     """The `lpips` package with its weights and the triplets, on the device."""
 
     def __init__(self, setting: Setting, batch: Triplets) -> None:
-        import torch
-
         self.module = lpips_module(setting)
+        import torch  # Only now, as it may be absent.
+
         self.device = self.module.scaling_layer.shift.device
         # float32 everywhere, as here.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -471,7 +471,7 @@ def measure(config: Attacks, absent: dict[str, str]) -> dict[str, Any]:
 
 def threads() -> int | None:
     """How many PyTorch computes with; None where it has no part."""
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         return None
     import torch
 

@@ -208,7 +208,7 @@ def nothing(images: Any) -> Any:
         ({"steps": 0}, "steps must be a whole number, 1 or more, got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more, got 2.5"),
         ({"restarts": 0}, "restarts must be a whole number, 1 or more, got 0"),
-        ({"epsilon": -0.1}, "epsilon must be finite and 0 or more, in the units of value_range, got -0.1"),
+        ({"epsilon": -0.1}, r"epsilon must be finite and 0 or more, in the units of \w+, got -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be finite"),
         ({"epsilon": [0.1, 0.1]}, r"epsilon must be one number or one for each of the 3 examples, got shape \(2,\)"),
         ({"epsilon": "small"}, "epsilon must be a number, or one for each example, got 'small'"),

@@ -148,11 +148,11 @@ def test_an_attack_needs_epsilons(metric: rl.Metric, triplets: Triplets) -> None
 
 
 def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(triplets: Triplets) -> None:
-    split = dataclasses.replace(triplets, judgment=np.float32([0.5, 0.5, 1, 0, 1, 0, 1]), sure=None)
-    tied = Distances(np.full(COUNT, 0.1, np.float32), np.float32([0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]))
+    split = dataclasses.replace(triplets, judgment=np.asarray([0.5, 0.5, 1, 0, 1, 0, 1], np.float32), sure=None)
+    tied = Distances(np.full(COUNT, 0.1, np.float32), np.asarray([0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32))
     evaluation = assess(split, tied)
     assert evaluation.scores.two_afc.count == COUNT
     assert evaluation.scores.majority.count == evaluation.scores.sure.count == COUNT - 2
     assert evaluation.scores.majority.mean == 0.5
     with pytest.raises(TripletsError, match="1 of 7 distances are NaN or infinite"):
-        assess(split, tied, Distances(tied.d0, np.float32([np.nan, 1, 1, 1, 1, 1, 1])), 0.1)
+        assess(split, tied, Distances(tied.d0, np.asarray([np.nan, 1, 1, 1, 1, 1, 1], np.float32)), 0.1)
