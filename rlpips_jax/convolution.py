@@ -9,7 +9,7 @@ that many of their multiplications are by the zeros around them.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -164,15 +164,33 @@ def _convolution(x: Array, kernel: Array, geometry: _Geometry) -> Array:
     return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
 
 
-_Residuals = tuple[Array | None, tuple[Array, Array] | None]
-"""The kernel, where the input's gradient is asked for; input and kernel, where the kernel's is."""
+class _Residuals(NamedTuple):
+    """What the backward rule needs.
+
+    JAX remembers one structure of residuals for all uses of a traced convolution, whichever of its arguments is
+    differentiated by in each. So there are always three arrays, and what is not needed has no values.
+
+    Attributes:
+        kernel: as it is.
+        x: the input where the kernel's gradient is asked for, else `NOTHING`.
+        asked: `(0,)` where the input's gradient is asked for, else `NOTHING`.
+    """
+
+    kernel: Array
+    x: Array
+    asked: Array
+
+
+NOTHING = (0, 0)
+"""Shape of an array that only says, by its shape, that something is not there."""
 
 
 def _forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, geometry: _Geometry) -> tuple[Array, _Residuals]:
-    return _convolution(x.value, kernel.value, geometry), (
-        kernel.value if x.perturbed else None,
-        (x.value, kernel.value) if kernel.perturbed else None,
-    )
+    nothing = jnp.zeros(NOTHING, x.value.dtype)
+    # Without the barrier, JAX would pass the input on by its position, which placeholders have none of.
+    saved = lax.optimization_barrier(x.value) if kernel.perturbed else nothing
+    asked = jnp.zeros((0,), x.value.dtype) if x.perturbed else nothing
+    return _convolution(x.value, kernel.value, geometry), _Residuals(kernel.value, saved, asked)
 
 
 def _backward(
@@ -180,10 +198,10 @@ def _backward(
 ) -> tuple[Array | None, Array | None]:
     if isinstance(cotangent, SymbolicZero):
         return None, None
-    kernel, both = residuals
+    kernel, x, asked = residuals
     return (
-        None if kernel is None else _input_gradient(kernel, cotangent, geometry),
-        None if both is None else _kernel_gradient(*both, cotangent, geometry),
+        _input_gradient(kernel, cotangent, geometry) if asked.shape != NOTHING else None,
+        _kernel_gradient(x, kernel, cotangent, geometry) if x.shape != NOTHING else None,
     )
 
 

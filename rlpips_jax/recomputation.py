@@ -31,13 +31,15 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
     def forward(parameters: Any, x: Any) -> tuple[Any, Any]:
         values = jax.tree.map(lambda leaf: leaf.value, parameters)
         learns = any(leaf.perturbed for leaf in jax.tree.leaves(parameters))
-        return call(values, x.value), (values, x.value, () if learns else None)
+        # A mark by its shape: JAX remembers one structure of residuals for all uses of a traced function.
+        return call(values, x.value), (values, x.value, jnp.zeros((0,) if learns else (0, 0)))
 
     def backward(residuals: Any, cotangent: Any) -> tuple[Any, Array]:
-        *arguments, learns = residuals
+        *arguments, mark = residuals
+        learns = mark.ndim == 1
 
         def pull(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
-            if learns is None:
+            if not learns:
                 result, transpose = jax.vjp(functools.partial(function, parameters), x)
             else:
                 result, transpose = jax.vjp(function, parameters, x)
@@ -45,7 +47,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
             gradients = transpose(
                 jax.tree.map(lambda leaf, part: jnp.zeros_like(leaf) if part is None else part, result, cotangent)
             )
-            return (None, *gradients) if learns is None else gradients
+            return gradients if learns else (None, *gradients)
 
         def after_barrier(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
             return pull(parameters, *lax.optimization_barrier((x, cotangent)))
@@ -54,7 +56,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
             # Always taken, which the compiler does not see; so it neither merges the branch with the forward pass
             # nor starts it before the cotangent is there.
             first = jnp.sum(jax.tree.leaves(cotangent)[0].reshape(-1)[:1])
-            never = (None if learns is None else parameters), x
+            never = (parameters if learns else None), x
             return lax.cond(first < first - 1, lambda *_: never, pull, parameters, x, cotangent)
 
         cotangent = jax.tree.map(

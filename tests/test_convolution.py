@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+import rlpips_jax as rl
 from rlpips_jax.convolution import Pooling, convolution, inside, pool
 
 # Size of the image, channels in, channels out, window, stride, padding: every convolution of the networks, and odder.
@@ -215,3 +218,30 @@ def test_inside_keeps_the_top_left_part_of_each_image() -> None:
     found = inside(x, jnp.array([[2, 1], [3, 4]]))[..., 0]
     np.testing.assert_array_equal(found[0], [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(found[1], x[1, :, :, 0])
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_one_program_differentiates_by_images_and_by_parameters(remat: bool) -> None:
+    """Adversarial training does both, and JAX traces the network once for both."""
+    metric = rl.load("lpips-tiny", remat=remat)
+    x, y = np.random.default_rng(0).random((2, 1, 32, 32, 3), np.float32)
+
+    def distance(parameters: Any, y: Any) -> Any:
+        bound = replace(metric, parameters=parameters)
+        return bound.between(bound.features(x), bound.features(y)).sum()
+
+    def attacked(y: Any, slope: Any) -> Any:
+        return jnp.clip(y + slope, 0, 1)
+
+    def adversarial(parameters: Any) -> Any:
+        natural = distance(parameters, y)
+        # Between the two uses of the network that learn, one that does not.
+        slope = jax.grad(distance, argnums=1)(jax.lax.stop_gradient(parameters), y)
+        return natural + distance(parameters, jax.lax.stop_gradient(attacked(y, slope)))
+
+    together = jax.jit(jax.grad(adversarial))(metric.parameters)
+    slope = jax.grad(distance, argnums=1)(metric.parameters, y)
+    apart = [jax.grad(distance)(metric.parameters, images) for images in (y, attacked(y, slope))]
+    expected = jax.tree.leaves(jax.tree.map(jnp.add, *apart))
+    for found, one in zip(jax.tree.leaves(together), expected, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())

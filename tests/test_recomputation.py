@@ -69,3 +69,22 @@ def test_less_is_held() -> None:
 
     # Of 24 activations, the 6 between layers and the 4 within one remain.
     assert held(recomputed) < 0.6 * held(plain)
+
+
+def test_one_function_has_derivatives_by_parameters_and_by_input_side_by_side() -> None:
+    """As in adversarial training, where the slope by the input is taken between the other's two halves."""
+
+    def gradient(wrap) -> list[dict]:
+        network = jax.jit(wrap(layer))
+
+        def total(parameters: dict) -> jax.Array:
+            natural = network(parameters, X[:8])
+            slope = jax.grad(lambda x: network(jax.lax.stop_gradient(parameters), x).sum())(X[:8])
+            return jnp.sum(jnp.cos(natural)) + jnp.sum(network(parameters, X[:8] + slope))
+
+        return jax.grad(total)(PARAMETERS[0])
+
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+        *(gradient(wrap) for wrap in (recomputed, plain)),
+    )
