@@ -374,8 +374,8 @@ def _export(config: Convert) -> Metric:
     if config.out.is_dir():
         raise ArgumentError(f"--out {config.out} is a folder; --to-pytorch writes a file")
     _may_write(config.out, config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     tensors = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(config.out, tensors)
     print(f"wrote      {config.out}: {len(tensors)} tensors, sha256 {sha256_of(config.out)}")
     print(f"signature  {metric.signature}")

@@ -34,7 +34,7 @@ class WeightsCorrupt(WeightsError, OSError):
 
 
 class WeightsMismatch(WeightsError, ValueError):
-    """A readable checkpoint does not fit: tensors missing, left over, or of another shape, or negative heads."""
+    """A readable checkpoint does not fit: tensors missing, left over, of another shape, negative heads or floors."""
 
 
 class UnsafeCheckpoint(WeightsError, ValueError):
@@ -61,5 +61,21 @@ class CertificateError(RlpipsError, ValueError):
     """A certificate was asked for by numbers that have no meaning, or of something that is no ranking."""
 
 
+class CheckpointError(RlpipsError, OSError):
+    """A checkpoint of a training run cannot be written or read: a full disk, another run's folder, all damaged."""
+
+
+class CheckpointMismatch(RlpipsError, ValueError):
+    """A whole checkpoint is of another state than the program's: other arrays, shapes or types."""
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was set aside, and an older one takes its place."""
+
+
 class ImageFileWarning(UserWarning):
     """An image file holds more than one opaque, upright image; the message says what was made of it."""
+
+
+class TrainingError(RlpipsError, ValueError):
+    """A training run cannot be done as it is told; the message names the option, or the step that failed."""

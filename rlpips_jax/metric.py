@@ -4,9 +4,14 @@ With image x in [-1, 1], f_l the activations at tap l, and h = f / (|f| + 1e-10)
 
     d(x, y) = sum_l mean_ij sum_c w_lc (h_l(x)_ijc - h_l(y)_ijc)^2,        w >= 0
 
-(Zhang et al. 2018). A `Metric` is a pytree whose leaves are the parameters: pass it to a jitted function as an
-argument. A Metric that a jitted function closes over is baked into the program as constants, which makes the
-program large and slow to compile.
+(Zhang et al. 2018). This h makes as much of a faint activation as of a strong one, and so of noise in flat regions.
+A metric may have floors c_l >= 0, one a tap and learned as w is, that damp the faint:
+
+    h = f / max(sqrt(|f|^2 + c_l^2), 1e-10)
+
+At c_l = 0 the slope by c_l is 0, so learning starts above. A `Metric` is a pytree whose leaves are the parameters:
+pass it to a jitted function as an argument. A Metric that a jitted function closes over is baked into the program as
+constants, which makes the program large and slow to compile.
 """
 
 import functools
@@ -39,7 +44,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 PRECISIONS = ("default", "high", "highest")
 
 Features = tuple[Float[Array, "..."], ...]
-"""Unit-normalised activations, one array `(..., h_l, w_l, c_l)` a tap."""
+"""Unit-normalised activations (shorter where floors damp them), one array `(..., h_l, w_l, c_l)` a tap."""
 
 
 @functools.partial(
@@ -52,7 +57,8 @@ class Metric:
     """A perceptual distance: parameters and how to use them. Made by `load`.
 
     Attributes:
-        parameters: `{"backbone": {...}, "heads": (w_0, w_1, ...)}`, float32; the leaves of the pytree.
+        parameters: `{"backbone": {...}, "heads": (w_0, w_1, ...)}`, float32; the leaves of the pytree. With
+            `"floors": (c_0, c_1, ...)` beside them, each of shape `()`, faint activations are damped.
         name: what it was loaded as.
         architecture: backbone, pooling and taps.
         version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
@@ -147,9 +153,10 @@ class Metric:
             isinstance(leaf, Tracer) for leaf in leaves
         ):
             raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
+        floors = f" floors={len(self.parameters['floors'])}" if self.parameters.get("floors") else ""
         return (
             f"rlpips-jax {rlpips_jax.__version__} {self.name} backbone={self.architecture.name} "
-            f"pooling={self.architecture.pooling} taps={len(self.architecture.taps)} v{self.version} "
+            f"pooling={self.architecture.pooling} taps={len(self.architecture.taps)}{floors} v{self.version} "
             f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
         )
 
@@ -204,7 +211,7 @@ def load(
         name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "lpips-tiny" (`rlpips weights list` shows
             all), or the path of a `.safetensors` file made by training or by `python -m convert`.
         weights_dir: a folder to look into first.
-        unweighted: set every weight of the heads to 1.
+        unweighted: set every weight of the heads to 1; floors stay.
         dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
         precision: of the convolutions: "highest" gives the same number on every platform; "default" is faster
             where a GPU has TF32 or a TPU bfloat16.
@@ -219,7 +226,7 @@ def load(
         UnknownMetric: no metric of this name.
         WeightsNotFound: no weights on this machine, and no download; says what to put where.
         WeightsCorrupt: a weight file is damaged.
-        WeightsMismatch: a weight file is of another network, incomplete, or has negative heads.
+        WeightsMismatch: a weight file is of another network, incomplete, or has negative heads or floors.
         MetricError: an option that makes no sense.
     """
     dtype = _check_dtype(dtype)
@@ -621,23 +628,42 @@ def _activations(
     backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision, metric.forward_mode)
     variables = {"params": metric.parameters["backbone"]}
 
-    def stage(layers: Any, sizes: Array | None, variables: Any, x: Array) -> tuple[Array, Array, Array | None]:
+    def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
+        variables, floor = parameters
         activation, sizes = cast(tuple, backbone.apply(variables, x, layers, sizes, method="stage"))
-        return activation, _unit(activation.astype(_accumulator_dtype(metric))), sizes
+        return activation, _unit(activation.astype(_accumulator_dtype(metric)), floor), sizes
 
     recompute = jax.checkpoint if metric.forward_mode else recomputed
     x = x.astype(metric.dtype)
     taps = []
-    for layers in metric.architecture.stages():
+    for layers, floor in zip(metric.architecture.stages(), _floors(metric), strict=True):
         compute = functools.partial(stage, layers, sizes)
-        x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)(variables, x)
+        x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)((variables, floor), x)
         taps.append((unit, sizes))
     return taps
 
 
-def _unit(activation: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """f / (|f| + 1e-10). The square root never sees 0, where its slope is infinite, so no gradient is NaN."""
+def _floors(metric: Metric) -> tuple[Float[Array, ""] | None, ...]:
+    """The floor of each tap; None where the metric has none."""
+    taps = len(metric.architecture.taps)
+    floors = metric.parameters.get("floors")
+    if floors is None:
+        return (None,) * taps
+    shapes = [jnp.shape(floor) for floor in floors]
+    if shapes != [()] * taps:
+        # A longer one would broadcast, and damp each channel or position differently.
+        raise MetricError(f"{metric.name} has {taps} taps and needs one floor of shape () for each, got {shapes}")
+    return tuple(jnp.asarray(floor, _accumulator_dtype(metric)) for floor in floors)
+
+
+def _unit(activation: Float[Array, "n h w c"], floor: Float[Array, ""] | None) -> Float[Array, "n h w c"]:
+    """f / (|f| + 1e-10), or with a floor f / max(sqrt(|f|^2 + c^2), 1e-10).
+
+    The square root never sees 0, where its slope is infinite, so no gradient is NaN.
+    """
     square = jnp.sum(jnp.square(activation), axis=-1, keepdims=True)
+    if floor is not None:
+        return activation / jnp.sqrt(jnp.maximum(square + jnp.square(floor), EPSILON**2))
     positive = square > 0
     norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
     return activation / (norm + EPSILON)

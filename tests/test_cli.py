@@ -722,6 +722,10 @@ def test_the_doctor_finds_nothing(rlpips: Rlpips, tiny_dir: Path) -> None:
 def test_the_doctor_computes_independently(tiny: rl.Metric) -> None:
     x, y = (np.random.default_rng(seed).integers(0, 256, (50, 41, 3), np.uint8) for seed in (0, 1))
     assert doctor.distance_in_numpy(x, y, tiny) == pytest.approx(float(rl.distance(x, y, tiny)), rel=1e-5)
+    floored = replace(tiny, parameters=tiny.parameters | {"floors": tuple(np.array([100, 200, 300, 400], np.float32))})
+    expected = doctor.distance_in_numpy(x, y, floored)
+    assert expected == pytest.approx(float(rl.distance(x, y, floored)), rel=1e-5)
+    assert expected < 0.5 * doctor.distance_in_numpy(x, y, tiny)
 
 
 @pytest.mark.parametrize("factor", [1.001, np.nan])

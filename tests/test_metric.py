@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
+from rlpips_jax.cli.doctor import distance_in_numpy
 from rlpips_jax.convolution import Pooling
 from rlpips_jax.metric import Metric, padded_distance
 from rlpips_jax.weights import native
@@ -42,6 +43,19 @@ def metric(request, drawn) -> Metric:
 @pytest.fixture(scope="module")
 def tiny(drawn) -> Metric:
     return drawn(TINY)
+
+
+FLOORS = 0.05, 0.0, 0.5, 2.0
+
+
+def with_floors(metric: Metric, *floors: float) -> Metric:
+    arrays = tuple(jnp.asarray(floor, jnp.float32) for floor in floors or FLOORS)
+    return dataclasses.replace(metric, parameters=metric.parameters | {"floors": arrays})
+
+
+@pytest.fixture(scope="module")
+def floored(tiny) -> Metric:
+    return with_floors(tiny)
 
 
 def by_hand(x: np.ndarray, y: np.ndarray, metric: Metric) -> np.ndarray:
@@ -528,3 +542,178 @@ def test_a_renamed_file_is_refused(tiny, tmp_path) -> None:
     native.write(tmp_path / "lpips-tiny.safetensors", tiny.parameters, TINY, metric="lpips-alex@0.0")
     with pytest.raises(rl.WeightsMismatch, match=r"holds the metric 'lpips-alex@0\.0', not 'lpips-tiny'"):
         rl.load("lpips-tiny", weights_dir=tmp_path)
+
+
+# Floors: h = f / sqrt(|f|^2 + c^2).
+
+
+@pytest.mark.parametrize("floors", [(0, 0, 0, 0), (0.1, 0.1, 0.1, 0.1), (1, 0, 8, 3), (1e4, 1e4, 1e4, 1e4)])
+def test_a_distance_with_floors_is_its_definition(floors) -> None:
+    shipped = rl.load("lpips-tiny")
+    metric = with_floors(shipped, *floors)
+    for x, y in zip(X, Y, strict=True):
+        np.testing.assert_allclose(rl.distance(x, y, metric), distance_in_numpy(x, y, metric), rtol=1e-5)
+    np.testing.assert_allclose(rl.layer_distances(X, Y, metric), by_hand(X, Y, metric), rtol=2e-5)
+    # |h| / |f| = 1 / sqrt(|f|^2 + c^2), and so |h| tells |f|: the same at two floors.
+    for feature, plain, floor in zip(metric.features(X), shipped.features(X), floors, strict=True):
+        length = np.linalg.norm(np.float64(feature), axis=-1, keepdims=True)
+        np.testing.assert_allclose(feature, length * plain, atol=1e-6)
+        assert np.all(length < 1 + 1e-6)
+        assert floor == 0 or length.max() < 1
+
+
+def test_floors_at_zero_are_no_floors(tiny) -> None:
+    metric = with_floors(tiny, 0, 0, 0, 0)
+    np.testing.assert_allclose(rl.distance(X, Y, metric), rl.distance(X, Y, tiny), rtol=1e-6)
+
+
+def test_a_floor_damps_faint_noise(tiny) -> None:
+    """On dark flat images without biases activations are as faint as the noise, and are made unit vectors of."""
+    bare = {"backbone": jax.tree.map(lambda leaf: leaf * (leaf.ndim != 1), tiny.parameters["backbone"])}
+    plain = dataclasses.replace(tiny, version="0.0", parameters=tiny.parameters | bare)
+    noise = np.random.default_rng(0).uniform(0.4999, 0.5001, (2, 40, 45, 3)).astype(np.float32)
+    faint, strong = (
+        [float(rl.distance(x, y, metric)) for metric in (plain, with_floors(plain, 0.05, 0.05, 0.05, 0.05))]
+        for x, y in (noise, (X[0], Y[0]))
+    )
+    assert faint[0] > 0.1 * strong[0]
+    assert faint[1] < 1e-3 * faint[0]
+    assert strong[1] > 0.9 * strong[0]
+
+
+def test_with_floors_identical_images_are_at_distance_exactly_zero(floored) -> None:
+    sizes = np.array([[40, 45]] * 3)
+    for distance in (rl.distance, rl.distance_map):
+        assert np.all(np.asarray(distance(X, X, floored)) == 0)
+    assert np.all(np.diag(rl.pairwise(X, X, floored)) == 0)
+    assert np.all(np.asarray(padded_distance(X, X, sizes, floored)) == 0)
+
+
+def test_every_way_to_a_distance_with_floors_agrees(floored) -> None:
+    expected = rl.distance(X, Y, floored)
+    np.testing.assert_allclose(jax.vmap(rl.distance, in_axes=(0, 0, None))(X, Y, floored), expected, rtol=1e-5)
+    np.testing.assert_allclose(rl.distance(X, Y, dataclasses.replace(floored, max_batch=2)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(rl.pairwise(X, Y, floored)), expected, rtol=1e-5)
+    np.testing.assert_allclose(floored.between(floored.features(X), floored.features(Y)), expected, rtol=1e-6)
+    bfloat16 = rl.distance(X, Y, dataclasses.replace(floored, dtype="bfloat16"))
+    assert bfloat16.dtype == jnp.float32
+    np.testing.assert_allclose(bfloat16, expected, rtol=0.03)
+    sizes = np.array([[40, 45], [33, 31], [33, 31]])
+    alone = [rl.distance(a[:h, :w], b[:h, :w], floored) for a, b, (h, w) in zip(X, Y, sizes, strict=True)]
+    np.testing.assert_allclose(padded_distance(X, Y, sizes, floored), alone, rtol=1e-6)
+
+
+def test_many_floors_at_once(tiny) -> None:
+    """A metric whose floors alone are mapped over."""
+    several = np.array([FLOORS, (1, 1, 1, 1)], np.float32)
+
+    def distances(floors: tuple) -> jax.Array:
+        return rl.distance(X, Y, dataclasses.replace(tiny, parameters=tiny.parameters | {"floors": floors}))
+
+    found = jax.jit(jax.vmap(distances))(tuple(several.T))
+    expected = [rl.distance(X, Y, with_floors(tiny, *floors)) for floors in several.tolist()]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def of_pairs(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
+    return rl.distance(x, y, metric).sum()
+
+
+def of_a_matrix(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
+    return jnp.vdot(rl.pairwise(x, y, metric), jnp.array([[1, 2], [3, -1]]))
+
+
+def of_padded_pairs(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
+    return padded_distance(x, y, jnp.array([[33, 35], [31, 32]]), metric).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (of_pairs, {}),
+        (of_pairs, {"remat": True}),
+        (of_pairs, {"forward_mode": True}),
+        (of_pairs, {"max_batch": 1}),
+        (of_a_matrix, {}),
+        (of_padded_pairs, {}),
+    ],
+)
+def test_the_gradient_by_floors_is_the_slope(function, options, floored) -> None:
+    """Central differences in float64."""
+    with jax.enable_x64(True):
+        metric = dataclasses.replace(floored, dtype="float64", **options)
+        x, y = X[:2, :33, :35] / 255, Y[:2, :33, :35] / 255
+
+        @jax.jit
+        def value(floors: tuple) -> jax.Array:
+            parameters = metric.parameters | {"floors": floors}
+            return function(x, y, dataclasses.replace(metric, parameters=parameters))
+
+        floors = tuple(jnp.array(FLOORS))
+        gradient = jax.jit(jax.grad(value))(floors)
+        for tap, (slope, floor) in enumerate(zip(gradient, FLOORS, strict=True)):
+            below, above = (value((*floors[:tap], floors[tap] + step, *floors[tap + 1 :])) for step in (-1e-4, 1e-4))
+            np.testing.assert_allclose(slope, (above - below) / 2e-4, rtol=1e-4, atol=1e-10)
+            assert slope != 0 or floor == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("floor", [0, 1e-30, 1e-10, 1])
+def test_gradients_with_floors_are_finite_everywhere(floor, dtype, drawn) -> None:
+    metric = with_floors(drawn(TINY, dtype=dtype, version="0.0"), *[floor] * 4)
+    bare = {"backbone": jax.tree.map(lambda leaf: leaf * (leaf.ndim != 1), metric.parameters["backbone"])}
+    y = np.stack([image[:32, :32] for image in IMAGES.values()])
+    for candidate in (metric, dataclasses.replace(metric, parameters=metric.parameters | bare)):
+        for x in (y, np.broadcast_to(y[:1], y.shape)):
+            assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients(candidate, x, y)))
+
+
+@pytest.mark.parametrize("exponent", range(-45, 1, 5))
+def test_features_of_every_strength_have_finite_gradients_with_floors(exponent, tiny) -> None:
+    """Scaled kernels without biases make activations of every size down to the smallest float."""
+    kernels = jax.tree.map(lambda leaf: leaf * (leaf.ndim != 1), tiny.parameters["backbone"])
+    first = next(iter(kernels))
+    kernels[first]["kernel"] *= 10.0**exponent
+    for floor in (0, 1):
+        metric = with_floors(
+            dataclasses.replace(tiny, parameters=tiny.parameters | {"backbone": kernels}), *[floor] * 4
+        )
+        gradient = gradients(metric, as_floats(X[:1]), as_floats(Y[:1]))
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.usefixtures("wrong_types")
+@pytest.mark.parametrize("floors", [(), (1.0,) * 3, (1.0,) * 5, (np.ones(1),) * 4, (np.ones(16, np.float32),) * 4])
+def test_floors_that_are_not_one_a_tap_are_refused(floors, tiny) -> None:
+    metric = dataclasses.replace(tiny, parameters=tiny.parameters | {"floors": floors})
+    with pytest.raises(rl.MetricError, match=r"4 taps and needs one floor of shape \(\) for each, got \["):
+        rl.distance(X, Y, metric)
+
+
+def test_the_signature_tells_of_floors(tiny, floored) -> None:
+    assert "floors" not in tiny.signature
+    assert "floors=4" in floored.signature
+    assert len({tiny.signature, floored.signature, with_floors(tiny, 1, 1, 1, 1).signature}) == 3
+
+
+def test_floors_come_from_the_file(tmp_path) -> None:
+    """With the heads, by name and by path; they stay if the heads are not wanted."""
+    expected = with_floors(rl.load("lpips-tiny"))
+    path = tmp_path / "lpips-tiny.safetensors"
+    native.write(path, jax.device_get(expected.parameters), TINY, metric="lpips-tiny")
+    for metric in (rl.load("lpips-tiny", weights_dir=tmp_path), rl.load(path)):
+        assert metric.signature == expected.signature
+        np.testing.assert_array_equal(rl.distance(X, Y, metric), rl.distance(X, Y, expected))
+    unweighted = rl.load(path, unweighted=True)
+    assert unweighted.parameters["floors"] == metric.parameters["floors"]
+    assert all(np.all(np.asarray(head) == 1) for head in unweighted.parameters["heads"])
+    assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in unweighted.parameters["floors"])
+
+
+def test_heads_bring_floors_to_a_backbone_of_another_file(drawn, tmp_path) -> None:
+    parameters = jax.device_get(with_floors(drawn(ALEX), 1, 2, 3, 4, 5).parameters)
+    native.write(tmp_path / "alex.safetensors", {"backbone": parameters["backbone"]}, ALEX)
+    alone = {"heads": parameters["heads"], "floors": parameters["floors"]}
+    native.write(tmp_path / "rlpips-alex.safetensors", alone, ALEX, metric="rlpips-alex")
+    metric = rl.load("rlpips-alex", weights_dir=tmp_path)
+    assert [float(floor) for floor in metric.parameters["floors"]] == [1, 2, 3, 4, 5]

@@ -230,6 +230,7 @@ def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3
 
 def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Iterator[Float[np.ndarray, "i j c"]]:
     value = (image / 127.5 - 1 - np.array(SHIFT)) / np.array(SCALE)
+    floors = iter(metric.parameters.get("floors", ()))
     for layer in metric.architecture.layers:
         if isinstance(layer, Pool):
             pooling = metric.architecture.pooling
@@ -243,7 +244,8 @@ def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Ite
         value = np.tensordot(windows, kernel, axes=((2, 3, 4), (2, 0, 1))) + np.asarray(weights["bias"], np.float64)
         value = np.maximum(value, 0)
         if layer.index in metric.architecture.taps:
-            yield value / (np.linalg.norm(value, axis=-1, keepdims=True) + EPSILON)
+            length, floor = np.linalg.norm(value, axis=-1, keepdims=True), next(floors, None)
+            yield value / (length + EPSILON if floor is None else np.maximum(np.hypot(length, floor), EPSILON))
 
 
 def _windows(value: Float[np.ndarray, "h w c"], window: int, stride: int) -> Float[np.ndarray, "i j c u v"]:

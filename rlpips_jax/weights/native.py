@@ -24,7 +24,7 @@ def write(path: Path, parameters: Parameters, architecture: Architecture, /, **m
 
     Args:
         path: where to; its folder is made.
-        parameters: backbone, heads, or both.
+        parameters: backbone, heads, or both; floors if there are any.
         architecture: the table they fit.
         **metadata: kept beside the tensors: `metric` (as which the file is loaded by its path), `source`,
             `source_sha256`, `licence`... What `read` gave can be handed on; what describes the file itself is
@@ -83,9 +83,10 @@ def read(path: Path, architecture: Architecture) -> tuple[Parameters, dict[str, 
         found = printable(metadata.get("architecture", "not stated"))
         raise WeightsMismatch(f"{path} holds weights for the network {found}, not '{architecture.name}'")
     parameters = unflatten(tensors, architecture, str(path))
-    if "heads" in parameters and metadata.get("taps") != json.dumps(architecture.taps):
+    at_taps = " and ".join(group for group in ("heads", "floors") if group in parameters)
+    if at_taps and metadata.get("taps") != json.dumps(architecture.taps):
         raise WeightsMismatch(
-            f"{path} holds heads for the layers {metadata.get('taps')} of '{architecture.name}', not for "
+            f"{path} holds {at_taps} for the layers {metadata.get('taps')} of '{architecture.name}', not for "
             f"{json.dumps(architecture.taps)}"
         )
     return parameters, metadata

@@ -3,7 +3,8 @@
 A metric's parameters are
 `{"backbone": {layer: {"kernel": (h, w, in, out), "bias": (out,)}}, "heads": (w_0, ...)}`
 where a fire module nests its three convolutions, and `w_l` has one weight >= 0 a channel of tap l. Either
-half may be absent in a file: official backbones come without heads, official heads without a backbone.
+half may be absent in a file: official backbones come without heads, official heads without a backbone. Beside them
+may be `"floors": (c_0, ...)`, one number >= 0 a tap, of shape (), which PyTorch's checkpoints have no place for.
 """
 
 import hashlib
@@ -23,6 +24,9 @@ Tensors = Mapping[str, np.ndarray]
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
+
+_A_TAP = ("heads", "floors")
+"""The groups of parameters that have one tensor a tap."""
 
 _HEAD = re.compile(r"lin(?:s\.)?(\d+)\.model\.\d+\.weight")
 _SLICE = re.compile(r"net\.slice\d+\.")
@@ -46,13 +50,16 @@ def flatten(parameters: Parameters) -> Iterator[tuple[str, Any]]:
     """Dotted name and array of each parameter, in a fixed order.
 
     Raises:
-        WeightsMismatch: there is something beside the backbone and the heads.
+        WeightsMismatch: there is something beside the backbone, the heads and the floors.
     """
-    if others := sorted(parameters.keys() - {"backbone", "heads"}):
-        raise WeightsMismatch(f"parameters are a 'backbone' and 'heads'; there is no place for {_list(others)}")
+    if others := sorted(parameters.keys() - {"backbone", *_A_TAP}):
+        raise WeightsMismatch(
+            f"parameters are a 'backbone', 'heads' and perhaps 'floors'; there is no place for {_list(others)}"
+        )
     yield from _flatten("backbone", parameters.get("backbone") or {})
-    for index, head in enumerate(parameters.get("heads") or ()):
-        yield f"heads.{index}", head
+    for group in _A_TAP:
+        for index, tensor in enumerate(parameters.get(group) or ()):
+            yield f"{group}.{index}", tensor
 
 
 def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -65,7 +72,7 @@ def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(tensors: Tensors, architecture: Architecture, source: str) -> Parameters:
-    """Inverse of `flatten`, for whichever halves are there; float32.
+    """Inverse of `flatten`, for whichever groups are there; float32.
 
     Args:
         tensors: arrays by dotted name.
@@ -73,16 +80,15 @@ def unflatten(tensors: Tensors, architecture: Architecture, source: str) -> Para
         source: what to call the file in errors.
 
     Raises:
-        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative heads.
+        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative heads or
+            floors.
     """
     if not tensors:
         raise WeightsMismatch(f"{source} holds no tensors; a metric needs a backbone, or heads, or both")
-    halves = {_half(name) for name in tensors}
-    expected = {
-        place.native: _native_shape(place.shape)
-        for place in _places(architecture).values()
-        if _half(place.native) in halves
-    }
+    shapes = {place.native: _native_shape(place.shape) for place in _places(architecture).values()}
+    shapes |= {f"floors.{tap}": () for tap in range(len(architecture.taps))}
+    groups = {_group(name) for name in tensors}
+    expected = {name: shape for name, shape in shapes.items() if _group(name) in groups}
     _check_names({name: name for name in expected}, {name: name for name in tensors}, architecture, source)
     return _assemble((name, _checked(name, tensors[name], shape, source)) for name, shape in expected.items())
 
@@ -111,8 +117,8 @@ def from_pytorch(tensors: Tensors, architecture: Architecture, source: str) -> P
             f"{source} holds no tensor of the backbone '{architecture.name}' and none of its heads, but "
             f"{found}; expected 'features.*' (torchvision), or 'net.slice*' and 'lin*' (LPIPS)"
         )
-    halves = {_half(places[name].native) for name in named if name in places}
-    expected = {name: place for name, place in places.items() if _half(place.native) in halves}
+    groups = {_group(places[name].native) for name in named if name in places}
+    expected = {name: place for name, place in places.items() if _group(place.native) in groups}
     in_slices = any("net.slice" in item.original for item in named.values())
     slices = _lpips_names(architecture) if in_slices else {}
     _check_names(
@@ -172,7 +178,16 @@ def pytorch_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def to_pytorch(parameters: Parameters, architecture: Architecture) -> dict[str, np.ndarray]:
-    """A whole LPIPS as the `lpips` package names it; inverse of `from_pytorch`."""
+    """A whole LPIPS as the `lpips` package names it; inverse of `from_pytorch`.
+
+    Raises:
+        WeightsMismatch: the parameters have floors, without which their distances would be others.
+    """
+    if parameters.get("floors"):
+        raise WeightsMismatch(
+            "the metric has floors, f / sqrt(|f|^2 + c^2), and the lpips package always computes f / (|f| + 1e-10): "
+            "no checkpoint of PyTorch's gives its distances. Only a metric without floors can be put in its terms"
+        )
     flat = dict(flatten(parameters))
     names = _lpips_names(architecture)
     tensors: dict[str, np.ndarray] = {}
@@ -183,7 +198,7 @@ def to_pytorch(parameters: Parameters, architecture: Architecture) -> dict[str, 
         if place.native not in flat:
             continue
         tensor = np.asarray(flat[place.native])
-        if _half(place.native) == "heads":
+        if _group(place.native) == "heads":
             index = place.native.removeprefix("heads.")
             tensors[name] = tensors[f"lins.{index}.model.1.weight"] = tensor.reshape(1, -1, 1, 1)
         else:
@@ -242,8 +257,8 @@ def _torchvision_name(path: tuple[str, ...]) -> str:
     return ".".join(path).replace("features_", "features.")
 
 
-def _half(native: str) -> str:
-    """ "backbone" or "heads", for a name of either."""
+def _group(native: str) -> str:
+    """ "backbone", "heads" or "floors", for the name of one of its tensors."""
     return native.partition(".")[0]
 
 
@@ -256,11 +271,11 @@ def _native_layout(tensor: np.ndarray) -> np.ndarray:
 
 
 def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
-    """The tree of named arrays, heads in the order they come."""
+    """The tree of named arrays, heads and floors in the order they come."""
     parameters: Parameters = {}
     for name, tensor in flat:
-        if _half(name) == "heads":
-            parameters["heads"] = (*parameters.get("heads", ()), tensor)
+        if (group := _group(name)) in _A_TAP:
+            parameters[group] = (*parameters.get(group, ()), tensor)
             continue
         *path, leaf = name.split(".")
         node = parameters
@@ -286,13 +301,13 @@ def _check_names(
 
 
 def _checked(name: str, tensor: np.ndarray, shape: tuple[int, ...], source: str) -> np.ndarray:
-    """The tensor as float32, if it is what it should be; heads go by their names."""
+    """The tensor as float32, if it is what it should be; heads and floors go by their names."""
     if tensor.shape != shape:
         raise WeightsMismatch(f"{source}: {printable(name)} has shape {tensor.shape}, but this network needs {shape}")
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise WeightsMismatch(f"{source}: {printable(name)} has dtype {tensor.dtype}, but weights are floating point")
     with np.errstate(over="ignore"):
-        tensor = np.ascontiguousarray(tensor, np.float32)
+        tensor = np.asarray(tensor, np.float32, order="C")
     if not np.isfinite(tensor).all():
         raise WeightsMismatch(f"{source}: {printable(name)} contains NaN, infinity, or more than float32 can hold")
     is_head = name.startswith("heads.") or _HEAD.fullmatch(name.removeprefix("module."))
@@ -300,6 +315,11 @@ def _checked(name: str, tensor: np.ndarray, shape: tuple[int, ...], source: str)
         raise WeightsMismatch(
             f"{source}: {printable(name)} has negative weights (smallest {tensor.min():.3g}); a distance "
             "needs heads >= 0: clip them in training, after each step"
+        )
+    if _group(name) == "floors" and tensor < 0:
+        raise WeightsMismatch(
+            f"{source}: {printable(name)} is {float(tensor):.3g}, but a floor is >= 0: clip it in training, after "
+            "each step"
         )
     return tensor
 

@@ -185,6 +185,7 @@ _HEADS = (
     Part("rlpips-alex", ALEX),
     Part("rlpips-vgg", VGG),
     Part("rlpips-squeeze", SQUEEZE),
+    Part("rlpips-tiny", TINY),
 )
 HEADS = {part.name: part for part in _HEADS}
 

@@ -454,6 +454,18 @@ def test_export_refuses_what_the_package_would_compute_otherwise(
         assert not target.exists()
 
 
+def test_a_metric_with_floors_is_neither_exported_nor_compared(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = SQUEEZE_PARAMETERS | {"floors": (np.float32(0.5),) * 7}
+    native.write(out / "rlpips-squeeze.safetensors", parameters, SQUEEZE, metric="rlpips-squeeze")
+    target = tmp_path / "new" / "a.pth"
+    assert run("--to-pytorch", "rlpips-squeeze", "--weights-dir", out, "--out", target) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the metric has floors" in line
+    assert not target.parent.exists()
+
+
 def test_export_overwrites_only_if_told(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--checkpoint", files.whole, "--out", out)
     before = files.heads.read_bytes()

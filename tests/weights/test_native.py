@@ -73,6 +73,19 @@ def test_what_is_written_is_read(path: Path) -> None:
     }
 
 
+def test_floors_are_kept(tmp_path: Path) -> None:
+    floors = {"floors": (np.float32(0), np.float32(0.1))}
+    for number, parameters in enumerate((drawn() | floors, {"heads": drawn()["heads"]} | floors, floors)):
+        path = tmp_path / f"{number}.safetensors"
+        native.write(path, parameters, MINI)
+        read, metadata = native.read(path, MINI)
+        assert_same(parameters, read)
+        assert metadata["parameters_sha256"] == digest(parameters)
+    swapped = replace(MINI, layers=(*MINI.layers, Convolution(3, 3, 1)), taps=(0, 3))
+    with pytest.raises(WeightsMismatch, match=r"holds floors for the layers \[0, 2\] of 'mini', not for \[0, 3\]"):
+        native.read(path, swapped)
+
+
 def test_other_programs_can_read_it(path: Path) -> None:
     with safe_open(path, framework="np") as file:
         np.testing.assert_array_equal(file.get_tensor("heads.1"), drawn()["heads"][1])
@@ -216,6 +229,8 @@ def _without(name: str) -> dict:
         (drawn() | {"heads": drawn()["heads"][:1]}, r"missing 'heads\.1'"),
         (drawn() | {"heads": tuple(-head for head in drawn()["heads"])}, "negative"),
         (drawn() | {"heads": tuple(head * np.nan for head in drawn()["heads"])}, "NaN"),
+        (drawn() | {"floors": (np.float32(1), np.float32(-1))}, r"'floors\.1' is -1, but a floor is >= 0"),
+        (drawn() | {"floors": (np.float32(1),)}, r"missing 'floors\.1'"),
         (drawn() | {"ranking": {}}, "no place for 'ranking'"),
     ],
 )

@@ -334,6 +334,50 @@ def test_check_heads() -> None:
             check_heads(wrong, MINI, "file")
 
 
+FLOORS = tuple(np.array(floor, np.float32) for floor in (0, 0.5, 3))
+
+
+def test_floors_are_one_number_a_tap() -> None:
+    parameters = _parameters() | {"floors": FLOORS}
+    flat = dict(flatten(parameters))
+    assert list(flat)[-3:] == ["floors.0", "floors.1", "floors.2"]
+    read = unflatten({name: np.asarray(array, np.float64) for name, array in flat.items()}, MINI, "file")
+    assert same(read, parameters)
+    assert all(floor.shape == () and floor.dtype == np.float32 for floor in read["floors"])
+    assert same(unflatten(dict(flatten({"floors": FLOORS})), MINI, "file"), {"floors": FLOORS})
+    for change, message in (
+        ({"floors.1": np.array(-1e-3, np.float32)}, r"'floors\.1' is -0\.001, but a floor is >= 0"),
+        ({"floors.1": np.array(np.nan, np.float32)}, r"'floors\.1' contains NaN"),
+        ({"floors.1": np.array(np.inf, np.float32)}, r"'floors\.1' contains NaN, infinity"),
+        ({"floors.1": np.array(1, np.int32)}, r"'floors\.1' has dtype int32"),
+        ({"floors.1": np.ones(1, np.float32)}, r"'floors\.1' has shape \(1,\), but this network needs \(\)"),
+        ({"floors.3": np.array(1, np.float32)}, r"left over 'floors\.3'"),
+    ):
+        with pytest.raises(WeightsMismatch, match=message):
+            unflatten(flat | change, MINI, "file")
+    with pytest.raises(WeightsMismatch, match=r"missing 'floors\.1'\."):
+        unflatten({name: array for name, array in flat.items() if name != "floors.1"}, MINI, "file")
+
+
+def test_the_digest_pins_floors() -> None:
+    parameters = _parameters()
+    floored = digest(parameters | {"floors": FLOORS})
+    assert digest(parameters | {"floors": tuple(jnp.asarray(floor) for floor in FLOORS)}) == floored
+    others = [
+        parameters,
+        parameters | {"floors": FLOORS[::-1]},
+        parameters | {"floors": (*FLOORS[:2], np.array(4, np.float32))},
+    ]
+    assert len({floored, *map(digest, others)}) == 4
+
+
+def test_pytorch_has_no_place_for_floors() -> None:
+    with pytest.raises(WeightsMismatch, match=r"the metric has floors.*the lpips package always computes"):
+        to_pytorch(_parameters() | {"floors": FLOORS}, MINI)
+    with pytest.raises(WeightsMismatch, match=r"left over 'floors\.0'"):
+        from_pytorch(drawn(MINI) | {"floors.0": np.array(1, np.float32)}, MINI, "file")
+
+
 def test_digest_pins_names_shapes_and_values() -> None:
     parameters = _parameters()
     expected = digest(parameters)
