@@ -16,6 +16,7 @@ from rlpips_jax.attacks.lagrangian_relaxation import fast_lagrangian, lagrangian
 from rlpips_jax.attacks.noise_search import noise
 from rlpips_jax.attacks.objectives import (
     ATTACKED,
+    STILL,
     Classification,
     DistanceFrom,
     Negated,
@@ -28,6 +29,8 @@ from rlpips_jax.attacks.objectives import (
     negated,
     randomised,
     ranking,
+    ranking_of_features,
+    with_moved,
 )
 from rlpips_jax.attacks.perceptual_bound import (
     PerceptualAttackResult,
@@ -45,6 +48,7 @@ from rlpips_jax.attacks.triplets import TripletAttackResult, TripletDistances, a
 
 __all__ = [
     "ATTACKED",
+    "STILL",
     "Attack",
     "AttackResult",
     "Classification",
@@ -76,10 +80,12 @@ __all__ = [
     "project_perceptual",
     "randomised",
     "ranking",
+    "ranking_of_features",
     "semantic",
     "semantic_similarity",
     "spatial",
     "square",
+    "with_moved",
     "worst_case",
     "worst_of",
 ]

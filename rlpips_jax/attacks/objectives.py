@@ -8,7 +8,7 @@ object is compiled anew.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,14 @@ from rlpips_jax.metric import Features, Metric
 
 ATTACKED = ("closer", "farther", "both", "reference")
 """Which image of a triplet an attack moves: pushed away, pulled in, both, or the reference."""
+
+STILL = {
+    "closer": ("reference", "farther"),
+    "farther": ("reference", "closer"),
+    "both": ("reference",),
+    "reference": ("closer", "farther"),
+}
+"""And which ones do not move."""
 
 
 class Objective:
@@ -221,17 +229,41 @@ def ranking(
         AttackError: `attacked` is none of `ATTACKED`.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
+    _check_attacked(attacked)
+    images = {"reference": reference, "closer": closer, "farther": farther}
+    features = {name: metric.features(images[name], value_range=value_range) for name in STILL[attacked]}
+    return ranking_of_features(metric, features, attacked=attacked, value_range=value_range)
+
+
+def ranking_of_features(
+    metric: Metric, features: Mapping[str, Features], *, attacked: str = "closer", value_range: ValueRange = UNIT_RANGE
+) -> Ranking:
+    """`ranking` where the features of the images that do not move are at hand.
+
+    Args:
+        metric: that the features come from.
+        features: of the images that `STILL` names for `attacked`, by "reference", "closer" and "farther".
+        attacked: which image moves, one of `ATTACKED`.
+        value_range: black and white of the images that move.
+
+    Raises:
+        AttackError: `attacked` is none of `ATTACKED`, or features are missing.
+    """
+    _check_attacked(attacked)
+    if missing := sorted(set(STILL[attacked]) - features.keys()):
+        raise AttackError(f"features of {', '.join(missing)} are missing; where {attacked} moves they are needed")
+    still = [features[name] for name in STILL[attacked]]
+    value_range = (float(value_range[0]), float(value_range[1]))
+    if attacked in ("closer", "farther"):
+        reference, other = still
+        return Ranking(metric, (reference,), metric.between(other, reference), attacked, value_range)
+    constant = jnp.zeros(still[0][0].shape[0], still[0][0].dtype)
+    return Ranking(metric, tuple(still), constant, attacked, value_range)
+
+
+def _check_attacked(attacked: str) -> None:
     if attacked not in ATTACKED:
         raise AttackError(f"attacked must be one of {', '.join(ATTACKED)}, got {attacked!r}")
-    value_range = (float(value_range[0]), float(value_range[1]))
-    still = {"closer": (reference,), "farther": (reference,), "both": (reference,), "reference": (closer, farther)}
-    features = tuple(metric.features(images, value_range=value_range) for images in still[attacked])
-    if attacked in ("closer", "farther"):
-        other = farther if attacked == "closer" else closer
-        constant = metric.between(metric.features(other, value_range=value_range), features[0])
-    else:
-        constant = jnp.zeros(reference.shape[0], features[0][0].dtype)
-    return Ranking(metric, features, constant, attacked, value_range)
 
 
 def attacked_images(reference: Images, closer: Images, farther: Images, attacked: str) -> Images:
@@ -239,6 +271,20 @@ def attacked_images(reference: Images, closer: Images, farther: Images, attacked
     if attacked == "both":
         return jnp.stack([jnp.asarray(closer), jnp.asarray(farther)], axis=1)
     return {"closer": closer, "farther": farther, "reference": reference}[attacked]
+
+
+def with_moved(
+    triplets: tuple[Images, Images, Images], moved: Float[Array, "n ..."], attacked: str
+) -> tuple[Images, Images, Images]:
+    """Reference, closer and farther image with those that an attack moved, laid out as `attacked_images` has them."""
+    reference, closer, farther = triplets
+    if attacked == "both":
+        return reference, moved[:, 0], moved[:, 1]
+    return {
+        "closer": (reference, moved, farther),
+        "farther": (reference, closer, moved),
+        "reference": (moved, closer, farther),
+    }[attacked]
 
 
 def distance_from(metric: Metric, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> DistanceFrom:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.combination import Attack, run
-from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, ranking
+from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, ranking, with_moved
 from rlpips_jax.attacks.search import Key, as_floats
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
@@ -143,7 +143,7 @@ def _worst_side(
     triplets = originals
     for index, (side, moved) in enumerate(zip(sides, adversarial, strict=True)):
         here = (chosen == index)[:, None, None, None]
-        attacked = _with_moved(originals, moved, side)
+        attacked = with_moved(originals, moved, side)
         triplets = tuple(jnp.where(here, new, old) for new, old in zip(attacked, triplets, strict=True))
     before, now = (
         TripletDistances(*(distance(reference, other, metric, value_range=value_range) for other in others))
@@ -159,15 +159,3 @@ def _worst_side(
         linf=balls.BALLS["linf"].length(changes).max(axis=0),
         l2=balls.BALLS["l2"].length(changes).max(axis=0),
     )
-
-
-def _with_moved(originals: Triplets, moved: Float[Array, "n ..."], side: str) -> Triplets:
-    """Triplets with the images that an attack moved, laid out as `attacked_images` has them."""
-    reference, closer, farther = originals
-    if side == "both":
-        return reference, moved[:, 0], moved[:, 1]
-    return {
-        "closer": (reference, moved, farther),
-        "farther": (reference, closer, moved),
-        "reference": (moved, closer, farther),
-    }[side]

@@ -24,6 +24,7 @@ from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
+from rlpips_jax.evaluation.placement import over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.metric import Metric
 
@@ -251,9 +252,11 @@ class Run:
         return evaluation
 
     def _compute(self, start: int) -> Iterator[Distances]:
-        options, threat = self.options, self.threat
+        options, threat, placement = self.options, self.threat, over_all_devices()
         if not threat.name:
-            return measurement.natural_distances(self.metric, self.triplets, batch=options.batch, start=start)
+            return measurement.natural_distances(
+                self.metric, self.triplets, batch=options.batch, start=start, placement=placement
+            )
         if threat.name == "shift":
             shift, largest = int(threat.epsilon), max(options.shift)
             return measurement.shifted_distances(
@@ -268,6 +271,7 @@ class Run:
             key=jax.random.key(options.seed),
             batch=options.batch,
             start=start,
+            placement=placement,
         )
 
 

@@ -20,6 +20,7 @@ from rlpips_jax.attacks import attack_triplets
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, triplet_distances
 from rlpips_jax.metric import Metric
 
@@ -98,6 +99,7 @@ def evaluate(
     attacked: str | Sequence[str] = "closer",
     key: Any = None,
     batch: int = BATCH,
+    placement: Placement = None,
 ) -> list[Evaluation]:
     """Scores of a metric on judged triplets, as they are and under an attack of growing strength.
 
@@ -110,6 +112,7 @@ def evaluate(
             most harm to each triplet.
         key: a key of `jax.random`; None for `jax.random.key(0)`.
         batch: triplets attacked at once.
+        placement: over which devices they are cut, such as `NamedSharding(mesh, PartitionSpec("data"))`; None for one.
 
     Returns:
         Without attack first, then one for each epsilon.
@@ -120,13 +123,15 @@ def evaluate(
     """
     if (attack is None) != (not len(epsilons)):
         raise TripletsError("an attack needs epsilons, and epsilons an attack; give both, or neither")
-    natural = join(natural_distances(metric, triplets, batch=batch))
+    natural = join(natural_distances(metric, triplets, batch=batch, placement=placement))
     found = [assess(triplets, natural)]
     if attack is None:
         return found
     key = jax.random.key(0) if key is None else key
     for epsilon in epsilons:
-        parts = attacked_distances(metric, triplets, attack, epsilon, attacked=attacked, key=key, batch=batch)
+        parts = attacked_distances(
+            metric, triplets, attack, epsilon, attacked=attacked, key=key, batch=batch, placement=placement
+        )
         found.append(assess(triplets, natural, join(parts), float(epsilon)))
     return found
 
@@ -160,16 +165,17 @@ def shift_robustness(
 
 
 def natural_distances(
-    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH, start: int = 0
+    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH, start: int = 0, placement: Placement = None
 ) -> Iterator[Distances]:
     """Distances of triplets as they are from `start` on, part by part."""
     if isinstance(triplets, IndexedTriplets):
         if start < len(triplets):
-            d0, d1 = triplet_distances(metric, triplets, batch=batch)
+            d0, d1 = triplet_distances(metric, triplets, batch=batch, placement=placement)
             yield Distances(d0[start:], d1[start:])
         return
     for begin in range(start, len(triplets), batch):
-        yield Distances(*_filled(metric, triplets.batch(begin, begin + batch), min(batch, len(triplets))))
+        part = triplets.batch(begin, begin + batch)
+        yield Distances(*_filled(metric, part, min(batch, len(triplets)), placement))
 
 
 def shifted_distances(
@@ -202,6 +208,7 @@ def attacked_distances(
     key: Any,
     batch: int = BATCH,
     start: int = 0,
+    placement: Placement = None,
 ) -> Iterator[Distances]:
     """Distances after an attack, part by part from `start` on, a multiple of `batch`; arguments as in `evaluate`.
 
@@ -211,19 +218,18 @@ def attacked_distances(
     for begin in range(start, len(triplets), size):
         part = triplets.batch(begin, begin + size)
         # Filled up with the last to a whole batch: one shape, and so one compiled program.
-        rows = np.minimum(np.arange(size), len(part) - 1)
+        rows = np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
         swapped = (part.judgment > 0.5)[rows, None, None, None]
         p0, p1 = part.p0[rows], part.p1[rows]
+        images = (part.reference[rows], np.where(swapped, p1, p0), np.where(swapped, p0, p1))
         result = attack_triplets(
             metric,
-            part.reference[rows],
-            np.where(swapped, p1, p0),
-            np.where(swapped, p0, p1),
+            *(put(array, placement) for array in images),
             attack=functools.partial(attack, epsilon=epsilon),
             attacked=attacked,
             key=jax.random.fold_in(key, begin),
         )
-        closer, farther = np.asarray(result.after.closer), np.asarray(result.after.farther)
+        closer, farther = fetch(result.after.closer), fetch(result.after.farther)
         swapped = swapped[:, 0, 0, 0]
         d0, d1 = np.where(swapped, farther, closer), np.where(swapped, closer, farther)
         yield Distances(d0[: len(part)], d1[: len(part)])
@@ -291,9 +297,11 @@ def _score(credits: Float[np.ndarray, " n"]) -> Score:
     return Score(float(counted.mean(dtype=np.float64)), interval.low, interval.high, len(counted))
 
 
-def _filled(metric: Metric, part: Triplets, size: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def _filled(
+    metric: Metric, part: Triplets, size: int, placement: Placement = None
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Distances of a part in one compiled program for all parts, though the last be shorter."""
     rows = np.minimum(np.arange(size), len(part) - 1)
     filled = Triplets(part.reference[rows], part.p0[rows], part.p1[rows], part.judgment[rows], ("",) * size)
-    d0, d1 = triplet_distances(metric, filled, batch=size)
+    d0, d1 = triplet_distances(metric, filled, batch=size, placement=placement)
     return d0[: len(part)], d1[: len(part)]

@@ -117,12 +117,12 @@ def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
         raise TripletsError(f"{folder} has no folders {', '.join(PARTS)}, at no depth; BAPPS has them in each category")
     rows, kinds = [], []
     for category in categories:
-        added = _rows(category)
+        added = judged_files(category)
         rows += added
         kinds += [folder.resolve().name if category == folder else category.relative_to(folder).as_posix()] * len(added)
     images = _read_images([row.images[part] for part in range(len(IMAGES)) for row in rows], size)
     reference, p0, p1 = images.reshape(len(IMAGES), len(rows), *images.shape[1:])
-    judgment = np.array(list(_in_threads(_read_judgment, [row.judgment for row in rows])), np.float32)
+    judgment = np.array(list(_in_threads(read_fraction, [row.judgment for row in rows])), np.float32)
     source = {"folder": os.fspath(folder), "size": size}
     source["sha256"] = digest(reference, p0, p1, judgment, kinds=kinds)
     return Triplets(reference, p0, p1, judgment, tuple(kinds), judgment != 0.5, folder.resolve().name, source)
@@ -164,6 +164,86 @@ def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
 
     for _ in _in_threads(write, range(len(triplets))):
         pass
+
+
+class JudgedFiles(NamedTuple):
+    """The files of one example: its images, in the order of their folders, and its judgment."""
+
+    images: tuple[Path, ...]
+    judgment: Path
+
+
+def judged_files(category: AnyPath, *, images: Sequence[str] = IMAGES, judgments: str = JUDGMENTS) -> list[JudgedFiles]:
+    """The examples of a category as BAPPS has it: the files of one name, in the order of their names.
+
+    Args:
+        category: a folder.
+        images: its folders of images; BAPPS's pairs have `p0` and `p1` only.
+        judgments: its folder of `.npy` files; BAPPS's pairs have `same`.
+
+    Raises:
+        TripletsError: a folder is missing, a file is without its counterpart, or there is nothing; names it.
+    """
+    category = Path(category)
+    parts = (*images, judgments)
+    for part in parts:
+        if not (category / part).is_dir():
+            raise TripletsError(f"{category / part} is missing; a category has the folders {', '.join(parts)}")
+    files = {part: image_paths(category / part) for part in images}
+    files[judgments] = sorted((category / judgments).glob("*.npy"))
+    named: dict[str, dict[str, Path]] = {}
+    for part, paths in files.items():
+        named[part] = {}
+        for path in paths:
+            if path.stem in named[part]:
+                raise TripletsError(
+                    f"{path.parent}: {path.name} and {named[part][path.stem].name} have one name; which one is meant?"
+                )
+            named[part][path.stem] = path
+    for part, other in itertools.permutations(parts, 2):
+        for stem in named[other].keys() - named[part].keys():
+            suffix = ".npy" if part == judgments else ".png"
+            raise TripletsError(f"{category / part / stem}{suffix} is missing; there is {named[other][stem]}")
+    if not named[judgments]:
+        raise TripletsError(f"{category} has no triplets: {category / images[0]} holds no image")
+    return [
+        JudgedFiles(tuple(named[part][stem] for part in images), named[judgments][stem])
+        for stem in sorted(named[judgments])
+    ]
+
+
+def read_fraction(path: AnyPath) -> float:
+    """The judgment in a `.npy` file: one number, of any shape, from 0 to 1.
+
+    Raises:
+        TripletsError: no such file, or not one such number.
+    """
+    try:
+        value = np.load(path, allow_pickle=False)
+        number = float(value.reshape(()))
+    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+        raise TripletsError(f"{path} is not a .npy file of one number: {error}") from error
+    if not 0 <= number <= 1:
+        raise TripletsError(f"{path} holds {number:g}; a judgment is a fraction of people, from 0 to 1")
+    return number
+
+
+def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "i j 3"]:
+    """An image whose shorter side has `size` pixels, bilinearly and antialiased, as LPIPS's published scores have it.
+
+    None keeps it as it is.
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if size is None or shorter == size:
+        return image
+    from PIL import Image
+
+    # Pillow's bilinear filter widens with the reduction, which is what antialiases.
+    smaller = Image.fromarray(image).resize(
+        (width * size // shorter, height * size // shorter), Image.Resampling.BILINEAR
+    )
+    return np.asarray(smaller)
 
 
 def read_npz(path: AnyPath) -> list[Triplets]:
@@ -265,13 +345,6 @@ def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = N
         return IndexedTriplets(images, indices, votes, kinds, f"{name} {split}", source)
 
 
-class _Row(NamedTuple):
-    """The files of a triplet."""
-
-    images: tuple[Path, Path, Path]
-    judgment: Path
-
-
 def _categories(folder: Path) -> list[Path]:
     """Folders that have most of what a category has, so that what is missing can be named."""
     found = []
@@ -283,44 +356,6 @@ def _categories(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _rows(category: Path) -> list[_Row]:
-    for part in PARTS:
-        if not (category / part).is_dir():
-            raise TripletsError(f"{category / part} is missing; a category has the folders {', '.join(PARTS)}")
-    files = {part: image_paths(category / part) for part in IMAGES}
-    files[JUDGMENTS] = sorted((category / JUDGMENTS).glob("*.npy"))
-    named: dict[str, dict[str, Path]] = {}
-    for part, paths in files.items():
-        named[part] = {}
-        for path in paths:
-            if path.stem in named[part]:
-                raise TripletsError(
-                    f"{path.parent}: {path.name} and {named[part][path.stem].name} have one name; which one is meant?"
-                )
-            named[part][path.stem] = path
-    for part, other in itertools.permutations(PARTS, 2):
-        for stem in named[other].keys() - named[part].keys():
-            suffix = ".npy" if part == JUDGMENTS else ".png"
-            raise TripletsError(f"{category / part / stem}{suffix} is missing; there is {named[other][stem]}")
-    if not named["ref"]:
-        raise TripletsError(f"{category} has no triplets: {category / 'ref'} holds no image")
-    return [
-        _Row((named["ref"][stem], named["p0"][stem], named["p1"][stem]), named[JUDGMENTS][stem])
-        for stem in sorted(named["ref"])
-    ]
-
-
-def _read_judgment(path: Path) -> float:
-    try:
-        value = np.load(path, allow_pickle=False)
-        number = float(value.reshape(()))
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
-        raise TripletsError(f"{path} is not a .npy file of one number: {error}") from error
-    if not 0 <= number <= 1:
-        raise TripletsError(f"{path} holds {number:g}; a judgment is a fraction of people, from 0 to 1")
-    return number
-
-
 def _check_size(size: int | None) -> None:
     if size is not None and size < 1:
         raise TripletsError(f"size is {size}; give 1 or more pixels, or None to keep images as they are")
@@ -328,11 +363,11 @@ def _check_size(size: int | None) -> None:
 
 def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "n h w 3"]:
     """Images of one size, decoded by several threads: Pillow lets go of the interpreter while it decodes."""
-    first = _resized(read_uint8(paths[0]), size)
+    first = resized(read_uint8(paths[0]), size)
     images = np.empty((len(paths), *first.shape), np.uint8)
 
     def fill(index: int) -> None:
-        image = _resized(read_uint8(paths[index]), size)
+        image = resized(read_uint8(paths[index]), size)
         if image.shape != first.shape:
             found, expected = (f"{height}x{width}" for height, width, _ in (image.shape, first.shape))
             raise TripletsError(f"{paths[index]} is {found} pixels and {paths[0]} {expected}; all must be of one size")
@@ -341,20 +376,6 @@ def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "
     for _ in _in_threads(fill, range(len(paths))):
         pass
     return images
-
-
-def _resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "i j 3"]:
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    if size is None or shorter == size:
-        return image
-    from PIL import Image
-
-    # Pillow's bilinear filter widens with the reduction, which is what antialiases.
-    resized = Image.fromarray(image).resize(
-        (width * size // shorter, height * size // shorter), Image.Resampling.BILINEAR
-    )
-    return np.asarray(resized)
 
 
 def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -28,10 +28,11 @@ from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import distortions
 from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
 from rlpips_jax.evaluation.patches import patches
+from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
+from rlpips_jax.images import Images
 from rlpips_jax.metric import Metric, pairwise
+from rlpips_jax.ranking import STEEPNESS
 
-STEEPNESS = 4.0
-"""Of a teacher's opinion: its probability that p1 is closer is sigmoid(4 log(d0 / d1))."""
 SURE = 0.5
 """A teacher is sure where |log(d0 / d1)| is above this."""
 WEAKER = (0.05, 0.75)
@@ -338,7 +339,7 @@ def crossed(
 
 
 def triplet_distances(
-    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH
+    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH, placement: Placement = None
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """A metric's distances of p0 and p1 from the reference: `(n,)` each, 0 exactly for identical images.
 
@@ -350,6 +351,7 @@ def triplet_distances(
         metric: from `rlpips_jax.load`.
         triplets: of one size, at least the metric's `minimum_size`.
         batch: triplets in the network at once.
+        placement: over which devices they are cut; None for one device, which triplets that share images stay on.
 
     Raises:
         ImageError: the images are too small for the metric.
@@ -368,21 +370,24 @@ def triplet_distances(
     found = []
     for start in range(0, len(triplets), batch):
         part = triplets.batch(start, start + batch)
-        images = np.stack([part.reference, part.p0, part.p1])
         # One shape, and so one compiled program.
-        filled = np.pad(images, [(0, 0), (0, batch - len(part)), (0, 0), (0, 0), (0, 0)], mode="edge")
-        found.append(np.asarray(_distances(metric, filled))[:, : len(part)])
+        rows = np.minimum(np.arange(filled_size(batch, placement)), len(part) - 1)
+        images = (put(array[rows], placement) for array in (part.reference, part.p0, part.p1))
+        found.append([fetch(distances)[: len(part)] for distances in _distances(metric, *images)])
     d0, d1 = np.concatenate(found, axis=1) if found else np.empty((2, 0), np.float32)
     return d0, d1
 
 
 @jax.jit
-def _distances(metric: Metric, images: UInt8[Array | np.ndarray, "3 n h w 3"]) -> Float[Array, "2 n"]:
-    features = metric.features(images)
-    reference, p0, p1 = (tuple(feature[index] for feature in features) for index in range(3))
-    distances = jnp.stack([metric.between(reference, p0), metric.between(reference, p1)])
-    # The compiler may round the networks of two identical images differently.
-    return jnp.where(jnp.all(images[1:] == images[0], axis=(2, 3, 4)), 0, distances)
+def _distances(metric: Metric, reference: Images, *others: Images) -> tuple[Float[Array, " n"], ...]:
+    features = metric.features(reference)
+
+    def from_reference(other: Images) -> Float[Array, " n"]:
+        distances = metric.between(features, metric.features(other))
+        # The compiler may round the networks of two identical images differently.
+        return jnp.where(jnp.all(other == reference, axis=(1, 2, 3)), 0, distances)
+
+    return tuple(from_reference(other) for other in others)
 
 
 def _check_judgments(judgment: Float32[np.ndarray, " n"]) -> None:
