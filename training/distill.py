@@ -12,7 +12,6 @@ teacher's last taps, more than the student has, are summed into one. Everything 
 
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -31,13 +30,17 @@ from tqdm import tqdm
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY, Architecture, Backbone
+from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
-from training import procedural
+from training import procedural, run_folder
 from training.patches import make_pairs
 
 FLOOR = 1e-3
+
+WHERE = ("out", "workers")
+"""Options that do not change the result."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,10 @@ def distill(config: Distill) -> Path:
     """Trains, reports, and returns the path of the weight file.
 
     Raises:
-        SystemExit: the folder holds a run of another configuration, or the loss is not finite.
+        TrainingError: the folder holds a run of another configuration, or the loss is not finite.
     """
     started = time.perf_counter()
-    _same_run(config)
+    run_folder.claim(config.out, {name: str(value) for name, value in vars(config).items() if name not in WHERE})
     teacher = rl.load(config.teacher, weights_dir=config.weights_dir)
     groups = make_groups(config, config.photographs, config.patches, config.procedural, config.seed)
     distances = teach(teacher, groups)
@@ -217,7 +220,7 @@ def distill(config: Distill) -> Path:
             chosen = batch_of(len(groups), config.batch, config.seed, number)
             state, value = take_step(state, groups[chosen], distances[chosen])
             if not math.isfinite(value):
-                raise SystemExit(f"the loss is {float(value)} at step {number}; lower --rate")
+                raise TrainingError(f"the loss is {float(value)} at step {number}; lower --rate")
             if (number + 1) % config.report_every == 0:
                 manager.save(number + 1, args=ocp.args.StandardSave(state))
                 report = follows(teach(replace(student, parameters=state.parameters), held_out), expected)
@@ -237,17 +240,6 @@ def distill(config: Distill) -> Path:
     )
     print(f"{path}: held out {_numbers(report)}")
     return path
-
-
-def _same_run(config: Distill) -> None:
-    """Records the configuration beside the checkpoints; what resumes with another one is refused."""
-    record = config.out / "configuration.json"
-    wanted = {name: str(value) for name, value in vars(config).items() if name not in ("out", "workers")}
-    if record.exists() and (found := json.loads(record.read_text())) != wanted:
-        changed = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
-        raise SystemExit(f"{config.out} holds a run with another {changed}; give a new --out, or the old options")
-    config.out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=2))
 
 
 def _numbers(report: dict[str, float]) -> str:

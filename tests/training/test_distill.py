@@ -8,6 +8,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, TINY
+from rlpips_jax.errors import TrainingError
 from rlpips_jax.weights import native
 from training import procedural
 from training.distill import Distill, batch_of, distill, draw_student, follows, group_distances, loss
@@ -90,5 +91,5 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(config, monkeyp
     resumed = native.read(distill(again), TINY)[0]
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
-    with pytest.raises(SystemExit, match="another rate; give a new --out"):
+    with pytest.raises(TrainingError, match=r"rate .*give another --out"):
         distill(Distill(**{**vars(again), "rate": 1e-4}))

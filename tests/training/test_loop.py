@@ -1,0 +1,442 @@
+"""Whole runs: killed, stopped, damaged and cut over devices and processes, they end as one left alone does.
+
+Everything is one small run: lpips-tiny on patches of a few drawn pictures. Its attack is the smooth one, in l2 and of
+two steps: steps by a gradient's sign turn rounding where the gradient is near 0 into whole steps, and other devices
+round otherwise.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import rlpips_jax as rl
+from rlpips_jax.backbones import TINY
+from rlpips_jax.errors import CheckpointWarning, TrainingError
+from rlpips_jax.weights import native
+from training import evaluate, loop
+from training.config import Lin
+from training.logs import RECORDS, MetricLog, read
+from training.loop import Plan, train
+from training.sets import Sets
+from training.step import losses
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "rlpips-tiny.safetensors"
+STEPS = 6
+
+OPTIONS: dict[str, Any] = {
+    "metric": "lpips-tiny",
+    "teacher": "lpips-tiny",
+    "triplets": 24,
+    "validation_triplets": 9,  # No multiple of the devices.
+    "size": 32,
+    "batch": 16,
+    "steps": STEPS,
+    "norm": "l2",
+    "epsilon": "0.5",
+    "attack_steps": 2,
+    "rate": 1e-2,
+    "floor": 0.1,
+    "precision": "highest",
+    "evaluation_steps": 2,
+    "evaluation_epsilons": ("0.5",),
+    "evaluate_every": 3,
+    "checkpoint_every": 2,
+}
+
+PROGRAM = """
+import os, signal, sys, time
+from training import __main__, checkpoint, export, logs, loop
+
+def before(owner, name, reached, act):
+    original = getattr(owner, name)
+    def call(*arguments, **options):
+        if reached(*arguments):
+            act()
+        return original(*arguments, **options)
+    setattr(owner, name, call)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment = sys.argv.pop(1)
+if moment == "step":
+    before(logs.MetricLog, "write", lambda log, step, kind, _: (step, kind) == (3, "step"), die)
+if moment == "checkpoint":
+    # In the background, while its arrays are being written.
+    before(checkpoint.Checkpoints, "_finish", lambda _, step, *rest: step == 4, die)
+if moment == "export":
+    before(export.native, "write", lambda *_, **__: True, die)
+if moment == "stop":
+    # JAX looks for the signal once a second, and the others have to hear of it.
+    feed = loop.batches
+    def slowly(*arguments, **options):
+        for number, rows in enumerate(feed(*arguments, **options)):
+            time.sleep(1.0 if number else 0)
+            yield rows
+    loop.batches = slowly
+    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    before(logs.MetricLog, "write", lambda log, step, kind, _: (step, kind) == (1, "step"), terminate)
+if __name__ == "__main__":
+    sys.exit(__main__.main())
+"""
+"""The program as it is, but for a signal that it sends itself at a moment."""
+
+
+def draw_photographs(folder: Path, seed: int) -> Path:
+    """Patches of colour with grain."""
+    folder.mkdir()
+    for index in range(4):
+        rng = np.random.default_rng(seed + index)
+        small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+        smooth = np.asarray(small.resize((160, 160), Image.Resampling.BICUBIC), np.float32)
+        picture = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("photographs")
+    return {name: draw_photographs(folder / name, seed) for name, seed in (("photographs", 0), ("validation", 100))}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Iterator[Path]:
+    """A folder where programs are kept once compiled, for all runs here."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = tmp_path_factory.mktemp("compiled")
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def configure(photographs, compiled) -> Callable[..., Lin]:
+    return lambda out, **options: Lin(out=out, **{**photographs, **OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def whole(configure, tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted, on as many devices as the tests have."""
+    assert jax.device_count() == 8
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train(configure(out)) == out / WEIGHTS
+    return out
+
+
+@pytest.fixture(scope="module")
+def start(photographs, compiled) -> Callable[..., subprocess.Popen]:
+    """Starts the same run as a program of its own."""
+    options = {**photographs, **OPTIONS}
+    words = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)]))
+    ]
+
+    def run(out: Path, *more: object, moment: str = "never", devices: int = 8) -> subprocess.Popen:
+        # CPU programs kept by one process are read by others.
+        environment = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, moment, "lin", "--out", str(out), *words, *map(str, more)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return run
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit status and what it printed."""
+    try:
+        out, err = process.communicate(timeout=1800)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def check_same_bits(out: Path, whole: Path) -> None:
+    assert read(out / RECORDS) == read(whole / RECORDS)
+    (found, metadata), (expected, of_whole) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # The card too, which has the scores, and the sum of the parameters.
+    assert metadata == of_whole
+
+
+def check_close(out: Path, whole: Path) -> None:
+    """The same but for what other devices round otherwise."""
+    found, expected = read(out / RECORDS), read(whole / RECORDS)
+    assert [(one["step"], one["kind"], one.keys()) for one in found] == [
+        (one["step"], one["kind"], one.keys()) for one in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        numbers = [name for name in one if name != "kind"]
+        np.testing.assert_allclose([one[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5)
+    (found, _), (expected, _) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
+    for half in ("heads", "floors"):
+        for one, other in zip(found[half], expected[half], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.max(other))
+
+
+def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) -> None:
+    records = read(whole / RECORDS)
+    kinds = [(record["kind"], record["step"]) for record in records]
+    assert sorted(kinds) == sorted(
+        [("reference", 0)]
+        + [("step", step) for step in range(1, STEPS + 1)]
+        + [("evaluation", step) for step in (3, STEPS)]
+    )
+    steps = [record for record in records if record["kind"] == "step"]
+    assert all({"loss", "natural", "attacked", "gradient"} <= record.keys() for record in steps)
+    trained, metadata = native.read(whole / WEIGHTS, TINY)
+    assert trained.keys() == {"backbone", "heads", "floors"}
+    # Heads and floors alone were trained.
+    start = jax.device_get(rl.load("lpips-tiny").parameters)
+    jax.tree.map(np.testing.assert_array_equal, trained["backbone"], start["backbone"])
+    assert not any(map(np.array_equal, trained["heads"], start["heads"]))
+    card = json.loads(metadata["card"])
+    assert card["trained"]["mode"] == "lin"
+    assert card["steps"] == STEPS
+    assert card["data"] == ["24 of photographs ordinal", "24 of photographs crossed"]
+    assert card["scores"]["trained"].keys() == {"validation ordinal", "validation crossed"}
+    assert card["scores"]["start"]["validation ordinal"].keys() == {"natural", "0.5"}
+    assert card["scores"]["start"]["validation crossed"].keys() == {"natural", "sure"}
+    # What is in the folder is known from its names.
+    assert {path.name for path in whole.iterdir()} == {
+        *(WEIGHTS, RECORDS, "checkpoints", "configuration.json", "tensorboard")
+    }
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole, start, configure, tmp_path) -> None:
+    out = tmp_path / "run"
+    for moment in ("step", "checkpoint", "export"):
+        status, printed, errors = ended(start(out, moment=moment))
+        assert status == -signal.SIGKILL, errors
+        assert not (out / WEIGHTS).exists()
+        assert "written" not in printed
+    train(configure(out))
+    check_same_bits(out, whole)
+
+
+def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, configure, tmp_path, monkeypatch, capsys) -> None:
+    out, write = tmp_path / "run", MetricLog.write
+
+    def terminated(log: MetricLog, step: int, kind: str, values: Any) -> None:
+        write(log, step, kind, values)
+        if (step, kind) == (3, "step"):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLog, "write", terminated)
+        with pytest.raises(SystemExit) as exit_:
+            train(configure(out))
+    assert exit_.value.code == 0
+    assert "stopped at step 3 of 6; the same command goes on from there" in capsys.readouterr().out
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+    assert sorted(path.name for path in (out / "checkpoints").iterdir() if path.name.isdecimal()) == ["2", "3"]
+    largest = max((out / "checkpoints" / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    with pytest.warns(CheckpointWarning, match=r"3 is damaged"):
+        train(configure(out))
+    assert "resumed at step 2 of 6" in capsys.readouterr().out
+    check_same_bits(out, whole)
+
+
+def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_path, monkeypatch, capsys) -> None:
+    out, measure = tmp_path / "run", evaluate._scores
+    calls: list[str] = []
+
+    def terminated(config: Lin, metric: Any, triplets: Any, placement: Any) -> dict[str, float]:
+        calls.append(triplets.name)
+        if len(calls) == 3:  # The first set after step 3; the reference's two came before.
+            signal.raise_signal(signal.SIGTERM)
+        return measure(config, metric, triplets, placement)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_scores", terminated)
+        with pytest.raises(SystemExit) as exit_:
+            train(configure(out))
+    assert (exit_.value.code, len(calls)) == (0, 3)
+    assert "stopped at step 3 of 6" in capsys.readouterr().out
+    assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
+    train(configure(out))
+    check_same_bits(out, whole)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, configure, tmp_path, monkeypatch) -> None:
+    out, feed = tmp_path / "run", loop.batches
+
+    def spoilt(*sources: Any, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number, rows in enumerate(feed(*sources, **options), options["start"] + 1):
+            yield rows | {"judgment": np.full_like(rows["judgment"], np.nan)} if number == 5 else rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batches", spoilt)
+        with pytest.raises(TrainingError, match=r"step 5: the loss is nan.*--rate") as error:
+            train(configure(out))
+    batch = out / loop.BAD_BATCH
+    assert str(batch) in str(error.value)
+    with np.load(batch) as file:
+        assert np.isnan(file["judged/judgment"]).all()
+        assert file["ordinal/reference"].shape == (8, 32, 32, 3)
+        assert file["ordinal/reference"].dtype == np.uint8
+    assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "step"] == [1, 2, 3, 4]
+    train(configure(out))
+    check_same_bits(out, whole)
+
+
+def test_another_run_is_refused_by_what_differs(whole, configure) -> None:
+    records = (whole / RECORDS).read_bytes()
+    with pytest.raises(TrainingError, match=r"seed 0 \(now 7\); give another --out, or the same options"):
+        train(configure(whole, seed=7))
+    with pytest.raises(TrainingError, match=r"epsilon '0.5' \(now '1'\), rate 0.01 \(now 0.1\)"):
+        train(configure(whole, rate=0.1, epsilon="1"))
+    assert (whole / RECORDS).read_bytes() == records
+
+
+def test_a_finished_run_says_the_same_again(whole, configure, capsys) -> None:
+    records, weights = (whole / RECORDS).read_bytes(), native.read(whole / WEIGHTS, TINY)
+    train(configure(whole, prefetch=0, keep=3))
+    assert "validation ordinal" in capsys.readouterr().out
+    assert (whole / RECORDS).read_bytes() == records
+    again = native.read(whole / WEIGHTS, TINY)
+    jax.tree.map(np.testing.assert_array_equal, again[0], weights[0])
+    assert again[1] == weights[1]
+
+
+def test_one_device_comes_to_what_eight_do(whole, start, tmp_path) -> None:
+    status, _, errors = ended(start(tmp_path / "run", devices=1))
+    assert status == 0, errors
+    check_close(tmp_path / "run", whole)
+
+
+def test_two_processes_that_are_stopped_and_go_on_come_to_what_one_does(whole, start, tmp_path) -> None:
+    out = tmp_path / "run"
+
+    def together(moments: tuple[str, str]) -> list[tuple[int, str, str]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        joined = ("--coordinator", address, "--processes", 2, "--process")
+        processes = [start(out, *joined, index, moment=moment, devices=1) for index, moment in enumerate(moments)]
+        return [ended(process) for process in processes]
+
+    # One of them gets the signal, and both stop after the same step.
+    for status, printed, errors in (stopped := together(("stop", "stop"))):
+        assert status == 0, printed + errors
+    first = re.search(r"stopped at step (\d) of 6; the same command goes on from there", stopped[0][1])
+    assert first is not None, stopped[0]
+    assert not (out / WEIGHTS).exists()
+    for status, printed, errors in (finished := together(("never", "never"))):
+        assert status == 0, printed + errors
+    assert f"resumed at step {first[1]} of 6" in finished[0][1]
+    # The first one speaks for both.
+    assert "written" in finished[0][1]
+    for said in ("stopped", "resumed", "written", "validation"):
+        assert said not in stopped[1][1] + finished[1][1]
+    check_close(out, whole)
+
+
+def test_a_batch_must_be_cut_evenly(configure, tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"6 ordinal triplets of --batch 12 .* 8 device.*multiple of 8"):
+        train(configure(tmp_path / "run", batch=12))
+    with pytest.raises(TrainingError, match=r"--accumulate.*multiple of 16"):
+        train(configure(tmp_path / "other", accumulate=2))
+    # A mistake leaves nothing that the corrected command would be refused for.
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_would_go_on_with_other_contents_is_refused(tmp_path) -> None:
+    began = {"total": 6, "start": "a metric", "data": ["one", "two"]}
+    loop._check_identity(tmp_path, began, {**began, "data": ["one", "two"]})
+    with pytest.raises(TrainingError, match=r"the metric it starts from, the triplets it learns from changed"):
+        loop._check_identity(tmp_path, began, {"total": 6, "start": "another", "data": ["one"]})
+
+
+def test_triplets_that_no_loss_looks_at_are_left_out() -> None:
+    sets = Sets({"judged": (Length(45),), "ordinal": (Length(25),)}, {}, ())  # pyright: ignore[reportArgumentType]
+    config = Lin(natural_weight=0.0)
+    used = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
+    assert set(used.sources) == {"ordinal"}
+    assert loop._shares(config, used) == {"ordinal": 80}
+
+
+@pytest.mark.parametrize("options", [{"coordinator": "localhost:1"}, {"processes": 2}, {"process": 0, "processes": 2}])
+def test_half_of_the_options_for_processes_is_refused(options, configure, tmp_path) -> None:
+    with pytest.raises(TrainingError, match="--coordinator, --processes and --process together"):
+        train(configure(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
+
+
+class Length:
+    """A source that is asked for nothing but its length."""
+
+    name = "length"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def planned(**options: Any) -> tuple[Plan, np.ndarray]:
+    """The plan for 45 judged and 25 ordinal triplets at 10 a step each, and the rate's share at every step."""
+    config, sources = Lin(**options), {"judged": (Length(45),), "ordinal": (Length(25),)}
+    plan = Plan.of(config, Sets(sources, {}, ()), {"judged": 10, "ordinal": 10})  # pyright: ignore[reportArgumentType]
+    share = plan.share(config)
+    return plan, np.array([float(share(np.int32(step))) for step in range(plan.total)])
+
+
+def test_the_rate_falls_linearly_over_the_last_epochs() -> None:
+    plan, shares = planned(epochs=1, decay_epochs=2)
+    # An epoch is one of the group that takes longest.
+    assert plan == Plan(12, 8, 4)
+    np.testing.assert_allclose(shares, [1, 1, 1, 1, *(1 - np.arange(8) / 8)], atol=1e-6)
+
+
+def test_steps_take_the_place_of_epochs() -> None:
+    plan, shares = planned(epochs=1, decay_epochs=3, steps=20)
+    assert plan == Plan(20, 15, 4)
+    np.testing.assert_allclose(shares, [*np.ones(5), *(1 - np.arange(15) / 15)], atol=1e-6)
+
+
+def test_the_published_rate_falls_after_each_epoch() -> None:
+    plan, shares = planned(protocol="published", epochs=1, decay_epochs=2)
+    assert plan == Plan(12, 8, 4)
+    np.testing.assert_allclose(shares, [*np.ones(8), *np.full(4, 0.5)], atol=1e-6)

@@ -1,0 +1,97 @@
+"""What a run learns from, and what it is evaluated on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rlpips_jax as rl
+from rlpips_jax.errors import TrainingError, TripletsError
+from rlpips_jax.evaluation import triplet_distances
+from rlpips_jax.evaluation.triplets import Triplets
+from training.config import Lin
+from training.sets import Sets, load_sets
+from training.step import JUDGED, ORDINAL
+
+TINY: dict[str, Any] = {"teacher": "lpips-tiny", "triplets": 6, "validation_triplets": 4, "size": 32}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (96, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(photographs) -> Sets:
+    return load_sets(Lin(photographs=photographs, validation=photographs, **TINY))
+
+
+def images(source: Any) -> np.ndarray:
+    return np.stack([[source[index][name] for name in ("reference", "p0", "p1")] for index in range(len(source))])
+
+
+def test_photographs_give_as_many_of_each_sort(made, photographs) -> None:
+    assert made.sources.keys() == {ORDINAL, JUDGED}
+    for (source,) in made.sources.values():
+        assert len(source) == 6
+        assert images(source).shape == (6, 3, 32, 32, 3)
+        assert images(source).dtype == np.uint8
+    assert made.described == (f"6 of {photographs.name} ordinal", f"6 of {photographs.name} crossed")
+
+
+def test_ordinal_judgments_are_certain_and_the_teachers_are_opinions(made) -> None:
+    ordinal, judged = (made.sources[group][0] for group in (ORDINAL, JUDGED))
+    assert {float(ordinal[index]["judgment"]) for index in range(6)} <= {0.0, 1.0}
+    opinions = np.array([float(judged[index]["judgment"]) for index in range(6)])
+    assert not set(opinions) <= {0.0, 1.0}
+    columns = images(judged)
+    triplets = Triplets(columns[:, 0], columns[:, 1], columns[:, 2], opinions.astype(np.float32), ("",) * 6)
+    d0, d1 = triplet_distances(rl.load("lpips-tiny"), triplets)
+    np.testing.assert_allclose(opinions, d0**4 / (d0**4 + d1**4), atol=1e-5)
+
+
+def test_validation_is_drawn_otherwise_also_from_the_same_photographs(made, photographs) -> None:
+    assert set(made.validation) == {f"{photographs.name} ordinal", f"{photographs.name} crossed"}
+    learnt = {image.tobytes() for (source,) in made.sources.values() for image in images(source)[:, 0]}
+    for triplets in made.validation.values():
+        assert len(triplets) == 4
+        references = triplets.batch(0, 4).reference
+        assert not learnt & {reference.tobytes() for reference in references}
+    sure = {name.rpartition(" ")[2]: triplets.sure is not None for name, triplets in made.validation.items()}
+    assert sure == {"ordinal": False, "crossed": True}
+
+
+def test_the_seed_decides(made, photographs) -> None:
+    def of(seed: int) -> Any:
+        return images(load_sets(Lin(photographs=photographs, seed=seed, **TINY)).sources[ORDINAL][0])
+
+    assert np.array_equal(of(0), images(made.sources[ORDINAL][0]))
+    assert not np.array_equal(of(0), of(1))
+
+
+def test_a_file_of_triplets_is_judged_and_is_not_evaluated_on_unless_told(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(0, 256, (5, 32, 32, 3), np.uint8) for name in ("ref", "p0", "p1")}
+    path = tmp_path / "triplets.npz"
+    arrays: dict[str, Any] = dict(columns)
+    np.savez(path, **arrays, judge=np.array([0, 0.25, 0.5, 1, 1], np.float32))
+    sets = load_sets(Lin(data=str(path), size=32))
+    assert (set(sets.sources), sets.validation) == ({JUDGED}, {})
+    (source,) = sets.sources[JUDGED]
+    np.testing.assert_array_equal(images(source), np.stack(list(columns.values()), axis=1))
+    assert [float(source[index]["judgment"]) for index in range(5)] == [0, 0.25, 0.5, 1, 1]
+    validated = load_sets(Lin(data=str(path), size=32, validation=path)).validation
+    assert [len(triplets) for triplets in validated.values()] == [5]
+
+
+def test_what_is_missing_is_named(tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"--data photographs needs --photographs.*--data bapps"):
+        load_sets(Lin())
+    with pytest.raises(TripletsError, match="nowhere"):
+        load_sets(Lin(data=str(tmp_path / "nowhere.npz")))

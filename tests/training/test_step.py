@@ -1,0 +1,223 @@
+"""One training step: the reference run, heads of 0 or more, averages, parts of a batch, a loss that is no number."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax.backbones import ALEX
+from rlpips_jax.metric import Metric
+from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.pytorch import read_checkpoint
+from training.config import Lin, Natural, Training, Tune
+from training.step import (
+    JUDGED,
+    ORDINAL,
+    Batch,
+    Groups,
+    State,
+    first_state,
+    initial_floors,
+    losses,
+    make_optimiser,
+    make_step,
+    with_trained,
+)
+
+SIZE = 32
+
+
+def constant(step: Any) -> float:
+    return 1.0
+
+
+def copied(tree: Any) -> Any:
+    """As NumPy has it: a step gives the memory of its state away."""
+    return jax.tree.map(np.array, tree)
+
+
+def same(first: Any, second: Any) -> bool:
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in leaves)
+
+
+def draw_batch(seed: int, count: int = 4) -> Batch:
+    """Noise of two strengths on noise; p1 is closer in every other triplet."""
+    rng = np.random.default_rng(seed)
+    reference = rng.integers(0, 256, (count, SIZE, SIZE, 3))
+    near, far = (np.clip(reference + rng.normal(0, sigma, reference.shape), 0, 255) for sigma in (20, 45))
+    swapped = np.arange(count) % 2 == 1
+    chosen = swapped[:, None, None, None]
+    p0, p1 = np.where(chosen, far, near), np.where(chosen, near, far)
+    judgment = np.where(swapped, 0.9, 0.2).astype(np.float32)
+    first, second, third = (jnp.asarray(array, jnp.uint8) for array in (reference, p0, p1))
+    return Batch(first, second, third, jnp.asarray(judgment))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Metric:
+    return rl.load("lpips-tiny")
+
+
+@pytest.fixture(scope="module")
+def groups() -> Groups:
+    return {JUDGED: draw_batch(0)}
+
+
+def begin(config: Training, metric: Metric, optimiser: Any = None) -> tuple[Any, State]:
+    """A step and the state before it."""
+    optimiser = make_optimiser(config, constant) if optimiser is None else optimiser
+    sample = np.asarray(draw_batch(1).reference)
+    return make_step(config, optimiser), first_state(config, metric, optimiser, sample)
+
+
+@pytest.mark.shared
+def test_six_steps_are_those_of_the_reference_program(shared: Path) -> None:
+    with np.load(shared / "goldens" / "train_natural.npz") as file:
+        golden = dict(file)
+    parameters = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alex")
+    parameters |= {"heads": tuple(jnp.asarray(golden[f"init/head{index}"], jnp.float32) for index in range(5))}
+    metric = Metric(jax.tree.map(jnp.asarray, parameters), "lpips-alex", ALEX)
+    config = Natural(loss="head", rate=1e-4, b1=0.5, batch=8, precision="highest")
+    optimiser = make_optimiser(config, constant)
+    ranking = {
+        f"layer{index}": {
+            name: jnp.asarray(golden[f"init/rank{index}/{name}"], jnp.float32) for name in ("kernel", "bias")
+        }
+        for index in range(3)
+    }
+    trained = {"heads": parameters["heads"], "ranking": ranking}
+    state = State(trained, optimiser.init(trained), None, jnp.zeros((), jnp.int32))
+    step, reports = make_step(config, optimiser), []
+    for number in range(6):
+        columns = (golden[f"data/{name}"][8 * number : 8 * number + 8] for name in ("ref", "p0", "p1", "judge"))
+        state, report = step(state, metric, {JUDGED: Batch(*map(jnp.asarray, columns))})
+        reports.append(report)
+    np.testing.assert_allclose([report.loss for report in reports], golden["loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose([report.natural for report in reports], golden["accuracy"], rtol=0, atol=1e-6)
+    for index in range(5):
+        found, expected = state.trained["heads"][index], golden[f"final/head{index}"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        # What the tolerance is small against.
+        assert np.abs(expected - golden[f"init/head{index}"]).max() > 4e-4
+    for index in range(3):
+        for name in ("kernel", "bias"):
+            found, expected = state.trained["ranking"][f"layer{index}"][name], golden[f"final/rank{index}/{name}"]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_heads_stay_non_negative_averages_follow_and_nothing_follows_a_loss_that_is_no_number(tiny, groups) -> None:
+    """One compiled step serves all three."""
+    config = Natural(rate=0.5, average=0.7, initial_heads="drawn", loss="head")
+    step, state = begin(config, tiny)
+    assert any((np.asarray(head) < 0).any() for head in state.trained["heads"])
+    expected = copied(state.average)
+    for number in range(12):
+        state, report = step(state, tiny, groups)
+        assert bool(report.finite)
+        assert int(state.step) == number + 1
+        trained = copied(state.trained)
+        assert all((head >= 0).all() for head in (*trained["heads"], *state.average["heads"]))
+        decay = min(0.7, (1 + number) / (10 + number))
+        expected = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, expected, trained)
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), expected, state.average)
+    # The clipping was needed.
+    assert any((head == 0).any() for head in trained["heads"])
+    before = copied(state)
+    spoilt = groups[JUDGED]._replace(judgment=groups[JUDGED].judgment.at[1].set(jnp.nan))
+    state, report = step(state, tiny, {JUDGED: spoilt})
+    assert not bool(report.finite)
+    assert not np.isfinite(float(report.loss))
+    assert same(before, state)
+    state, report = step(state, tiny, groups)
+    assert bool(report.finite)
+    assert not same(before.trained, state.trained)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tiny, groups) -> None:
+    """By plain gradient descent: Adam's first step is the gradient's sign, which rounding decides near 0."""
+    found = []
+    for accumulate in (1, 2):
+        config = Natural(accumulate=accumulate, precision="highest")
+        step, state = begin(config, tiny, optax.sgd(0.05))
+        state, report = step(state, tiny, groups)
+        found.append((copied(state.trained), report))
+    (whole, all_at_once), (parts, in_parts) = found
+    assert np.abs(whole["heads"][0] - np.asarray(tiny.parameters["heads"][0])).max() > 1e-4
+    for one, other in zip(whole["heads"], parts["heads"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "natural", "gradient"):
+        assert float(getattr(all_at_once, name)) == pytest.approx(float(getattr(in_parts, name)), rel=1e-5)
+
+
+def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) -> None:
+    config = Tune(attack_steps=1, floor=0.3)
+    step, state = begin(config, tiny)
+    first, backbone = copied(state.trained), copied(tiny.parameters["backbone"])
+    state, report = step(state, tiny, groups | {ORDINAL: draw_batch(5)})
+    assert all(np.isfinite(float(value)) for value in report)
+    after = with_trained(tiny, state.trained).parameters
+    assert not any(map(same, jax.tree.leaves(after["backbone"]), jax.tree.leaves(backbone)))
+    # What was started from is as it was.
+    assert same(tiny.parameters["backbone"], backbone)
+    # Adam's first step is as long as its rate, wherever there is a slope.
+    moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), first, copied(state.trained))
+    assert max(moved["heads"]) == pytest.approx(config.recipe.rate, rel=1e-3)
+    assert max(moved["log_floors"]) == pytest.approx(config.floor_rate, rel=1e-3)
+    assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.backbone_rate, rel=0.02)
+
+
+def test_heads_alone_are_trained_where_nothing_else_is_asked_for(tiny) -> None:
+    _, state = begin(Lin(), tiny)
+    assert state.trained.keys() == {"heads"}
+    assert state.average is None
+
+
+def test_ratios_start_from_drawn_heads_that_are_not_negative(tiny) -> None:
+    """The logarithm of a negative distance is not a number."""
+    _, state = begin(Natural(initial_heads="drawn", loss="ratio"), tiny)
+    for head in state.trained["heads"]:
+        assert (np.asarray(head) >= 0).all()
+        assert (np.asarray(head) > 0).any()
+        assert np.asarray(head).max() <= len(head) ** -0.5
+
+
+def test_the_start_depends_on_the_seed_alone(tiny) -> None:
+    drawn = [begin(Natural(initial_heads="drawn", loss="head", seed=seed), tiny)[1] for seed in (1, 1, 2)]
+    assert same(drawn[0], drawn[1])
+    assert not same(drawn[0].trained, drawn[2].trained)
+    assert not np.array_equal(drawn[0].trained["heads"][0][:8], drawn[0].trained["heads"][1][:8])
+
+
+def test_floors_begin_at_a_share_of_the_median_norm(tiny) -> None:
+    sample = np.asarray(draw_batch(2, 2).reference)
+    floors = initial_floors(tiny, sample, 0.5)
+    assert same(initial_floors(tiny, sample, 0.25), tuple(floor / 2 for floor in floors))
+    # A floor equal to the median norm shortens the median feature to 1 / sqrt(2).
+    features = rl_with_floors(tiny, tuple(2 * floor for floor in floors)).features(sample)
+    for feature in features:
+        assert float(jnp.median(jnp.linalg.norm(feature, axis=-1))) == pytest.approx(2**-0.5, rel=1e-3)
+
+
+def rl_with_floors(metric: Metric, floors: tuple) -> Metric:
+    return Metric(metric.parameters | {"floors": floors}, metric.name, metric.architecture, version=metric.version)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups", "expected"),
+    [
+        ({}, (ORDINAL, JUDGED), {ORDINAL: (1, 0), JUDGED: (0, 2)}),
+        ({"natural_weight": 6.0}, (ORDINAL, JUDGED), {ORDINAL: (1, 0), JUDGED: (0, 6)}),
+        ({"attack_judged": True}, (ORDINAL, JUDGED), {ORDINAL: (1, 0), JUDGED: (1, 2)}),
+        ({}, (JUDGED,), {JUDGED: (1, 2)}),
+        ({"protocol": "published"}, (JUDGED,), {JUDGED: (1, 0)}),
+        ({"attack": "none"}, (ORDINAL, JUDGED), {ORDINAL: (0, 2), JUDGED: (0, 2)}),
+    ],
+)
+def test_whom_the_losses_are_of(options, groups, expected) -> None:
+    assert {group: losses(Lin(**options), groups, group) for group in groups} == expected

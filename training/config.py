@@ -1,0 +1,305 @@
+"""What a training run is told: frozen dataclasses, which `python -m training` turns into options.
+
+Radii are in units of [-1, 1], as R-LPIPS states them: 8/255 there is 4/255 of the whole range of values.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from rlpips_jax.errors import TrainingError
+
+NOT_DECISIVE = (
+    *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "keep"),
+    *("distributed", "coordinator", "processes", "process"),
+)
+"""Options that change where things are and how fast it goes, but not the result."""
+
+COUNTS = (
+    *("batch", "accumulate", "triplets", "validation_triplets", "size", "checkpoint_every", "keep"),
+    *("attack_steps", "evaluation_steps", "steps", "evaluate_every"),
+)
+"""Options that are 1 or more."""
+NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
+RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the protocols differ in; `Training` says what each is.
+
+    Attributes:
+        initial_heads: "metric" or "drawn".
+        loss: "ratio" or "head".
+        epsilon: radius of the attack, as it was stated.
+        attack_steps: of the attack.
+        natural_weight: of the loss without attack.
+        dropout: before each head.
+        epochs: at the full rate.
+        decay_epochs: of the falling rate.
+        rate: of heads and ranking head.
+        b1: of Adam.
+        batch: triplets a step.
+    """
+
+    initial_heads: str
+    loss: str
+    epsilon: str
+    attack_steps: int
+    natural_weight: float
+    dropout: float
+    epochs: int
+    decay_epochs: int
+    rate: float
+    b1: float
+    batch: int
+
+    @property
+    def radius(self) -> float:
+        """The radius as a number."""
+        return radius(self.epsilon, "--epsilon")
+
+
+RECIPES = {
+    "corrected": Recipe("metric", "ratio", "3/255", 4, 2.0, 0.0, 0, 2, 3e-2, 0.9, 80),
+    # Ghazanfari et al. 2023, and Zhang et al. 2018 for what both share.
+    "published": Recipe("drawn", "head", "8/255", 50, 0.0, 0.5, 5, 5, 1e-4, 0.5, 50),
+}
+"""By protocol."""
+
+L2_RADII = {"corrected": "1", "published": "3"}
+"""Radii in l2, by protocol."""
+FLOW = "0.5"
+"""Radius of flows, in pixels."""
+EVALUATION_RADII = {"linf": ("2/255", "4/255"), "l2": ("0.5", "1")}
+"""Of evaluation's attack, by norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all runs have in common."""
+
+    data: str = "photographs"
+    """Judged triplets to learn from: "bapps", "photographs" (triplets made of --photographs), or the path of an .npz
+    file or folder of triplets."""
+    out: Path = Path("runs/rlpips")
+    """Folder for checkpoints, logs and the trained metric. An interrupted run goes on from here."""
+    metric: str = "lpips-alex"
+    """Metric to start from, by name or path."""
+    weights_dir: Path | None = None
+    """Folder to look for weights in first."""
+    photographs: Path | None = None
+    """Folder of photographs to make triplets of, half of one distortion at two strengths (ordinal), half of two
+    distortions (crossed), judged by the teacher."""
+    validation: Path | None = None
+    """Triplets to evaluate on, or photographs to make them of. Without it, BAPPS's validation splits with --data bapps,
+    else nothing."""
+    triplets: int = 8000
+    """Triplets of each sort that are made of photographs."""
+    validation_triplets: int | None = None
+    """At most so many triplets of each validation set; by default all, of photographs 600 of each sort."""
+    teacher: str = "lpips-alex"
+    """Metric that judges crossed triplets."""
+    data_dir: Path = Path("~/tensorflow_datasets")
+    """Where BAPPS is kept; it is downloaded and built there if it is not."""
+    manual_dir: Path | None = None
+    """Folder with BAPPS's archives, or what they hold; nothing is downloaded then."""
+    split: tuple[str, ...] = ()
+    """Splits to train on: of BAPPS, by default train_traditional, train_cnn and train_mix; of a folder of votes, by
+    default train."""
+    size: int = 64
+    """Height and width of the images."""
+
+    protocol: Literal["corrected", "published"] = "corrected"
+    """Options whose default is "by the protocol" differ between the two. And the published recipe has quirks: its
+    attack ascends the loss of a ranking head drawn anew at each step, by steps that reach a corner of the ball, moves
+    p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign."""
+    initial_heads: Literal["metric", "drawn"] | None = None
+    """Start from the metric's heads, or (published) from heads drawn at random."""
+    loss: Literal["ratio", "head"] | None = None
+    """How two distances become a judgment: by their ratio, or (published) by a ranking head that is learnt too."""
+    attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "pgd"
+    """Attack of `rlpips_jax.attacks` inside each step."""
+    attacked: Literal["closer", "farther", "both", "reference"] = "closer"
+    """Which image it moves. The published protocol's are p0, p1, both (p0, then p1 against the moved p0), and the
+    reference."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball."""
+    epsilon: str | None = None
+    """Its radius in units of [-1, 1], by default 3/255, in l2 1; published 8/255, in l2 3. Of spatial, pixels: 0.5."""
+    attack_steps: int | None = None
+    """Steps of the attack, by default 4; published 50."""
+    attack_judged: bool = False
+    """Attack judged triplets too where there are ordinal ones. Otherwise the attack is on these, whose order is beyond
+    doubt, and the loss without attack on the others."""
+    natural_weight: float | None = None
+    """Weight of the loss on judged triplets as they are, beside 1 of the attacked ones; by default 2, published 0."""
+    ordinal_share: float = 0.5
+    """Share of a batch that is ordinal, where there are both sorts."""
+    dropout: float | None = None
+    """Share of squared differences that are dropped before each head, by default 0; published 0.5."""
+
+    batch: int | None = None
+    """Triplets a step, over all devices, by default 80; published 50."""
+    accumulate: int = 1
+    """Parts in which a batch passes through the network, to bound memory."""
+    epochs: int | None = None
+    """Passes over the data at the full rate, by default 0; published 5."""
+    decay_epochs: int | None = None
+    """Passes over which the rate falls linearly to 0, by default 2; published 5."""
+    steps: int | None = None
+    """Steps, instead of whole epochs; their last share decay_epochs / (epochs + decay_epochs) is the fall."""
+    rate: float | None = None
+    """Learning rate of Adam for heads and ranking head, by default 3e-2; published 1e-4."""
+    backbone_rate: float = 0.0
+    """Learning rate for the backbone; 0 leaves it as it is."""
+    b1: float | None = None
+    """Adam's decay of the first moment, by default 0.9; published 0.5."""
+    floor: float = 0.0
+    """Where above 0, norms have a floor that is learnt: f / sqrt(|f|^2 + c^2) at each tap. It starts at this share of
+    the median norm."""
+    floor_rate: float = 2e-2
+    """Learning rate of the floors' logarithms."""
+    average: float = 0.0
+    """Decay of an exponential moving average of what is trained, which is then what is evaluated and exported; 0 for
+    none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in."""
+    precision: Literal["default", "high", "highest"] = "default"
+    """Of its convolutions while training; evaluation is at the highest."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+
+    evaluate_every: int | None = None
+    """Steps between evaluations; by default an epoch."""
+    evaluation_epsilons: tuple[str, ...] = ()
+    """Radii of evaluation's attack, in units of [-1, 1]; by default 2/255 and 4/255, in l2 0.5 and 1."""
+    evaluation_steps: int = 20
+    """Steps of evaluation's attack."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept beside the best."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the metric: the last, or the one whose validation scores are best in the mean."""
+    workers: int = 0
+    """Processes that read data; 0 for threads."""
+    prefetch: int = 4
+    """Batches that are read ahead."""
+
+    distributed: bool = False
+    """Work together with the other processes of a TPU pod or a Slurm job, which JAX finds by itself."""
+    coordinator: str | None = None
+    """host:port of process 0, where JAX cannot find it; with --processes and --process."""
+    processes: int | None = None
+    """How many processes work together."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The protocol's recipe with what was given in place of its own."""
+        recipe = RECIPES[self.protocol]
+        if self.attack == "spatial":
+            recipe = dataclasses.replace(recipe, epsilon=FLOW)
+        elif self.norm == "l2":
+            recipe = dataclasses.replace(recipe, epsilon=L2_RADII[self.protocol])
+        names = [field.name for field in dataclasses.fields(recipe)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(recipe, **given)
+
+    @property
+    def evaluation_radii(self) -> tuple[str, ...]:
+        """Radii of evaluation's attack, as they were stated."""
+        return self.evaluation_epsilons or EVALUATION_RADII[self.norm]
+
+    def __post_init__(self) -> None:
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        options |= vars(self.recipe)
+        for name in (*COUNTS, *NOT_NEGATIVE):
+            value, least = options[name], int(name in COUNTS)
+            if value is not None and value < least:
+                raise TrainingError(f"--{_option(name)} must be {least} or more, got {value}")
+        for name in RATES:
+            if not 0 <= options[name] < math.inf:
+                raise TrainingError(f"--{_option(name)} must be a number, 0 or more, got {options[name]:g}")
+        for name in ("dropout", "average", "b1"):
+            if not 0 <= options[name] < 1:
+                raise TrainingError(f"--{_option(name)} must lie in [0, 1), got {options[name]:g}")
+        for text in (self.recipe.epsilon, *self.evaluation_epsilons):
+            radius(text, "--epsilon" if text is self.recipe.epsilon else "--evaluation-epsilons")
+        if self.recipe.epochs + self.recipe.decay_epochs < 1:
+            raise TrainingError("--epochs 0 and --decay-epochs 0 make no run")
+        if self.protocol == "published" and self.attack not in ("pgd", "none"):
+            raise TrainingError(f"--protocol published knows PGD alone, not {self.attack}")
+        if self.attack == "none" and not self.recipe.natural_weight:
+            raise TrainingError("without attack, --natural-weight must be more than 0")
+        if self.photographs is not None and self.data != "photographs":
+            raise TrainingError(f"--photographs is for --data photographs, not for --data {self.data}")
+        if self.photographs is not None and self.split:
+            raise TrainingError("--split is for BAPPS and folders of votes; photographs have none")
+        if not 0 < self.ordinal_share < 1:
+            raise TrainingError(f"--ordinal-share must lie between 0 and 1, got {self.ordinal_share:g}")
+
+    def document(self) -> dict[str, Any]:
+        """What decides the result of a run, as JSON has it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | vars(self.recipe)
+        for name in NOT_DECISIVE:
+            del fields[name]
+        return json.loads(json.dumps({"mode": type(self).__name__.lower(), **fields}, default=str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lin(Training):
+    """R-LPIPS (lin): train the heads against attacks; the backbone stays as it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backbone_rate:
+            raise TrainingError("lin leaves the backbone as it is; give no --backbone-rate, or use tune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Training):
+    """R-LPIPS (tune): train heads and backbone against attacks."""
+
+    out: Path = Path("runs/rlpips-tune")
+    backbone_rate: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Natural(Training):
+    """LPIPS: train the heads on triplets as they are."""
+
+    out: Path = Path("runs/lpips")
+    attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "none"
+    natural_weight: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack != "none":
+            raise TrainingError(f"natural trains without attack; give no --attack {self.attack}, or use lin or tune")
+
+
+def radius(text: str, option: str) -> float:
+    """A radius stated as a number or a fraction, "2/255".
+
+    Raises:
+        TrainingError: it is neither, or negative.
+    """
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise TrainingError(f"{option} must be a number or a fraction such as 2/255, got {text!r}") from None
+    if value < 0:
+        raise TrainingError(f"{option} must be 0 or more, got {text}")
+    return value
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,103 @@
+"""How a metric does on validation sets, as it is and under attack, and the table that says so."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlpips_jax import attacks, reports
+from rlpips_jax.evaluation import measurement
+from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.placement import Placement
+from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.metric import Metric
+from training.config import Training, radius
+
+Scores = dict[str, dict[str, float]]
+"""Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear."""
+
+
+def scores(
+    config: Training,
+    metric: Metric,
+    sets: Mapping[str, AnyTriplets],
+    placement: Placement = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """Evaluates a metric on sets of triplets by the attack that the configuration names for it.
+
+    Crossed triplets, of two distortions each, which a teacher judged, are not attacked: their order is an opinion.
+
+    Args:
+        config: of the run.
+        metric: on all devices of the placement.
+        sets: by their names.
+        placement: over which devices batches are cut.
+        interrupted: whether to leave off; asked before each set.
+
+    Returns:
+        The scores; None if it was interrupted.
+    """
+    found: Scores = {}
+    for name, triplets in sets.items():
+        if interrupted():
+            return None
+        found[name] = _scores(config, metric, triplets, placement)
+    return found
+
+
+def _scores(config: Training, metric: Metric, triplets: AnyTriplets, placement: Placement) -> dict[str, float]:
+    crossed = all(_is_of_two(kind) for kind in triplets.kinds)
+    epsilons: Sequence[str] = () if crossed else config.evaluation_radii
+    attack = functools.partial(attacks.pgd, norm=config.norm, steps=config.evaluation_steps)
+    # Evaluation has images in [0, 1], radii are stated in [-1, 1].
+    radii = [radius(epsilon, "--evaluation-epsilons") / 2 for epsilon in epsilons]
+    natural, *attacked = measurement.evaluate(
+        metric,
+        triplets,
+        attack if radii else None,
+        radii,
+        attacked=config.attacked,
+        key=jax.random.key(0),
+        placement=placement,
+    )
+    found = {"natural": natural.scores.two_afc.mean}
+    if triplets.sure is not None:
+        found["sure"] = natural.scores.sure.mean
+    return found | {text: one.scores.two_afc.mean for text, one in zip(epsilons, attacked, strict=True)}
+
+
+def summary(scores: Scores) -> float:
+    """One number to choose a checkpoint by: the mean of all scores, each set counting alike."""
+    if not scores:
+        return float("nan")
+    return float(
+        np.mean([np.mean([value for name, value in one.items() if name != "sure"]) for one in scores.values()])
+    )
+
+
+def table(before: Scores, after: Scores, names: tuple[str, str]) -> str:
+    """Scores of two metrics side by side, a line for each set, in percent."""
+    columns = list(dict.fromkeys(column for one in after.values() for column in one))
+    heading = ["set"] + [f"{name} {column}" for column in columns for name in names]
+    rows = []
+    for each in [*after, *(["mean"] if len(after) > 1 else [])]:
+        row = [each]
+        for column in columns:
+            for found in (before, after):
+                values = [one[column] for name, one in found.items() if column in one and each in (name, "mean")]
+                row.append(f"{100 * np.mean(values):.2f}" if values else "")
+        rows.append(row)
+    return reports.table(heading, rows)
+
+
+def _is_of_two(kind: str) -> bool:
+    first, slash, second = kind.partition("/")
+    return bool(slash) and {first, second} <= DISTORTIONS.keys()
+
+
+def document(scores: Scores) -> dict[str, Any]:
+    """Scores as JSON has them, rounded to what they are worth."""
+    return {name: {column: round(value, 6) for column, value in one.items()} for name, one in scores.items()}

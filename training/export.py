@@ -1,0 +1,95 @@
+"""The trained metric as a weight file of this library, and as a checkpoint of the `lpips` package."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import rlpips_jax as rl
+from rlpips_jax.errors import TrainingError, WeightsError
+from rlpips_jax.metric import Metric
+from rlpips_jax.weights import native, store
+from rlpips_jax.weights.parameters import digest, to_pytorch
+from rlpips_jax.weights.pytorch import write_checkpoint
+from rlpips_jax.weights.registry import BACKBONES, RECIPES
+
+PAIRS_AT_ONCE = 32
+
+
+def path_of(metric: Metric, folder: Path, *, robust: bool) -> Path:
+    """Where the weight file of a trained metric lies: by the name of the published one that it takes the place of.
+
+    Raises:
+        TrainingError: no published metric has such a network.
+    """
+    family = metric.architecture.name
+    for name in (f"{'rlpips' if robust else 'lpips'}-{family}", metric.name):
+        recipe = RECIPES.get(name)
+        if recipe and (recipe.architecture, recipe.version) == (metric.architecture, metric.version):
+            return folder / f"{name}.safetensors"
+    raise TrainingError(
+        f"what {metric.name} (network {family}, version {metric.version}) is trained to has no name to be loaded as; "
+        f"start from another metric, such as lpips-{family}"
+    )
+
+
+def has_official_backbone(metric: Metric, weights_dir: Path | None) -> bool:
+    """Whether a metric's backbone is the one that is published for its network."""
+    part = BACKBONES.get(metric.architecture.name)
+    if part is None:
+        return False
+    try:
+        official, _ = store.obtain(part, weights_dir)
+    except WeightsError:
+        return False
+    own = {"backbone": jax.device_get(metric.parameters["backbone"])}
+    return digest(own) == digest({"backbone": official["backbone"]})
+
+
+def export(metric: Metric, path: Path, *, with_backbone: bool, card: dict[str, Any]) -> list[Path]:
+    """Writes a weight file, and beside it a `.pth` for the `lpips` package where that can express the metric.
+
+    Args:
+        metric: with its trained parameters.
+        path: from `path_of`.
+        with_backbone: whether its backbone is its own, and so belongs into the files.
+        card: data, attack and scores, kept in the file's metadata as JSON.
+
+    Returns:
+        The files.
+    """
+    name = path.stem
+    parameters = jax.device_get(metric.parameters)
+    # A network that nobody publishes travels with its heads.
+    if not with_backbone and RECIPES[name].backbone is not None:
+        parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}
+    document = json.dumps(card, sort_keys=True)
+    native.write(path, parameters, metric.architecture, metric=name, licence="Apache-2.0", card=document)
+    if "floors" in parameters or RECIPES[name].backbone is None:
+        return [path]
+    checkpoint = path.with_suffix(".pth")
+    write_checkpoint(checkpoint, to_pytorch(parameters, metric.architecture))
+    return [path, checkpoint]
+
+
+def rescaled(metric: Metric, start: Metric, triplets: Sequence[Any]) -> Metric:
+    """The metric with its heads times one factor, so that its distances are about those of the metric it started from.
+
+    The factor is the median ratio of the two over the pairs of some triplets.
+    """
+    ratios = []
+    for begin in range(0, len(triplets), PAIRS_AT_ONCE):
+        some = triplets[begin : begin + PAIRS_AT_ONCE]
+        reference = np.stack([one["reference"] for one in some])
+        for side in ("p0", "p1"):
+            other = np.stack([one[side] for one in some])
+            found, wanted = (np.asarray(rl.distance(reference, other, each)) for each in (metric, start))
+            usable = (found > 0) & (wanted > 0)
+            ratios.append(wanted[usable] / found[usable])
+    factor = np.float32(np.median(np.concatenate(ratios))) if sum(map(len, ratios)) else np.float32(1)
+    heads = tuple(head * factor for head in metric.parameters["heads"])
+    return replace(metric, parameters={**metric.parameters, "heads": heads})

@@ -1,0 +1,238 @@
+"""What a run measures: a line of JSON for each record, and the same for TensorBoard.
+
+No step is lost or doubled when a run is killed and resumed: `MetricLog.flush` before a checkpoint puts all records up
+to it on the disk, and a log that is opened for a run resumed at a checkpoint drops what came after.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, SupportsFloat
+
+import jax
+import numpy as np
+
+from rlpips_jax.errors import RlpipsError
+from training.checkpoint import settle
+
+RECORDS = "metrics.jsonl"
+EVENTS = "tensorboard"
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""How records say the numbers that JSON cannot: as strings, which are read as numbers again."""
+
+SECONDS_UNSEEN = 10
+"""The longest that TensorBoard waits for a step, in seconds, while steps come."""
+
+Value = SupportsFloat | str
+"""A number, which may be an array without axes, or a word."""
+
+
+class MetricLog:
+    """The records of a run, in `metrics.jsonl` and, for TensorBoard, in `tensorboard/`.
+
+    Each record says its step, its kind ("train", or what was evaluated), and numbers or words by name. Of a run of
+    several processes, the first alone writes.
+
+    Args:
+        folder: of the run; made if it is not there.
+        resumed_at: step of the checkpoint that the run goes on from; records of later steps are dropped. None for a
+            run that begins, before which there is nothing to keep.
+
+    Raises:
+        RlpipsError: a file is not a log.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
+        self._records: IO[bytes] | None = None
+        self._latest: dict[str, int] = {}
+        if jax.process_index() != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / RECORDS
+        for record in _keep(self._path, resumed_at):
+            self._latest[record["kind"]] = record["step"]
+        self._events = _Events(folder / EVENTS, first=0 if resumed_at is None else resumed_at + 1)
+        self._records = self._path.open("ab")
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._records is not None:
+            self.flush()
+            self._records.close()
+            self._events.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, Value]) -> None:
+        """Writes a record, which survives the end of this process, but of the machine only after `flush`.
+
+        Args:
+            step: later than that of every record of this kind.
+            kind: what was measured.
+            values: numbers keep every digit.
+
+        Raises:
+            RlpipsError: the step is not later, a value is neither a number nor a word, or its name is "step" or "kind".
+            OSError: the disk is full, or the file cannot be written.
+        """
+        if self._records is None:
+            return
+        if step <= self._latest.get(kind, -1):
+            raise RlpipsError(f"{self._path} has step {self._latest[kind]} of {kind}; step {step} is not later")
+        if reserved := {"step", "kind"} & values.keys():
+            raise RlpipsError(f"a record says its {reserved.pop()} already; give the value another name")
+        plain = {name: _plain(name, value) for name, value in values.items()}
+        legal = {name: _legal(value) for name, value in plain.items()}
+        line = json.dumps({"step": step, "kind": kind} | legal, allow_nan=False)
+        self._records.write(line.encode() + b"\n")
+        self._records.flush()
+        self._events.write(step, {f"{kind}/{name}": value for name, value in plain.items()})
+        self._latest[kind] = step
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether there is a record of this kind at this step or later; the same on every process."""
+        found = self._latest.get(kind, -1) >= step
+        if jax.process_count() == 1:
+            return found
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
+
+    def flush(self) -> None:
+        """Returns when all records are on the disk; a checkpoint is written after this.
+
+        Raises:
+            OSError: they cannot be.
+        """
+        if self._records is not None:
+            os.fsync(self._records.fileno())
+            self._events.flush()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last one that was not written to its end is left out.
+
+    Raises:
+        RlpipsError: a line is not a record.
+        OSError: the file cannot be read.
+    """
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        records.append(_record(path, number, line))
+    return records
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if not isinstance(record["step"], int) or not isinstance(record["kind"], str):
+            raise TypeError
+    except (ValueError, TypeError, LookupError):
+        raise RlpipsError(
+            f"{path}, line {number}, is {line[:80]!r}, but should be a record with a step and a kind; "
+            f"remove the line, or give another folder"
+        ) from None
+    return {name: NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}
+
+
+def _keep(path: Path, last: int | None) -> list[dict[str, Any]]:
+    """Drops, all at once, the records of steps after the last one, and returns those that stay."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    lines, records = [], []
+    unreadable: RlpipsError | None = None
+    for number, line in enumerate(content.splitlines(keepends=True) if last is not None else [], 1):
+        try:
+            record = _record(path, number, line)
+        except RlpipsError as error:
+            # Only what was written after the last flush can be torn, and that is dropped anyhow.
+            unreadable = error
+            continue
+        if record["step"] <= last:
+            if unreadable is not None:
+                raise unreadable
+            lines.append(line.rstrip() + b"\n")
+            records.append(record)
+    if (kept := b"".join(lines)) != content:
+        shorter = path.with_name(path.name + ".partial")
+        with shorter.open("wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        shorter.replace(path)
+        settle(path.parent)
+    return records
+
+
+def _plain(name: str, value: Value) -> float | int | str:
+    """A number as Python has it, with every digit of what it was; a word as it is."""
+    if isinstance(value, str):
+        if value in NOT_FINITE:
+            raise RlpipsError(f"{name} is the word {value}, which would be read as a number; give the number itself")
+        return value
+    item = getattr(value, "item", None)
+    number = item() if item is not None and getattr(value, "size", 0) == 1 else value
+    if not isinstance(number, int | float):
+        raise RlpipsError(f"{name} is {value!r}, but should be one number, or a word")
+    return number
+
+
+def _legal(value: float | int | str) -> float | int | str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(name for name, number in NOT_FINITE.items() if str(number) == str(value))
+    return value
+
+
+class _Events:
+    """An event file of TensorBoard; what earlier ones in the folder hold from a first step on is purged.
+
+    tensorboardX's own `SummaryWriter` hands events to a thread, and its `flush` does not wait for that.
+    """
+
+    def __init__(self, folder: Path, *, first: int) -> None:
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        # Their names are made at run time.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
+        folder.mkdir(exist_ok=True)
+        earlier = len(list(folder.glob("*.tfevents.*")))
+        # TensorBoard reads files in the order of their names; a clock may be set back.
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{earlier:06d}.{socket.gethostname()}"))
+        self._write(file_version="brain.Event:2")
+        if earlier:
+            self._write(step=first, session_log=events.SessionLog(status=events.SessionLog.START))
+        self.flush()
+        settle(folder)
+
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if not isinstance(value, str)
+        ]
+        if scalars:
+            self._write(step=step, summary=self._summary(value=scalars))
+        if time.monotonic() > self._flushed + SECONDS_UNSEEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all events are on the disk, where TensorBoard sees them."""
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -1,0 +1,125 @@
+"""The judged triplets of a run: what it learns from, and what it is evaluated on."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import rlpips_jax as rl
+from rlpips_jax.errors import TrainingError
+from rlpips_jax.evaluation import triplet_files
+from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
+from training.config import Training
+from training.data.sources import MemorySource, RecordSource, Source, materialise
+from training.step import JUDGED, ORDINAL
+
+TRAINING_SPLITS = ("train_traditional", "train_cnn", "train_mix")
+VALIDATION_TRIPLETS = 600
+"""Triplets of each sort that are made of photographs to evaluate on."""
+VALIDATION_SPLITS = ("val_traditional", "val_cnn", "val_superres", "val_deblur", "val_color", "val_frameinterp")
+
+
+class Sets(NamedTuple):
+    """What a run is about.
+
+    Attributes:
+        sources: to learn from, by `training.step`'s groups: ordinal ones, judged ones, or both.
+        validation: to evaluate on, by their names.
+        described: what the sources are, for the model card.
+        identities: what tells their content from others', for going on with the same.
+    """
+
+    sources: dict[str, tuple[Source, ...]]
+    validation: dict[str, AnyTriplets]
+    described: tuple[str, ...]
+    identities: tuple[str, ...] = ()
+
+    def only(self, groups: Collection[str]) -> "Sets":
+        """Without the sources of other groups."""
+        return self._replace(sources={group: self.sources[group] for group in self.sources if group in groups})
+
+
+def load_sets(config: Training) -> Sets:
+    """Reads or makes the triplets that a configuration names.
+
+    Raises:
+        TrainingError: it names none.
+        TripletsError: they cannot be read.
+    """
+    if config.data == "bapps":
+        return _bapps(config)
+    groups: dict[str, tuple[Source, ...]] = {}
+    sets = _learnt(config)
+    for triplets in sets:
+        # One distortion at two strengths, about whose order there is no doubt anywhere.
+        certain = triplets.sure is None and bool(np.isin(triplets.judgment, (0, 1)).all())
+        ordinal = certain and set(triplets.kinds) <= DISTORTIONS.keys()
+        group = ORDINAL if ordinal else JUDGED
+        groups[group] = (*groups.get(group, ()), MemorySource(triplets))
+    return Sets(
+        groups,
+        _validation(config),
+        tuple(f"{len(triplets)} of {triplets.name}" for triplets in sets),
+        tuple(str(triplets.source.get("sha256")) for triplets in sets),
+    )
+
+
+def _bapps(config: Training) -> Sets:
+    # TensorFlow Datasets takes seconds to import, and only BAPPS needs it.
+    from training.data.bapps.bapps_dataset_builder import prepare
+
+    folder = prepare(config.data_dir.expanduser(), manual_dir=config.manual_dir)
+    splits = config.split or TRAINING_SPLITS
+    sources = tuple(RecordSource(folder, split, size=config.size) for split in splits)
+    validation = _validation(config)
+    if config.validation is None:
+        validation = {
+            split.removeprefix("val_"): _at_most(
+                materialise(RecordSource(folder, split, size=config.size)), config.validation_triplets
+            )
+            for split in VALIDATION_SPLITS
+        }
+    lengths = tuple(f"{split}: {len(source)}" for split, source in zip(splits, sources, strict=True))
+    return Sets({JUDGED: sources}, validation, tuple(f"BAPPS {split}" for split in splits), lengths)
+
+
+def _learnt(config: Training) -> Sequence[AnyTriplets]:
+    if config.data != "photographs":
+        if len(config.split) > 1:
+            raise TrainingError(f"--split names one part of {config.data}, not {len(config.split)}")
+        return triplet_files.read(config.data, size=config.size, split=config.split[0] if config.split else "train")
+    if config.photographs is None:
+        raise TrainingError("--data photographs needs --photographs, a folder of them; or give --data bapps or a path")
+    return _made(config, config.photographs, config.triplets, config.seed)
+
+
+def _validation(config: Training) -> dict[str, AnyTriplets]:
+    """The validation sets that --validation names, by their names."""
+    if config.validation is None:
+        return {}
+    if triplet_files.is_photographs(config.validation):
+        # A seed of its own, though the photographs should be others too.
+        sets = _made(config, config.validation, config.validation_triplets or VALIDATION_TRIPLETS, config.seed + 1)
+    else:
+        size = None if config.validation.is_file() else config.size
+        sets = triplet_files.read(config.validation, size=size, split="test")
+    return {triplets.name: _at_most(triplets, config.validation_triplets) for triplets in sets}
+
+
+def _at_most(triplets: AnyTriplets, most: int | None) -> AnyTriplets:
+    """Triplets spread over the whole set, whose kinds may come one after another."""
+    if most is None or len(triplets) <= most:
+        return triplets
+    return triplets.select(np.linspace(0, len(triplets) - 1, most).astype(int))
+
+
+def _made(config: Training, folder: Path, count: int, seed: int) -> list[AnyTriplets]:
+    teacher = rl.load(config.teacher, weights_dir=config.weights_dir)
+    made = [
+        ordinal(folder, count, seed=2 * seed, size=config.size),
+        crossed(folder, count, seed=2 * seed + 1, size=config.size, teacher=teacher),
+    ]
+    return [dataclasses.replace(triplets, name=f"{Path(folder).name} {triplets.name}") for triplets in made]

@@ -1,0 +1,271 @@
+"""One training step as one compiled function: attack, loss, gradient, update.
+
+    min over heads (ranking head, floors, backbone) of  E max over |delta| <= epsilon of L(attacked) + w E L(as is)
+
+with L the cross-entropy of people's judgment with what the two distances say. Images are floats in [-1, 1].
+"""
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from rlpips_jax.metric import Metric
+from rlpips_jax.ranking import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
+from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
+from training.config import Training
+
+Trained = dict[str, Any]
+"""What is learnt: "heads", and as told "ranking", "log_floors" and "backbone"."""
+
+
+class Batch(NamedTuple):
+    """Judged triplets.
+
+    Attributes:
+        reference: uint8 `(n, h, w, 3)`.
+        p0: one changed version of each.
+        p1: another one.
+        judgment: `(n,)`, fraction of people for whom p1 is closer.
+    """
+
+    reference: UInt8[Array, "n h w 3"]
+    p0: UInt8[Array, "n h w 3"]
+    p1: UInt8[Array, "n h w 3"]
+    judgment: Float[Array, " n"]
+
+
+ORDINAL, JUDGED = "ordinal", "judged"
+
+Groups = dict[str, Batch]
+"""The triplets of a step: `ORDINAL` ones, right by construction, `JUDGED` ones, or both."""
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        trained: parameters.
+        optimiser: of optax.
+        average: moving average of `trained`; None without one.
+        step: steps done.
+    """
+
+    trained: Trained
+    optimiser: optax.OptState
+    average: Trained | None
+    step: Int[Array, ""]
+
+
+class Report(NamedTuple):
+    """What a step says of its batch, before its update.
+
+    Attributes:
+        loss: weighted mean over triplets.
+        natural: share of people the metric agrees with; NaN where no loss needs it.
+        attacked: the same after the attack; NaN without one.
+        gradient: Euclidean norm of the gradient.
+        finite: whether loss and gradient are; the state is kept as it was where they are not.
+    """
+
+    loss: Float[Array, ""]
+    natural: Float[Array, ""]
+    attacked: Float[Array, ""]
+    gradient: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+Means = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+"""Loss, natural and attacked, as in `Report`."""
+
+
+def first_state(config: Training, metric: Metric, optimiser: optax.GradientTransformation, sample: Any) -> State:
+    """The state before the first step.
+
+    Args:
+        config: of the run.
+        metric: to start from.
+        optimiser: from `make_optimiser`.
+        sample: images `(n, h, w, 3)`, uint8, on which floors are measured.
+    """
+    heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    trained: Trained = {"heads": metric.parameters["heads"]}
+    if config.recipe.initial_heads == "drawn":
+        drawn = draw_heads(heads, metric.architecture.channels)
+        # A ratio of distances wants them to be 0 or more from the start.
+        trained["heads"] = optax.projections.projection_non_negative(drawn) if config.recipe.loss == "ratio" else drawn
+    if config.recipe.loss == "head":
+        trained["ranking"] = draw_ranking_head(ranking)
+    if config.floor or "floors" in metric.parameters:
+        floors = metric.parameters.get("floors") or initial_floors(metric, sample, config.floor)
+        trained["log_floors"] = jax.tree.map(jnp.log, tuple(floors))
+    if config.backbone_rate:
+        trained["backbone"] = metric.parameters["backbone"]
+    # Copies, as a step gives its state's memory away.
+    trained = jax.tree.map(jnp.array, trained)
+    average = None
+    if config.average:
+        heads = optax.projections.projection_non_negative(trained["heads"])
+        average = jax.tree.map(jnp.array, trained | {"heads": heads})
+    return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
+
+
+def draw_heads(key: Any, channels: tuple[int, ...]) -> tuple[Float[Array, " c"], ...]:
+    """Heads in U(-1, 1) / sqrt(channels), as PyTorch draws them; the first step clips them."""
+    keys = jax.random.split(key, len(channels))
+    return tuple(
+        jax.random.uniform(one, (count,), minval=-(count**-0.5), maxval=count**-0.5)
+        for one, count in zip(keys, channels, strict=True)
+    )
+
+
+def initial_floors(metric: Metric, sample: Any, share: float) -> tuple[Float[Array, ""], ...]:
+    """A share of the median norm of activations at each tap."""
+
+    # With a floor c far above a norm, a feature is f / c.
+    large = 1e6
+    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.architecture.taps))
+    features = scaled.features(sample)
+    return tuple(share * jnp.median(large * jnp.linalg.norm(feature, axis=-1)) for feature in features)
+
+
+def with_parameters(metric: Metric, **parameters: Any) -> Metric:
+    """The metric with some of its parameters replaced."""
+    return replace(metric, parameters={**metric.parameters, **parameters})
+
+
+def with_trained(metric: Metric, trained: Trained) -> Metric:
+    """The metric as it is trained."""
+    parameters = {name: trained[name] for name in ("heads", "backbone") if name in trained}
+    if "log_floors" in trained:
+        parameters["floors"] = jax.tree.map(jnp.exp, trained["log_floors"])
+    return with_parameters(metric, **parameters)
+
+
+def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Adam, with a rate of its own for each sort of parameter.
+
+    Args:
+        config: of the run.
+        schedule: `step -> share of the rates`.
+    """
+    rates = {
+        "heads": config.recipe.rate,
+        "ranking": config.recipe.rate,
+        "log_floors": config.floor_rate,
+        "backbone": config.backbone_rate,
+    }
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        return optax.adam(lambda step: rate * schedule(step), b1=config.recipe.b1)
+
+    return optax.multi_transform(
+        {name: adam(rate) for name, rate in rates.items()}, lambda trained: {name: name for name in trained}
+    )
+
+
+def make_step(
+    config: Training, optimiser: optax.GradientTransformation
+) -> Callable[[State, Metric, Groups], tuple[State, Report]]:
+    """The jitted step `state, metric, groups -> state, report`; it gives the memory of its state away.
+
+    The metric holds what is not trained. What is drawn depends on seed and step alone.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State, metric: Metric, groups: Groups) -> tuple[State, Report]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
+        gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moments = optimiser.update(gradient, state.optimiser, state.trained)
+        trained: Any = optax.apply_updates(state.trained, updates)
+        trained = trained | {"heads": optax.projections.projection_non_negative(trained["heads"])}
+        average: Any = None
+        if state.average is not None:
+            # Early averages forget the start sooner.
+            decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(trained, state.average, 1 - decay)
+        changed = State(trained, moments, average, state.step + 1)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+        return kept, Report(loss, natural, attacked, norm, finite)
+
+    return step
+
+
+def _accumulated(config: Training, trained: Trained, metric: Metric, groups: Groups, key: Any) -> tuple[Trained, Means]:
+    """Gradient of a batch, which passes through the network in parts, and what is to be said of it."""
+    differentiate = jax.grad(functools.partial(_loss, config), has_aux=True)
+    if config.accumulate == 1:
+        return differentiate(trained, metric, groups, key)
+    # Every part has rows of all devices.
+    parts = jax.tree.map(lambda array: array.reshape(-1, config.accumulate, *array.shape[1:]).swapaxes(0, 1), groups)
+    keys = jax.random.split(key, config.accumulate)
+    shapes = jax.eval_shape(differentiate, trained, metric, jax.tree.map(lambda part: part[0], parts), keys[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        found = differentiate(trained, metric, *part)
+        return jax.tree.map(lambda sum, one: sum + one / config.accumulate, total, found), None
+
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
+def losses(config: Training, groups: Collection[str], group: str) -> tuple[float, float]:
+    """Weights of the loss on a group's triplets attacked, and as they are, among the groups of a step."""
+    if config.attack == "none":
+        return 0.0, config.recipe.natural_weight
+    if config.attack_judged or len(groups) == 1:
+        return 1.0, config.recipe.natural_weight if group == JUDGED else 0.0
+    return (1.0, 0.0) if group == ORDINAL else (0.0, config.recipe.natural_weight)
+
+
+def _loss(config: Training, trained: Trained, metric: Metric, groups: Groups, key: Any) -> tuple[Array, Means]:
+    """The loss of a step, and what is to be said of it."""
+    metric = with_trained(metric, trained)
+    total, natural, attacked = jnp.zeros(()), jnp.full((), jnp.nan), jnp.full((), jnp.nan)
+    for name, batch in sorted(groups.items()):
+        key, attacking, dropping = jax.random.split(key, 3)
+        attacked_weight, natural_weight = losses(config, groups, name)
+        images = _as_floats(batch)
+        if natural_weight:
+            d0, d1 = _distances(config, metric, images, dropping)
+            total += natural_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
+            natural = _agreement(d0, d1, batch.judgment)
+        if attacked_weight:
+            d0, d1 = attacked_distances(config, metric, images, batch.judgment, attacking)
+            total += attacked_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
+            # Of both groups, the ordinal ones count, which come last.
+            attacked = _agreement(d0, d1, batch.judgment)
+    return total, (total, natural, attacked)
+
+
+def _as_floats(batch: Batch) -> Images:
+    reference, p0, p1 = (array.astype(jnp.float32) / 127.5 - 1 for array in batch[:3])
+    return reference, p0, p1
+
+
+def _distances(config: Training, metric: Metric, images: Images, key: Any) -> tuple[Array, Array]:
+    """Of p0 and p1 from the reference, with dropout."""
+    reference, p0, p1 = (metric.features(each, value_range=VALUE_RANGE) for each in images)
+    first, second = jax.random.split(key)
+    return (
+        dropped_distance(metric, reference, p0, first, config.recipe.dropout),
+        dropped_distance(metric, reference, p1, second, config.recipe.dropout),
+    )
+
+
+def _judgment_loss(config: Training, trained: Trained, d0: Array, d1: Array, judgment: Array) -> Array:
+    learnt = config.recipe.loss == "head"
+    logit = ranking_head_logit(trained["ranking"], d0, d1) if learnt else ratio_logit(d0, d1)
+    return jnp.mean(judgment_loss(logit, judgment))
+
+
+def _agreement(d0: Array, d1: Array, judgment: Array) -> Array:
+    """The 2AFC score: the share of people who order two images as the distances do."""
+    return jnp.mean(jnp.where(d0 == d1, 0.5, jnp.where(d1 < d0, judgment, 1 - judgment)))
