@@ -19,13 +19,17 @@ Scores = dict[str, dict[str, float]]
 """Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear."""
 
 
+class Interrupted(Exception):
+    """An evaluation was left off before its end."""
+
+
 def scores(
     config: Training,
     metric: Metric,
     sets: Mapping[str, AnyTriplets],
     placement: Placement = None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Scores | None:
+) -> Scores:
     """Evaluates a metric on sets of triplets by the attack that the configuration names for it.
 
     Crossed triplets, of two distortions each, which a teacher judged, are not attacked: their order is an opinion.
@@ -37,13 +41,13 @@ def scores(
         placement: over which devices batches are cut.
         interrupted: whether to leave off; asked before each set.
 
-    Returns:
-        The scores; None if it was interrupted.
+    Raises:
+        Interrupted: it was.
     """
     found: Scores = {}
     for name, triplets in sets.items():
         if interrupted():
-            return None
+            raise Interrupted
         found[name] = _scores(config, metric, triplets, placement)
     return found
 

@@ -183,8 +183,9 @@ class _Run:
         """
         placed = devices.replicate(metric, self.rows)
         interrupted = self.stopping.is_asked
-        found = evaluate.scores(self.config, placed, self.sets.validation, self.rows, interrupted)
-        if found is None:
+        try:
+            found = evaluate.scores(self.config, placed, self.sets.validation, self.rows, interrupted)
+        except evaluate.Interrupted:
             return None
         self.log.write(number, kind, _flat(found))
         return evaluate.summary(found) if found else None
