@@ -1,12 +1,13 @@
 """`python -m benchmarks.tradeoff`: robustness against agreement with the teacher, for R-LPIPS trained in several ways.
 
-Trains `lin` and `tune` at several weights of the loss on unattacked triplets and several seeds, evaluates what comes
-out on triplets that nothing was trained or chosen on, and writes a table (tradeoff.md) and the curves (tradeoff.png).
+Trains one mode at several weights of the loss on unattacked triplets and several seeds. The table and the curves
+(`tradeoff.md`, `tradeoff.png`) are of all runs in the folder, so commands with other options add to them: without
+`--test` on the validation triplets, to choose by; with it on triplets that nothing was trained or chosen on.
 Interrupted, the same command goes on where it stood.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,8 +18,10 @@ import tyro
 import rlpips_jax as rl
 from benchmarks.report import Table
 from rlpips_jax.evaluation import triplet_files
-from rlpips_jax.evaluation.triplets import crossed, ordinal
+from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.metric import Metric
+from rlpips_jax.weights import native
 from training import evaluate
 from training.config import Lin, Training, Tune
 from training.loop import train
@@ -30,6 +33,9 @@ EPSILONS = ("2/255", "4/255", "8/255")
 
 COLOURS = {"lin": "#0f766e", "tune": "#c2410c"}
 
+WAYS = ("mode", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch", "average", "metric")
+"""Options that tell curves apart; along one the natural weight changes."""
+
 
 @dataclass(frozen=True)
 class TradeOff:
@@ -38,8 +44,9 @@ class TradeOff:
     photographs: Path
     """Folder of photographs to train on."""
     validation: Path
-    """Folder of other photographs, to choose on."""
-    test: Path
+    """Folder of other photographs, to choose on. Their triplets are of all ten distortions, one of which nothing is
+    trained on."""
+    test: Path | None = None
     """Triplets to measure on, an .npz file with ordinal and crossed ones."""
     out: Path = Path("runs/tradeoff")
     """Folder for runs and results."""
@@ -49,16 +56,20 @@ class TradeOff:
     """Metric that judges crossed triplets."""
     weights_dir: Path | None = None
     """Folder with their weights."""
-    modes: tuple[Literal["lin", "tune"], ...] = ("lin", "tune")
+    mode: Literal["lin", "tune"] = "lin"
     """What is trained: heads, or backbone too."""
-    natural_weights: tuple[float, ...] = (0.25, 1.0, 4.0)
+    natural_weights: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Weights of the loss on crossed triplets as they are: points of a curve."""
-    floors: tuple[float, ...] = (0.0,)
-    """Floors of norms to start from; 0 for the paper's form."""
-    epsilons: tuple[str, str] = ("3/255", "6/255")
-    """Radii of the attack in training, of lin and of tune, in units of [-1, 1]."""
+    floor: float = 0.0
+    """Floor of norms to start from; 0 for the paper's form."""
+    epsilon: str = "3/255"
+    """Radius of the attack in training, in units of [-1, 1]."""
+    attack_judged: bool = False
+    """Attack crossed triplets too."""
     backbone_rate: float = 2e-4
     """Learning rate of the backbone in tune."""
+    average: float = 0.0
+    """Decay of the moving average that is evaluated; 0 for none."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the order and the attack; the triplets are the same for all."""
     steps: int = 300
@@ -67,110 +78,105 @@ class TradeOff:
     """Triplets a step."""
     triplets: int = 8000
     """Triplets of each sort that are made of the photographs."""
-    validation_triplets: int = 300
+    validation_triplets: int = 400
     """The same, of the other photographs."""
 
 
 class Point(NamedTuple):
-    """A run, and how it is told apart.
+    """A run, and how it did.
 
     Attributes:
-        mode: "lin" or "tune".
-        natural_weight: of the loss.
-        floor: that norms start from.
-        seed: of everything drawn.
+        options: its configuration.
         scores: of each set, as `training.evaluate.scores` has them.
     """
 
-    mode: str
-    natural_weight: float
-    floor: float
-    seed: int
+    options: dict[str, Any]
     scores: evaluate.Scores
 
 
 def main(options: TradeOff) -> None:
-    sets = {triplets.name: triplets for triplets in triplet_files.read(options.test)}
-    tested = [triplets.source.get("sha256") for triplets in sets.values()]
-    measured = Lin(evaluation_epsilons=EPSILONS)
-    start = rl.load(options.metric, weights_dir=options.weights_dir)
     options.out.mkdir(parents=True, exist_ok=True)
     teacher = rl.load(options.teacher, weights_dir=options.weights_dir)
-    made = {
-        "learn": (options.photographs, options.triplets),
-        "choose": (options.validation, options.validation_triplets),
-    }
-    for seed, (name, (folder, count)) in enumerate(made.items()):
-        _make(options.out / f"{name}.npz", folder, count, 2 * seed, teacher)
-    points = [
-        Point(
-            options.metric,
-            0.0,
-            0.0,
-            0,
-            _kept(
-                options.out / "start.json", [start.signature, tested], lambda: evaluate.scores(measured, start, sets)
-            ),
-        )
-    ]
-    for config, point in _grid(options):
-
-        def scores(config: Training = config) -> evaluate.Scores:
-            return evaluate.scores(measured, rl.load(train(config), weights_dir=options.weights_dir), sets)
-
-        points.append(point._replace(scores=_kept(config.out / "test.json", [config.document(), tested], scores)))
+    _make(options.out / "learn.npz", options.photographs, options.triplets, 0, teacher)
+    _make(options.out / "choose.npz", options.validation, options.validation_triplets, 2, teacher, tuple(DISTORTIONS))
+    sets: dict[str, AnyTriplets] = {}
+    if options.test is not None:
+        sets = {triplets.name: triplets for triplets in triplet_files.read(options.test)}
+    for config in _grid(options):
+        path = train(config)
+        if sets:
+            _measure(rl.load(path, weights_dir=options.weights_dir), config.out / "test.json", sets)
+        points = list(_finished(options, sets))
         print(_table(points), flush=True)
     (options.out / "tradeoff.md").write_text(str(_table(points)))
     _draw(points, options.out / "tradeoff.png")
 
 
-def _grid(options: TradeOff) -> Iterator[tuple[Training, Point]]:
+def _grid(options: TradeOff) -> Iterator[Training]:
+    own: dict[str, Any] = {"backbone_rate": options.backbone_rate} if options.mode == "tune" else {}
     for seed in options.seeds:
-        for mode in options.modes:
-            for floor in options.floors:
-                for weight in options.natural_weights:
-                    own: dict[str, Any] = {"epsilon": options.epsilons[0]}
-                    if mode == "tune":
-                        own = {"epsilon": options.epsilons[1], "backbone_rate": options.backbone_rate}
-                    config = MODES[mode](
-                        out=options.out / f"{mode}-{weight:g}-{floor:g}-{seed}",
-                        metric=options.metric,
-                        weights_dir=options.weights_dir,
-                        data=str(options.out / "learn.npz"),
-                        validation=options.out / "choose.npz",
-                        natural_weight=weight,
-                        floor=floor,
-                        batch=options.batch,
-                        steps=options.steps,
-                        evaluate_every=options.steps,
-                        evaluation_epsilons=EPSILONS,
-                        seed=seed,
-                        **own,
-                    )
-                    yield config, Point(mode, weight, floor, seed, {})
+        for weight in options.natural_weights:
+            config = MODES[options.mode](
+                metric=options.metric,
+                weights_dir=options.weights_dir,
+                data=str(options.out / "learn.npz"),
+                validation=options.out / "choose.npz",
+                epsilon=options.epsilon,
+                attack_judged=options.attack_judged,
+                natural_weight=weight,
+                floor=options.floor,
+                average=options.average,
+                batch=options.batch,
+                steps=options.steps,
+                evaluate_every=options.steps,
+                evaluation_epsilons=EPSILONS,
+                seed=seed,
+                **own,
+            )
+            document = config.document()
+            words = [f"{document[name]}".replace("/", "of") for name in (*WAYS, "natural_weight", "seed")]
+            yield MODES[options.mode](**vars(config) | {"out": options.out / "-".join(words)})
 
 
-def _make(path: Path, folder: Path, count: int, seed: int, teacher: Metric) -> None:
+def _make(
+    path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: tuple[str, ...] | None = None
+) -> None:
     """Writes ordinal and crossed triplets, once for all runs; a file that is there is taken as it is."""
     if path.exists():
         return
+    chosen: dict[str, Any] = {} if kinds is None else {"kinds": kinds}
     sets = {
-        "ordinal": ordinal(folder, count, seed=seed),
-        "crossed": crossed(folder, count, seed=seed + 1, teacher=teacher),
+        "ordinal": ordinal(folder, count, seed=seed, **chosen),
+        "crossed": crossed(folder, count, seed=seed + 1, teacher=teacher, **chosen),
     }
     triplet_files.write_npz(path, sets)
 
 
-def _kept(path: Path, key: Any, compute: Callable[[], evaluate.Scores]) -> evaluate.Scores:
-    """What is computed once, and kept beside the run with what it is of."""
-    key = json.loads(json.dumps(key, default=str))
-    if path.exists() and (found := json.loads(path.read_text()))["of"] == key:
-        return found["scores"]
-    found = {"of": key, "scores": compute()}
+def _measure(metric: Metric, path: Path, sets: Mapping[str, AnyTriplets]) -> None:
+    """Evaluates a metric once, and keeps its scores with what they are of."""
+    key = [metric.signature, _identities(sets)]
+    if path.exists() and json.loads(path.read_text())["of"] == key:
+        return
+    found = {"of": key, "scores": evaluate.scores(Lin(evaluation_epsilons=EPSILONS), metric, sets)}
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(found, indent=1))
     temporary.replace(path)
-    return found["scores"]
+
+
+def _identities(sets: Mapping[str, AnyTriplets]) -> list[str]:
+    return [str(triplets.source.get("sha256")) for triplets in sets.values()]
+
+
+def _finished(options: TradeOff, sets: Mapping[str, AnyTriplets]) -> Iterator[Point]:
+    """All finished runs of the folder; with test sets, those that were measured on them."""
+    for path in sorted(options.out.glob("*/rlpips-*.safetensors")):
+        card = json.loads(native.read_metadata(path)["card"])
+        if not sets:
+            yield Point(card["trained"], card["scores"]["trained"])
+        elif (kept := path.parent / "test.json").exists():
+            found = json.loads(kept.read_text())
+            if found["of"][1] == _identities(sets):
+                yield Point(card["trained"], found["scores"])
 
 
 def _columns(scores: evaluate.Scores) -> dict[str, float]:
@@ -180,20 +186,27 @@ def _columns(scores: evaluate.Scores) -> dict[str, float]:
     return {"agreement": crossed["sure"], "natural": ordinal["natural"], **{name: ordinal[name] for name in EPSILONS}}
 
 
-def _table(points: Sequence[Point]) -> Table:
-    header = ("mode", "natural weight", "floor", "seeds", "agreement", "natural", *EPSILONS)
-    groups: dict[tuple[str, float, float], list[Point]] = {}
+def _curves(points: Sequence[Point]) -> dict[tuple[Any, ...], dict[float, list[dict[str, float]]]]:
+    """The numbers of all seeds, by way and natural weight."""
+    curves: dict[tuple[Any, ...], dict[float, list[dict[str, float]]]] = {}
     for point in points:
-        groups.setdefault((point.mode, point.natural_weight, point.floor), []).append(point)
+        way = tuple(point.options[name] for name in WAYS)
+        along = curves.setdefault(way, {})
+        along.setdefault(point.options["natural_weight"], []).append(_columns(point.scores))
+    return {way: dict(sorted(along.items())) for way, along in sorted(curves.items(), key=str)}
+
+
+def _table(points: Sequence[Point]) -> Table:
+    header = (*WAYS, "natural weight", "seeds", "agreement", "natural", *EPSILONS)
     rows = []
-    for (mode, weight, floor), members in groups.items():
-        columns = [_columns(point.scores) for point in members]
-        cells = []
-        for name in columns[0]:
-            values = [one[name] for one in columns]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
-        rows.append((mode, f"{weight:g}", f"{floor:g}", str(len(members)), *cells))
+    for way, along in _curves(points).items():
+        for weight, members in along.items():
+            cells = []
+            for name in members[0]:
+                values = [one[name] for one in members]
+                spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.3f}{spread}")
+            rows.append((*(str(option) for option in way), f"{weight:g}", str(len(members)), *cells))
     return Table("Robustness against agreement (mean and standard deviation over seeds)", header, rows)
 
 
@@ -201,25 +214,28 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, epsilon in zip(np.ravel(figure.subplots(1, 2)), EPSILONS[:2], strict=True):
-        for mode, floor in dict.fromkeys((point.mode, point.floor) for point in points):
-            found = [_columns(point.scores) for point in points if (point.mode, point.floor) == (mode, floor)]
-            found.sort(key=lambda one: one["agreement"])
+    shown = EPSILONS[:2]
+    for axes, epsilon in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
+        for way, along in _curves(points).items():
+            option = dict(zip(WAYS, way, strict=True))
+            means = [{name: np.mean([one[name] for one in seeds]) for name in seeds[0]} for seeds in along.values()]
             axes.plot(
-                [one["agreement"] for one in found],
-                [one[epsilon] for one in found],
-                "o" if floor == 0 else "s",
-                linestyle="-" if floor == 0 else "--",
-                color=COLOURS.get(mode, "#52525b"),
-                label=mode if floor == 0 else f"{mode}, floor",
+                [one["agreement"] for one in means],
+                [one[epsilon] for one in means],
+                marker="s" if option["floor"] else "o",
+                linestyle="--" if option["floor"] else "-",
+                alpha=0.5 if option["attack_judged"] else 1,
+                color=COLOURS[option["mode"]],
+                label=f"{option['mode']}, {option['epsilon']}{', floor' if option['floor'] else ''}"
+                f"{', crossed attacked too' if option['attack_judged'] else ''}",
             )
         axes.set_title(f"attacked, l-inf {epsilon} in [-1, 1]")
         axes.set_xlabel("agreement with the teacher")
         axes.set_ylabel("ordinal accuracy")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
 
