@@ -8,11 +8,11 @@ import functools
 import json
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from rlpips_jax.errors import TrainingError
+from rlpips_jax.evaluation.radii import read_radius
 
 NOT_DECISIVE = (
     *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "keep"),
@@ -293,8 +293,8 @@ def radius(text: str, option: str) -> float:
         TrainingError: it is neither, or negative.
     """
     try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
+        value = read_radius(text)
+    except ValueError:
         raise TrainingError(f"{option} must be a number or a fraction such as 2/255, got {text!r}") from None
     if value < 0:
         raise TrainingError(f"{option} must be 0 or more, got {text}")

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +24,7 @@ from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
 from rlpips_jax.evaluation.placement import over_all_devices
+from rlpips_jax.evaluation.radii import read_radius
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.metric import Metric
 
@@ -289,8 +289,8 @@ def epsilon_of(text: str, norm: str) -> float:
         AttackError: it is none.
     """
     try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+        value = read_radius(text)
+    except ValueError:
         raise AttackError(f"--epsilon {text} is not a number such as 2/255 or 0.01") from None
     if value < 0 or (norm == "linf" and value > 1):
         raise AttackError(

@@ -120,7 +120,9 @@ def test_a_refusal_names_the_option(option, given) -> None:
         Lin(**given)
 
 
-@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("3", 3.0), ("0.5", 0.5), ("0", 0.0), ("1e-2", 0.01)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("2.5/255", 2.5 / 255), ("3", 3.0), ("0.5", 0.5), ("0", 0.0)]
+)
 def test_radii_are_numbers_or_fractions(text, value) -> None:
     assert radius(text, "--epsilon") == value
 
