@@ -47,7 +47,7 @@ class TradeOff:
     """Folder of other photographs, to choose on. Their triplets are of all ten distortions, one of which nothing is
     trained on."""
     test: Path | None = None
-    """Triplets to measure on, an .npz file with ordinal and crossed ones."""
+    """Triplets to measure all runs of the folder on, an .npz file with ordinal and crossed ones."""
     out: Path = Path("runs/tradeoff")
     """Folder for runs and results."""
     metric: str = "lpips-alex"
@@ -103,11 +103,9 @@ def main(options: TradeOff) -> None:
     if options.test is not None:
         sets = {triplets.name: triplets for triplets in triplet_files.read(options.test)}
     for config in _grid(options):
-        path = train(config)
-        if sets:
-            _measure(rl.load(path, weights_dir=options.weights_dir), config.out / "test.json", sets)
-        points = list(_finished(options, sets))
-        print(_table(points), flush=True)
+        train(config)
+        print(_table(_finished(options, sets)), flush=True)
+    points = _finished(options, sets)
     (options.out / "tradeoff.md").write_text(str(_table(points)))
     _draw(points, options.out / "tradeoff.png")
 
@@ -152,31 +150,28 @@ def _make(
     triplet_files.write_npz(path, sets)
 
 
-def _measure(metric: Metric, path: Path, sets: Mapping[str, AnyTriplets]) -> None:
-    """Evaluates a metric once, and keeps its scores with what they are of."""
-    key = [metric.signature, _identities(sets)]
-    if path.exists() and json.loads(path.read_text())["of"] == key:
-        return
-    found = {"of": key, "scores": evaluate.scores(Lin(evaluation_epsilons=EPSILONS), metric, sets)}
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(found, indent=1))
-    temporary.replace(path)
-
-
-def _identities(sets: Mapping[str, AnyTriplets]) -> list[str]:
-    return [str(triplets.source.get("sha256")) for triplets in sets.values()]
-
-
-def _finished(options: TradeOff, sets: Mapping[str, AnyTriplets]) -> Iterator[Point]:
-    """All finished runs of the folder; with test sets, those that were measured on them."""
+def _finished(options: TradeOff, sets: Mapping[str, AnyTriplets]) -> list[Point]:
+    """All finished runs of the folder: on test sets where there are some, else as their cards have it."""
+    points = []
     for path in sorted(options.out.glob("*/rlpips-*.safetensors")):
         card = json.loads(native.read_metadata(path)["card"])
-        if not sets:
-            yield Point(card["trained"], card["scores"]["trained"])
-        elif (kept := path.parent / "test.json").exists():
-            found = json.loads(kept.read_text())
-            if found["of"][1] == _identities(sets):
-                yield Point(card["trained"], found["scores"])
+        scores = _measured(path, options, sets) if sets else card["scores"]["trained"]
+        points.append(Point(card["trained"], scores))
+    return points
+
+
+def _measured(path: Path, options: TradeOff, sets: Mapping[str, AnyTriplets]) -> evaluate.Scores:
+    """The scores of a metric on test sets, computed once and kept beside it."""
+    metric = rl.load(path, weights_dir=options.weights_dir)
+    key = [metric.signature, [str(triplets.source.get("sha256")) for triplets in sets.values()]]
+    kept = path.parent / "test.json"
+    if kept.exists() and (found := json.loads(kept.read_text()))["of"] == key:
+        return found["scores"]
+    found = {"of": key, "scores": evaluate.scores(Lin(evaluation_epsilons=EPSILONS), metric, sets)}
+    temporary = kept.with_suffix(".partial")
+    temporary.write_text(json.dumps(found, indent=1))
+    temporary.replace(kept)
+    return found["scores"]
 
 
 def _columns(scores: evaluate.Scores) -> dict[str, float]:
