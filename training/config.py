@@ -34,7 +34,7 @@ class Recipe:
     """What the protocols differ in; `Training` says what each is.
 
     Attributes:
-        initial_heads: "metric" or "drawn".
+        initial_heads: "metric", "equal" or "drawn".
         loss: "ratio" or "head".
         epsilon: radius of the attack, as it was stated.
         attack_steps: of the attack.
@@ -119,8 +119,8 @@ class Training:
     """Options whose default is "by the protocol" differ between the two. And the published recipe has quirks: its
     attack ascends the loss of a ranking head drawn anew at each step, by steps that reach a corner of the ball, moves
     p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign."""
-    initial_heads: Literal["metric", "drawn"] | None = None
-    """Start from the metric's heads, or (published) from heads drawn at random."""
+    initial_heads: Literal["metric", "equal", "drawn"] | None = None
+    """Start from the metric's heads, from equal weights of all channels, or (published) from heads drawn at random."""
     loss: Literal["ratio", "head"] | None = None
     """How two distances become a judgment: by their ratio, or (published) by a ranking head that is learnt too."""
     attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "pgd"

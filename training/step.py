@@ -95,7 +95,9 @@ def first_state(config: Training, metric: Metric, optimiser: optax.GradientTrans
     """
     heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     trained: Trained = {"heads": metric.parameters["heads"]}
-    if config.recipe.initial_heads == "drawn":
+    if config.recipe.initial_heads == "equal":
+        trained["heads"] = jax.tree.map(jnp.ones_like, trained["heads"])
+    elif config.recipe.initial_heads == "drawn":
         drawn = draw_heads(heads, metric.architecture.channels)
         # A ratio of distances wants them to be 0 or more from the start.
         trained["heads"] = optax.projections.projection_non_negative(drawn) if config.recipe.loss == "ratio" else drawn

@@ -178,6 +178,12 @@ def test_heads_alone_are_trained_where_nothing_else_is_asked_for(tiny) -> None:
     assert state.average is None
 
 
+def test_heads_may_start_equal(tiny) -> None:
+    _, state = begin(Lin(initial_heads="equal"), tiny)
+    assert [head.shape for head in state.trained["heads"]] == [head.shape for head in tiny.parameters["heads"]]
+    assert all((np.asarray(head) == 1).all() for head in state.trained["heads"])
+
+
 def test_ratios_start_from_drawn_heads_that_are_not_negative(tiny) -> None:
     """The logarithm of a negative distance is not a number."""
     _, state = begin(Natural(initial_heads="drawn", loss="ratio"), tiny)
