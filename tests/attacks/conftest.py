@@ -1,7 +1,7 @@
 """The table of attacks: a line here, and an attack is held to what every attack promises."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,15 +51,6 @@ ATTACKS = [
 @pytest.fixture(scope="module", params=ATTACKS, ids=lambda entry: entry.name)
 def attack(request: pytest.FixtureRequest) -> Entry:
     return request.param
-
-
-@pytest.fixture(scope="module")
-def fast_compilation() -> Iterator[None]:
-    """Cheap programs take longer to compile than to run: without optimisations a third as long."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 TRACES: list[tuple[int, ...]] = []

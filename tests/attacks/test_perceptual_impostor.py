@@ -57,7 +57,7 @@ def test_it_is_within_the_bound_and_farther_than_noise_there(metric) -> None:
 def test_where_no_iterate_is_within_the_bound_the_segment_to_the_image_ends_there(metric) -> None:
     images = (pictures(2) / 255).astype(np.float32)
     bound = 1e-3
-    result = rl.attacks.impostor(metric, images, key=KEY, bound=bound, steps=1, starts=images[::-1])
+    result = rl.attacks.impostor(metric, images, key=KEY, bound=bound, steps=3, starts=images[::-1])
     assert np.all(result.trajectory < 0)
     np.testing.assert_allclose(rl.distance(result.adversarial, images, metric), bound, rtol=0.01)
     assert np.all(rl.distance(result.adversarial, images, metric) <= bound * (1 + 1e-6))
@@ -75,7 +75,7 @@ def test_more_restarts_get_as_far_or_farther(metric) -> None:
     images = pictures(2)
     one, several = (
         np.asarray(
-            rl.attacks.impostor(metric, images, key=KEY, bound=0.1, starts=images, steps=15, restarts=restarts).l2
+            rl.attacks.impostor(metric, images, key=KEY, bound=0.1, starts=images, steps=20, restarts=restarts).l2
         )
         for restarts in (1, 3)
     )
@@ -85,7 +85,7 @@ def test_more_restarts_get_as_far_or_farther(metric) -> None:
 
 def test_it_starts_where_it_is_told(metric) -> None:
     images, others = pictures(3), pictures(3, seed=5)
-    result = rl.attacks.impostor(metric, images, key=KEY, bound=0.1, steps=60, starts=others)
+    result = rl.attacks.impostor(metric, images, key=KEY, bound=np.full(3, 0.1), steps=80, starts=others)
     assert np.all(rl.distance(result.adversarial, (images / 255).astype(np.float32), metric) <= 0.1 * (1 + 1e-6))
     # It looks like what it began as.
     assert np.all(length(result.adversarial - others / 255) < length(result.adversarial - images / 255))
@@ -98,9 +98,9 @@ def test_the_range_is_a_matter_of_units(metric) -> None:
     np.testing.assert_allclose(wide.l2, 255 * unit.l2, rtol=0.1)
 
 
-def test_ten_batches_are_one_program(metric) -> None:
-    for seed in range(10):
-        rl.attacks.impostor(metric, pictures(2, seed), key=jax.random.key(seed), bound=0.01 * seed, steps=2)
+def test_all_batches_are_one_program(metric) -> None:
+    for seed in range(3):
+        rl.attacks.impostor(metric, pictures(2, seed), key=jax.random.key(seed), bound=0.01 * seed, steps=3)
         if seed == 0:
             before = programs()
     assert programs() == before
