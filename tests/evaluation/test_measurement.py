@@ -75,7 +75,7 @@ def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.M
 
 @pytest.mark.parametrize("side", ["closer", "farther"])
 def test_only_whom_it_should_move(metric: rl.Metric, triplets: Triplets, side: str) -> None:
-    natural, attacked = evaluate(metric, triplets, ATTACK, [2 / 255], attacked=side, batch=4)
+    natural, attacked = evaluate(metric, triplets, ATTACK, [2 / 255], attacked=side, batch=3)
     first = triplets.judgment == (0 if side == "closer" else 1)
     before, after = (np.where(first, *each.distances) for each in (natural, attacked))
     still = (np.where(first, each.distances.d1, each.distances.d0) for each in (natural, attacked))
@@ -85,8 +85,8 @@ def test_only_whom_it_should_move(metric: rl.Metric, triplets: Triplets, side: s
 
 def test_the_worst_of_several_sides(metric: rl.Metric, triplets: Triplets) -> None:
     def margin(attacked: str | tuple[str, ...]) -> np.ndarray:
-        parts = attacked_distances(metric, triplets, ATTACK, 2 / 255, attacked=attacked, key=jax.random.key(0))
-        d0, d1 = join(parts)
+        options = {"attacked": attacked, "key": jax.random.key(0), "batch": 3}
+        d0, d1 = join(attacked_distances(metric, triplets, ATTACK, 2 / 255, **options))
         return np.where(triplets.judgment == 0, d0 - d1, d1 - d0)
 
     best = np.maximum(margin("closer"), margin("reference"))
@@ -133,7 +133,7 @@ def test_triplets_that_share_images(metric: rl.Metric, triplets: Triplets) -> No
     indices = np.arange(COUNT)[:, None] + np.array([0, COUNT, 2 * COUNT])
     votes = np.stack([1 - triplets.judgment, triplets.judgment], axis=1).astype(np.int64)
     shared = IndexedTriplets(images, indices, votes, triplets.kinds)
-    one, other = (evaluate(metric, each, ATTACK, [1 / 255], batch=4) for each in (triplets, shared))
+    one, other = (evaluate(metric, each, ATTACK, [1 / 255], batch=3) for each in (triplets, shared))
     for left, right in zip(one, other, strict=True):
         np.testing.assert_allclose(left.distances, right.distances, rtol=1e-4, atol=1e-6)
 
