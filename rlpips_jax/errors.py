@@ -79,3 +79,7 @@ class ImageFileWarning(UserWarning):
 
 class TrainingError(RlpipsError, ValueError):
     """A training run cannot be done as it is told; the message names the option, or the step that failed."""
+
+
+class EnsembleError(MetricError):
+    """An E-LPIPS was asked for in a way that has no meaning: without a key, or with transformations that do not fit."""
