@@ -18,6 +18,7 @@ from rlpips_jax.errors import (
     AttackError,
     CertificateError,
     DistortionError,
+    EnsembleError,
     ImageError,
     ImageFileError,
     ImageFileWarning,
@@ -35,6 +36,7 @@ from rlpips_jax.errors import (
 
 if TYPE_CHECKING:
     from rlpips_jax.decoding import load_image
+    from rlpips_jax.ensemble import Ensemble
     from rlpips_jax.image_files import image_paths, save_image
     from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
@@ -42,6 +44,8 @@ __all__ = [
     "AttackError",
     "CertificateError",
     "DistortionError",
+    "Ensemble",
+    "EnsembleError",
     "ImageError",
     "ImageFileError",
     "ImageFileWarning",
@@ -69,6 +73,7 @@ __all__ = [
 
 _HOMES = {
     "decoding": ("load_image",),
+    "ensemble": ("Ensemble",),
     "image_files": ("image_paths", "save_image"),
     "metric": ("Metric", "distance", "distance_map", "layer_distances", "load", "pairwise"),
 }

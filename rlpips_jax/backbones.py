@@ -7,13 +7,19 @@ original by eye. Pooling and taps are fields of the table: another variant is `d
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from rlpips_jax.convolution import Pooling, Size, convolution, inside, pool, relu
+
+PLACES = 3
+"""Most convolutions of a layer, each with a mask of its own."""
 
 INPUT = -1
 """The tap that stands for the network's (scaled) input itself."""
@@ -133,6 +139,52 @@ def layer_name(layer: Layer) -> str:
     return f"features_{layer.index}"
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["seeds"], meta_fields=["keep"])
+@dataclass(frozen=True)
+class Dropout:
+    """Masks on the input of every convolution, rescaled so that its expectation stays. Made by `draw_dropout`.
+
+    Attributes:
+        seeds: `(m, places, 2)`: of a batch of n images, each n / m in a row have one mask.
+        keep: the share of the inputs that is kept.
+    """
+
+    seeds: UInt32[Array, "m places 2"]
+    keep: float
+
+    def __call__(self, x: Float[Array, "n h w c"], place: int) -> Float[Array, "n h w c"]:
+        """Activations under the masks of a place in the network."""
+        index = jnp.arange(np.prod(x.shape[1:]), dtype=jnp.uint32).reshape(x.shape[1:])
+        first, second = (self.seeds[:, None, None, None, place, each] for each in (0, 1))
+        kept = _mixed(_mixed(index + first) ^ second) < np.uint32(self.keep * 2**32)
+        grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])
+        return jnp.where(kept[:, None], grouped * np.array(1 / self.keep, x.dtype), 0).reshape(x.shape)
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A permutation of the 32-bit numbers that looks random (Wellons, "Prospecting for hash functions", lowbias32).
+
+    The bits of `jax.random` for as many masks take four times as long to compile as the network itself.
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def draw_dropout(key: Any, count: int, keep: float, architecture: Architecture) -> Dropout | None:
+    """Masks for so many groups of images; None where everything is kept."""
+    if keep == 1:
+        return None
+    return Dropout(jax.random.bits(key, (count, PLACES * (1 + architecture.layers[-1].index), 2), jnp.uint32), keep)
+
+
+def dropped(
+    x: Float[Array, "n h w c"], dropout: Dropout | None, layer: Layer, convolution: int = 0
+) -> Float[Array, "n h w c"]:
+    """The input of one of a layer's convolutions, under its masks if there are any."""
+    return x if dropout is None else dropout(x, PLACES * layer.index + convolution)
+
+
 class FireModule(nn.Module):
     """The computation of a `Fire`, of which `make` makes the convolutions."""
 
@@ -144,11 +196,17 @@ class FireModule(nn.Module):
         self.expand1x1 = self.make(self.layer.expand, (1, 1), padding=0)
         self.expand3x3 = self.make(self.layer.expand, (3, 3), padding=1)
 
-    def __call__(self, x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"] | None = None) -> Float[Array, "n h w d"]:
-        x = relu(self.squeeze(x))
+    def __call__(
+        self, x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"] | None = None, dropout: Dropout | None = None
+    ) -> Float[Array, "n h w d"]:
+        x = relu(self.squeeze(dropped(x, dropout, self.layer, 0)))
         if sizes is not None:
             x = inside(x, sizes)
-        return jnp.concatenate([relu(self.expand1x1(x)), relu(self.expand3x3(x))], axis=-1)
+        expanded = (
+            relu(self.expand1x1(dropped(x, dropout, self.layer, 1))),
+            relu(self.expand3x3(dropped(x, dropout, self.layer, 2))),
+        )
+        return jnp.concatenate(expanded, axis=-1)
 
 
 class Backbone(nn.Module):
@@ -181,7 +239,11 @@ class Backbone(nn.Module):
                 setattr(self, layer_name(layer), module)
 
     def stage(
-        self, x: Float[Array, "n h w c"], stage: tuple[Layer, ...], sizes: Int[Array, "n 2"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        stage: tuple[Layer, ...],
+        sizes: Int[Array, "n 2"] | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "n i j d"], Int[Array, "n 2"] | None]:
         """Runs the layers of one stage.
 
@@ -190,6 +252,7 @@ class Backbone(nn.Module):
             stage: one of the architecture's.
             sizes: height and width of each image, where a batch holds images that zeros at the bottom and right
                 have brought to one size.
+            dropout: masks on the input of every convolution; None for none.
 
         Returns:
             The activations, and their sizes. What lies outside is 0 after every layer, as if it were padding.
@@ -198,9 +261,9 @@ class Backbone(nn.Module):
             if isinstance(layer, Pool):
                 x = pool(x, self.architecture.pooling, forward_mode=self.forward_mode)
             elif isinstance(layer, Fire):
-                x = getattr(self, layer_name(layer))(x, sizes)
+                x = getattr(self, layer_name(layer))(x, sizes, dropout)
             else:
-                x = relu(getattr(self, layer_name(layer))(x))
+                x = relu(getattr(self, layer_name(layer))(dropped(x, dropout, layer)))
             if sizes is not None:
                 sizes = self.architecture.pooling.size(sizes) if isinstance(layer, Pool) else layer.size(sizes)
                 x = inside(x, sizes)

@@ -99,6 +99,14 @@ def to_symmetric(image: Images, value_range: ValueRange, dtype: Any = jnp.float3
     return (image - black) * (2.0 / (white - black)) - 1.0
 
 
+def to_unit(image: Images, value_range: ValueRange, dtype: Any = jnp.float32) -> Float[Array, "..."]:
+    """Maps images to [0, 1], the range in which E-LPIPS is defined. Arguments as in `to_symmetric`."""
+    image = jnp.asarray(image)
+    black, white = (0.0, 255.0) if image.dtype == jnp.uint8 else value_range
+    image = image.astype(dtype)
+    return image if (black, white) == (0.0, 1.0) else (image - black) * (1.0 / (white - black))
+
+
 def _as_array(name: str, image: Any) -> Array | np.ndarray:
     if isinstance(image, jax.Array | np.ndarray):
         return image

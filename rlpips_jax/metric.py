@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 import rlpips_jax
-from rlpips_jax.backbones import Architecture, Backbone
+from rlpips_jax.backbones import Architecture, Backbone, Dropout
 from rlpips_jax.convolution import inside, resize_bilinear
-from rlpips_jax.errors import ImageError, MetricError, WeightsMismatch, WeightsNotFound
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.errors import EnsembleError, ImageError, MetricError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric, to_unit
 from rlpips_jax.recomputation import recomputed
 from rlpips_jax.squared_distances import Rows, prepared, squared_distances
+from rlpips_jax.transformations import Transformation, transform
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
 
+if TYPE_CHECKING:
+    from rlpips_jax.ensemble import Ensemble
+
 DEFAULT = "lpips-alex"
+EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 EPSILON = 1e-10
 DTYPES = ("float32", "bfloat16", "float64")
 PRECISIONS = ("default", "high", "highest")
@@ -191,6 +196,42 @@ class Metric:
             )
 
 
+class RandomDistance:
+    """Base of what is a distance in expectation: `rlpips_jax.ensemble.Ensemble`.
+
+    Attributes:
+        metric: the distance that is drawn at random.
+    """
+
+    metric: Metric
+
+    @property
+    def name(self) -> str:
+        """What it was loaded as."""
+        raise NotImplementedError
+
+    def distance(
+        self, x: Images, y: Images, *, key: Any, samples: int | None, value_range: ValueRange
+    ) -> Float[Array, "..."]:
+        """The expectation, estimated."""
+        raise NotImplementedError
+
+
+@overload
+def load(
+    name: EnsembleName,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    unweighted: bool = False,
+    dtype: DTypeLike = "float32",
+    precision: str = "highest",
+    max_batch: int | None = None,
+    remat: bool = False,
+    forward_mode: bool = False,
+) -> "Ensemble": ...
+
+
+@overload
 def load(
     name: str | os.PathLike[str] = DEFAULT,
     *,
@@ -201,15 +242,28 @@ def load(
     max_batch: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
-) -> Metric:
-    """Loads a metric by name, or from a weight file by its path.
+) -> Metric: ...
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    unweighted: bool = False,
+    dtype: DTypeLike = "float32",
+    precision: str = "highest",
+    max_batch: int | None = None,
+    remat: bool = False,
+    forward_mode: bool = False,
+) -> Any:
+    """Loads a metric by name, or from a weight file by its path: a `Metric`, or of E-LPIPS an `Ensemble`.
 
     Weights are sought in `weights_dir`, `$RLPIPS_WEIGHTS_DIR`, the user cache, PyTorch's cache, and are
     downloaded from their authors otherwise. Safe under tracing: the parameters are concrete arrays.
 
     Args:
-        name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "lpips-tiny" (`rlpips weights list` shows
-            all), or the path of a `.safetensors` file made by training or by `python -m convert`.
+        name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "elpips-squeeze", "lpips-tiny" (`rlpips weights
+            list` shows all), or the path of a `.safetensors` file made by training or by `python -m convert`.
         weights_dir: a folder to look into first.
         unweighted: set every weight of the heads to 1; floors stay.
         dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
@@ -245,7 +299,7 @@ def load(
         }
     with jax.ensure_compile_time_eval():
         parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
-    return Metric(
+    metric = Metric(
         parameters=parameters,
         name=f"{recipe.name} (unweighted)" if unweighted and recipe.heads else recipe.name,
         architecture=recipe.architecture,
@@ -256,10 +310,22 @@ def load(
         remat=remat,
         forward_mode=forward_mode,
     )
+    if not recipe.ensemble:
+        return metric
+    from rlpips_jax.ensemble import Ensemble  # Built on this module.
+
+    return Ensemble(metric)
 
 
 def distance(
-    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+    x: Images,
+    y: Images,
+    metric: Metric | RandomDistance | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    transformation: Transformation | None = None,
+    key: Any = None,
+    samples: int | None = None,
 ) -> Float[Array, "..."]:
     """Perceptual distance of each pair of images: 0 for identical ones, about 0.7 for unrelated ones (LPIPS).
 
@@ -268,7 +334,14 @@ def distance(
         y: images of the same shape.
         metric: from `load`; None for "lpips-alex", which is loaded once. In a function that you jit, pass the metric
             through as an argument: one that is loaded or closed over there becomes constants of the program.
+            An Ensemble, such as "elpips-squeeze", is random and needs `key`, or a `transformation`.
         value_range: black and white of floating-point images; under `jit` a static argument.
+        transformation: compare both images under this one of E-LPIPS's transformations, without dropout: of n images
+            `(n, h, w, 3)`, or of one for all.
+        key: of an ensemble, a key of `jax.random`: the same key gives the same number. `jax.vmap` over keys is right,
+            but with few samples computes every scale level.
+        samples: of an ensemble, transformations that are averaged, by default 32; `rlpips_jax.estimate` finds out how
+            many it takes.
 
     Returns:
         The distance, with the leading axes of the images and nothing else; float32 (float64 if the metric is).
@@ -277,38 +350,59 @@ def distance(
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
         WeightsNotFound: `metric` is None, and the weights are not to be had.
+        EnsembleError: an ensemble without a key, a metric with one, or a transformation that does not fit.
     """
-    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    if isinstance(metric, RandomDistance) and transformation is None:
+        return metric.distance(x, y, key=key, samples=samples, value_range=value_range)
+    if key is not None or samples is not None:
+        who = "a distance under a given transformation" if transformation is not None else _metric(metric).name
+        raise EnsembleError(f"{who} is not random: key and samples are for ensembles such as 'elpips-squeeze'")
+    metric, x, y, value_range = _checked(x, y, metric, value_range, transformation)
     return _distance(metric, x, y, value_range)
 
 
 def layer_distances(
-    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+    x: Images,
+    y: Images,
+    metric: Metric | RandomDistance | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    transformation: Transformation | None = None,
 ) -> Float[Array, "... layers"]:
-    """The part of each tap in `distance`: `(..., layers)`, summing to the distance. Arguments as there."""
-    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    """The part of each tap in `distance`: `(..., layers)`, summing to the distance. Arguments as there.
+
+    Of an ensemble, under a given transformation.
+    """
+    metric, x, y, value_range = _checked(x, y, metric, value_range, transformation)
     return _distance_by_layer(metric, x, y, value_range)
 
 
 def distance_map(
-    x: Images, y: Images, metric: Metric | None = None, *, value_range: ValueRange = UNIT_RANGE
+    x: Images,
+    y: Images,
+    metric: Metric | RandomDistance | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    transformation: Transformation | None = None,
 ) -> Float[Array, "... h w"]:
     """Where two images differ: every tap's map, enlarged bilinearly to the size of the images, summed.
 
     Its mean is near the distance, but not equal, as the enlargement weighs the borders differently.
-    Arguments as in `distance`; the result has the shape of the images without the channels.
+    Arguments as in `distance`; the result has the shape of the images without the channels. Of an ensemble, it is a map
+    of the images under a given transformation, and has their shape.
     """
-    metric, x, y, value_range = _checked(x, y, metric, value_range)
+    metric, x, y, value_range = _checked(x, y, metric, value_range, transformation)
     return _distance_map(metric, x, y, value_range)
 
 
 def pairwise(
     xs: Images,
     ys: Images,
-    metric: Metric | None = None,
+    metric: Metric | RandomDistance | None = None,
     *,
     value_range: ValueRange = UNIT_RANGE,
     max_memory: int = 1 << 30,
+    transformation: Transformation | None = None,
 ) -> Float[Array, "n m"]:
     """`distance` of every image of one set to every image of another.
 
@@ -323,6 +417,7 @@ def pairwise(
         metric: as in `distance`.
         value_range: as in `distance`.
         max_memory: bytes that features and activations may take, roughly; images and result are not counted.
+        transformation: of one image: compare all under this one of E-LPIPS's transformations, without dropout.
 
     Returns:
         The matrix of distances, float32 (float64 if the metric is). Differentiable.
@@ -331,15 +426,21 @@ def pairwise(
         ImageError: the images break the convention of `rlpips_jax.images`, are not two batches, or differ in size.
         MetricError: `max_memory` is not a positive number of bytes.
     """
-    metric = _metric(metric)
     value_range = check_value_range(value_range)
-    (xs,), (ys,) = (check_images(value_range, **{name: a}, **metric._limits) for name, a in (("xs", xs), ("ys", ys)))
+    if transformation is not None and transformation.flip.shape != (1,):
+        raise EnsembleError("pairwise distances need a transformation of one image, which all share")
+    metric = _metric(metric, transformation)
+    limits = metric._limits if transformation is None else {}
+    (xs,), (ys,) = (check_images(value_range, **{name: a}, **limits) for name, a in (("xs", xs), ("ys", ys)))
     if xs.ndim != 4 or ys.ndim != 4:
         raise ImageError(f"two batches (n, h, w, 3) and (m, h, w, 3) are needed, got {xs.shape} and {ys.shape}")
     if xs.shape[1:] != ys.shape[1:]:
         raise ImageError(f"images differ in size: xs {xs.shape} and ys {ys.shape}; resize or crop them to one first")
     if isinstance(max_memory, bool) or not isinstance(max_memory, int | np.integer) or max_memory < 1:
         raise MetricError(f"max_memory must be a whole number of bytes, got {max_memory!r}")
+    if transformation is not None:
+        xs, ys = (_transformed(metric, images, transformation, value_range) for images in (xs, ys))
+        value_range = UNIT_RANGE
     if not (len(xs) and len(ys)):
         return jnp.zeros((len(xs), len(ys)), _accumulator_dtype(metric))
     one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, xs[:1])
@@ -394,17 +495,51 @@ def padded_distance(
 
 
 def _checked(
-    x: Any, y: Any, metric: Metric | None, value_range: Any
+    x: Any, y: Any, metric: Metric | RandomDistance | None, value_range: Any, transformation: Any = None
 ) -> tuple[Metric, Array | np.ndarray, Array | np.ndarray, ValueRange]:
-    metric = _metric(metric)
+    """A metric and images that it can compare; with a transformation, images in [0, 1] after it."""
+    metric = _metric(metric, transformation)
     value_range = check_value_range(value_range)
-    x, y = check_images(value_range, x=x, y=y, **metric._limits)
-    return metric, x, y, value_range
+    if transformation is None:
+        x, y = check_images(value_range, x=x, y=y, **metric._limits)
+        return metric, x, y, value_range
+    x, y = check_images(value_range, x=x, y=y)
+    x, y = (_transformed(metric, images, transformation, value_range) for images in (x, y))
+    return metric, x, y, UNIT_RANGE
 
 
-def _metric(metric: Any) -> Metric:
+def _transformed(
+    metric: Metric, images: Images, transformation: Transformation, value_range: ValueRange
+) -> Float[Array, "n h w 3"]:
+    if images.ndim != 4:
+        raise ImageError(f"a transformation takes a batch (n, h, w, 3), got {images.shape}: pass images[None]")
+    transformed = _transform(images, transformation, value_range, jnp.dtype(_accumulator_dtype(metric)).name)
+    if min(transformed.shape[1:3]) < metric.minimum_size:
+        raise ImageError(
+            f"images of {images.shape[1]}x{images.shape[2]} are {transformed.shape[1]}x{transformed.shape[2]} after the "
+            f"transformation; {metric.name} needs at least {metric.minimum_size}x{metric.minimum_size}"
+        )
+    return transformed
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _transform(
+    images: Images, transformation: Transformation, value_range: ValueRange, dtype: str
+) -> Float[Array, "n h w 3"]:
+    return transform(to_unit(images, value_range, dtype), transformation)
+
+
+def _metric(metric: Any, transformation: Any = None) -> Metric:
     if metric is None:
         return _default()
+    if isinstance(metric, RandomDistance):
+        if transformation is None:
+            raise EnsembleError(
+                f"of the ensemble {metric.name} there are features, maps, layers and pairwise distances only under a "
+                "given transformation: pass transformation=rlpips_jax.ensemble.sample_transformations(key, n, h, w), or "
+                "ensemble.metric alone"
+            )
+        return metric.metric
     if not isinstance(metric, Metric):
         raise MetricError(f"metric must come from rlpips_jax.load, got {type(metric).__name__}")
     return metric
@@ -616,21 +751,24 @@ def _zero_where_identical(
     return result - jax.lax.stop_gradient(jnp.where(identical, result, 0))
 
 
-def _normalised(metric: Metric, x: Float[Array, "n h w 3"]) -> Features:
+def _normalised(metric: Metric, x: Float[Array, "n h w 3"], dropout: Dropout | None = None) -> Features:
     """Unit-normalised activations of a batch of scaled images."""
-    return tuple(unit for unit, _ in _activations(metric, x, None))
+    return tuple(unit for unit, _ in _activations(metric, x, None, dropout))
 
 
 def _activations(
-    metric: Metric, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None
+    metric: Metric,
+    x: Float[Array, "n h w 3"],
+    sizes: Int[Array, "n 2"] | None,
+    dropout: Dropout | None = None,
 ) -> list[tuple[Float[Array, "n i j c"], Int[Array, "n 2"] | None]]:
     """At each tap the unit-normalised activations, and their sizes where the batch has images of several."""
     backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision, metric.forward_mode)
     variables = {"params": metric.parameters["backbone"]}
 
     def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
-        variables, floor = parameters
-        activation, sizes = cast(tuple, backbone.apply(variables, x, layers, sizes, method="stage"))
+        variables, floor, dropout = parameters
+        activation, sizes = cast(tuple, backbone.apply(variables, x, layers, sizes, dropout, method="stage"))
         return activation, _unit(activation.astype(_accumulator_dtype(metric)), floor), sizes
 
     recompute = jax.checkpoint if metric.forward_mode else recomputed
@@ -638,7 +776,9 @@ def _activations(
     taps = []
     for layers, floor in zip(metric.architecture.stages(), _floors(metric), strict=True):
         compute = functools.partial(stage, layers, sizes)
-        x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)((variables, floor), x)
+        x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)(
+            (variables, floor, dropout), x
+        )
         taps.append((unit, sizes))
     return taps
 

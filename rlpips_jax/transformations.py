@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.errors import EnsembleError
@@ -34,6 +35,11 @@ DARKEST = 0.2
 PIXELS_A_LEVEL = 64
 """Of the shorter side, for each scale level."""
 
+FIELDS = ("scale_offset", "offset", "flip", "permutation", "color")
+"""What of a transformation is one an image."""
+NUMBERS = 9
+"""Uniform numbers that decide these for an image."""
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -42,7 +48,9 @@ PIXELS_A_LEVEL = 64
 )
 @dataclass(frozen=True)
 class Transformation:
-    """What is done to each image of a batch; made by `sample_transformations`.
+    """What is done to each image of a batch; made by `sample_transformations`. A pytree.
+
+    One of a single image is also that of any number of images.
 
     Attributes:
         scale_level: s, one for all.
@@ -69,6 +77,61 @@ def level_probabilities(height: int, width: int) -> Float[np.ndarray, " levels"]
     return weights / weights.sum()
 
 
+def sample_transformations(
+    key: Any, n: int, h: int, w: int, *, scale_level: int | None = None, transpose: bool | None = None
+) -> Transformation:
+    """Draws a transformation for each of n images, independently but for scale level and transposition.
+
+    Args:
+        key: a key of `jax.random`.
+        n: images.
+        h: their height.
+        w: their width.
+        scale_level: 1 or more; None to draw it, with P(s) ~ 1 / s^2, which needs a key with a value.
+        transpose: whether images are transposed; None to draw it, which needs a key with a value.
+
+    Raises:
+        EnsembleError: a level that images of this size do not have, or something to be drawn by a traced key.
+    """
+    of_level, of_transpose, of_images = jax.random.split(key, 3)
+    probabilities = level_probabilities(h, w)
+    if (scale_level is None or transpose is None) and isinstance(key, Tracer):
+        raise EnsembleError(
+            "scale_level and transpose decide shapes and cannot be drawn by a traced key: under jit give both, or draw "
+            "the transformations outside"
+        )
+    if scale_level is None:
+        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), float(jax.random.uniform(of_level))))
+    if transpose is None:
+        transpose = bool(jax.random.bernoulli(of_transpose))
+    if not 1 <= scale_level <= len(probabilities):
+        raise EnsembleError(f"scale_level is {scale_level}; images of {h}x{w} have 1 to {len(probabilities)}")
+    return from_uniform(jax.random.uniform(of_images, (n, NUMBERS)), scale_level, transpose)
+
+
+def from_uniform(numbers: Float[Array, "n 9"], scale_level: int, transpose: bool) -> Transformation:
+    """The transformations that uniform numbers in [0, 1] stand for: the larger a number, the later the choice.
+
+    Args:
+        numbers: three for colours, one each for flip and permutation, two each for offset and scale offset.
+        scale_level: of all.
+        transpose: of all.
+    """
+
+    def choice(numbers: Float[Array, "..."], count: int) -> Int[Array, "..."]:
+        return jnp.minimum((numbers * count).astype(jnp.int32), count - 1)
+
+    return Transformation(
+        scale_level=scale_level,
+        transpose=transpose,
+        scale_offset=choice(numbers[:, 7:9], scale_level),
+        offset=choice(numbers[:, 5:7], SHIFTS),
+        flip=choice(numbers[:, 3], len(FLIPS)),
+        permutation=jnp.asarray(PERMUTATIONS)[choice(numbers[:, 4], len(PERMUTATIONS))],
+        color=DARKEST + (1 - DARKEST) * numbers[:, :3],
+    )
+
+
 def transform(images: Float[Array, "n h w 3"], transformation: Transformation) -> Float[Array, "n i j 3"]:
     """Images in [0, 1] after a transformation, in [0, 1] still.
 
@@ -76,36 +139,52 @@ def transform(images: Float[Array, "n h w 3"], transformation: Transformation) -
         EnsembleError: the transformation is of another number of images, or they are too small to be reflected.
     """
     n, height, width, _ = images.shape
-    if transformation.flip.shape != (n,):
-        raise EnsembleError(f"there are {n} images, and transformations of {transformation.flip.shape} of them")
-    if min(height, width) < SHIFTS or min(height, width) < transformation.scale_level:
-        raise EnsembleError(f"images of {height}x{width} are too small for E-LPIPS; {SHIFTS}x{SHIFTS} is the least")
+    count = transformation.flip.shape
+    if count not in ((n,), (1,)):
+        raise EnsembleError(
+            f"the transformation is of {count} images, but there are {n}; give one of ({n},) or of (1,)"
+        )
+    if min(height, width) < SHIFTS or transformation.scale_level > len(level_probabilities(height, width)):
+        raise EnsembleError(
+            f"images of {height}x{width} pixels are too small for scale level {transformation.scale_level}, which "
+            f"needs {max(SHIFTS, PIXELS_A_LEVEL * (transformation.scale_level > 1) * transformation.scale_level)}"
+        )
 
     def one(image: Float[Array, "h w 3"], *parts: Array) -> Float[Array, "i j 3"]:
         scale_offset, offset, flip, permutation, color = parts
         image = _reduced(image, transformation.scale_level, scale_offset)
-        height, width, _ = image.shape
-        border = SHIFTS - 1
-        image = jnp.pad(image, ((border, border), (border, border), (0, 0)), mode="reflect")
-        image = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (height + border, width + border, 3))
-        image = jnp.where((flip == 0) | (flip == 2), image[:, ::-1], image)
-        image = jnp.where((flip == 1) | (flip == 2), image[::-1], image)
+        flipped = jnp.stack([(flip == 1) | (flip == 2), (flip == 0) | (flip == 2)])
+        for axis in range(2):
+            length = image.shape[axis]
+            # offset - 7 and on: 7 - offset pixels are reflected before.
+            places = jnp.arange(length + SHIFTS - 1) - (SHIFTS - 1) + offset[axis]
+            places = _reflected(jnp.where(flipped[axis], places[::-1], places), length)
+            image = jnp.take(image, places, axis=axis, mode="clip")
         if transformation.transpose:
             image = image.swapaxes(0, 1)
-        return jnp.take(image, permutation, axis=-1) * color
+        factors = jnp.where(permutation == jnp.arange(3)[:, None], color, 0)
+        return image[..., 0:1] * factors[0] + image[..., 1:2] * factors[1] + image[..., 2:3] * factors[2]
 
-    fields = ("scale_offset", "offset", "flip", "permutation", "color")
-    return jax.vmap(one)(images, *(getattr(transformation, field) for field in fields))
+    parts = (getattr(transformation, field) for field in FIELDS)
+    return jax.vmap(one)(images, *(jnp.broadcast_to(part, (n, *part.shape[1:])) for part in parts))
 
 
 def _reduced(image: Float[Array, "h w 3"], level: int, offset: Int[Array, "2"]) -> Float[Array, "i j 3"]:
-    """Averaged over boxes, whose first begins `offset` before the image."""
+    """Averaged over boxes, the first of which begins `offset` before the image."""
     if level == 1:
         return image
-    totals = [(level - 1 + length + level - 1) // level * level for length in image.shape[:2]]
-    around = [(level - 1, total - length) for total, length in zip(totals, image.shape[:2], strict=True)]
-    padded = jnp.pad(image, (*around, (0, 0)), mode="reflect")
-    start = (level - 1 - offset[0], level - 1 - offset[1], 0)
-    cut = jax.lax.dynamic_slice(padded, start, (*totals, 3))
-    boxes = cut.reshape(totals[0] // level, level, totals[1] // level, level, 3)
-    return boxes.mean(axis=(1, 3))
+    for axis in range(2):
+        length = image.shape[axis]
+        total = (level - 1 + length + level - 1) // level * level
+        image = jnp.take(image, _reflected(jnp.arange(total) - offset[axis], length), axis=axis, mode="clip")
+        image = image.reshape(*image.shape[:axis], total // level, level, *image.shape[axis + 1 :]).mean(axis=axis + 1)
+    return image
+
+
+def _reflected(places: Int[Array, " m"], length: int) -> Int[Array, " m"]:
+    """The pixels that are seen at places outside an axis too, in the mirrors of its first and last one.
+
+    One look-up an axis compiles and runs many times faster than padding, slicing and reversing.
+    """
+    places = jnp.abs(places)
+    return jnp.where(places < length, places, 2 * (length - 1) - places)

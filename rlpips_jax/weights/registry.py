@@ -72,6 +72,7 @@ class Recipe:
             backbone too brings its own.
         backbone: the file with the official backbone; None where `heads` must bring it.
         version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
+        ensemble: whether it is that metric under E-LPIPS's random transformations.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Recipe:
     heads: Part | None
     backbone: Part | None
     version: str = "0.1"
+    ensemble: bool = False
 
 
 ALEXNET = "Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012"
@@ -211,6 +213,9 @@ ENSEMBLE_HEADS = {
     )
 }
 
+UNTAPPED = ("alex", "tiny")
+"""Networks that E-LPIPS's authors trained no heads for."""
+
 PARTS = BACKBONES | HEADS | ENSEMBLE_HEADS
 
 
@@ -228,6 +233,11 @@ def _recipes() -> dict[str, Recipe]:
     for backbone in BACKBONES.values():
         baseline = Recipe(f"baseline-{backbone.name}", backbone.architecture, None, backbone)
         recipes += [baseline, replace(baseline, name=f"{baseline.name}@0.0", version="0.0")]
+    recipes += [
+        Recipe(name, part.architecture, part, BACKBONES.get(part.architecture.name), ensemble=True)
+        # E-LPIPS has no heads for these networks: they have LPIPS's, at LPIPS's taps.
+        for name, part in {**ENSEMBLE_HEADS, **{f"elpips-{name}": HEADS[f"lpips-{name}"] for name in UNTAPPED}}.items()
+    ]
     return {recipe.name: recipe for recipe in recipes}
 
 
