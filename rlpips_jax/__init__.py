@@ -37,15 +37,18 @@ from rlpips_jax.errors import (
 if TYPE_CHECKING:
     from rlpips_jax.decoding import load_image
     from rlpips_jax.ensemble import Ensemble
+    from rlpips_jax.estimation import Comparison, Estimate, compare, estimate
     from rlpips_jax.image_files import image_paths, save_image
     from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
 __all__ = [
     "AttackError",
     "CertificateError",
+    "Comparison",
     "DistortionError",
     "Ensemble",
     "EnsembleError",
+    "Estimate",
     "ImageError",
     "ImageFileError",
     "ImageFileWarning",
@@ -61,8 +64,10 @@ __all__ = [
     "WeightsMismatch",
     "WeightsNotFound",
     "__version__",
+    "compare",
     "distance",
     "distance_map",
+    "estimate",
     "image_paths",
     "layer_distances",
     "load",
@@ -74,6 +79,7 @@ __all__ = [
 _HOMES = {
     "decoding": ("load_image",),
     "ensemble": ("Ensemble",),
+    "estimation": ("Comparison", "Estimate", "compare", "estimate"),
     "image_files": ("image_paths", "save_image"),
     "metric": ("Metric", "distance", "distance_map", "layer_distances", "load", "pairwise"),
 }

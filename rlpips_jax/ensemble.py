@@ -107,6 +107,14 @@ class Ensemble(RandomDistance):
         """A line that pins a number, together with key and samples; `Metric.signature` says more."""
         return f"{self.metric.signature} ensemble keep={self.keep:g} estimator={self.estimator}"
 
+    def features(self, images: Images, **options: Any) -> Features:
+        """An ensemble has none: always raises EnsembleError."""
+        raise EnsembleError(
+            f"the ensemble {self.name} has no features of its own: take ensemble.metric.features(transform(images, t)) "
+            "for a transformation t of rlpips_jax.ensemble.sample_transformations. An attack's objectives of an "
+            "ensemble are rlpips_jax.attacks.expected_ranking and expected_distance_from"
+        )
+
     def distance(
         self, x: Images, y: Images, *, key: Any, samples: int | None, value_range: ValueRange
     ) -> Float[Array, "..."]:
@@ -116,8 +124,8 @@ class Ensemble(RandomDistance):
         samples = check_samples(samples)
         if key is None:
             raise EnsembleError(
-                f"{self.name} is random: give a key, as in distance(x, y, ensemble, key=jax.random.key(0), samples=32); "
-                "the same key gives the same number"
+                f"{self.name} is random: give a key, as in distance(x, y, ensemble, key=jax.random.key(0)); the same "
+                "key gives the same number"
             )
         return _distance(self, x, y, key, samples, value_range)
 
@@ -183,9 +191,9 @@ def distances(
     metric: Metric,
     features: Features,
     others: Features,
-    images: Float[Array, "n k h w 3"],
+    images: Float[Array, "n j h w 3"],
     other_images: Float[Array, "n k h w 3"],
-) -> Float[Array, "n k"]:
+) -> Float[Array, "n _"]:
     """Distances of images from others, whose features are at hand; exactly 0 for identical ones. One k may be 1."""
     result = _sum(_layer_distances(metric, features, others))
     flat = (jnp.broadcast_to(each, (*result.shape, *each.shape[2:])) for each in (images, other_images))

@@ -516,8 +516,8 @@ def _transformed(
     transformed = _transform(images, transformation, value_range, jnp.dtype(_accumulator_dtype(metric)).name)
     if min(transformed.shape[1:3]) < metric.minimum_size:
         raise ImageError(
-            f"images of {images.shape[1]}x{images.shape[2]} are {transformed.shape[1]}x{transformed.shape[2]} after the "
-            f"transformation; {metric.name} needs at least {metric.minimum_size}x{metric.minimum_size}"
+            f"images of {images.shape[1]}x{images.shape[2]} are {transformed.shape[1]}x{transformed.shape[2]} after "
+            f"the transformation; {metric.name} needs at least {metric.minimum_size}x{metric.minimum_size}"
         )
     return transformed
 
@@ -536,7 +536,7 @@ def _metric(metric: Any, transformation: Any = None) -> Metric:
         if transformation is None:
             raise EnsembleError(
                 f"of the ensemble {metric.name} there are features, maps, layers and pairwise distances only under a "
-                "given transformation: pass transformation=rlpips_jax.ensemble.sample_transformations(key, n, h, w), or "
+                "given transformation: pass transformation=, from rlpips_jax.ensemble.sample_transformations, or "
                 "ensemble.metric alone"
             )
         return metric.metric

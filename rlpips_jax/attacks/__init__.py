@@ -12,6 +12,7 @@ the perceptual attacks are perceptual distances, square roots of a metric's.
 from rlpips_jax.attacks.auto_projected_gradient import apgd
 from rlpips_jax.attacks.combination import Attack, worst_case, worst_of
 from rlpips_jax.attacks.distance_maximisation import distort
+from rlpips_jax.attacks.expectations import EnsembleObjective, expected_distance_from, expected_ranking
 from rlpips_jax.attacks.lagrangian_relaxation import fast_lagrangian, lagrangian
 from rlpips_jax.attacks.noise_search import noise
 from rlpips_jax.attacks.objectives import (
@@ -53,6 +54,7 @@ __all__ = [
     "AttackResult",
     "Classification",
     "DistanceFrom",
+    "EnsembleObjective",
     "ImpostorResult",
     "Negated",
     "Objective",
@@ -69,6 +71,8 @@ __all__ = [
     "classification",
     "distance_from",
     "distort",
+    "expected_distance_from",
+    "expected_ranking",
     "fast_lagrangian",
     "impostor",
     "lagrangian",

@@ -371,7 +371,9 @@ def as_pytree(function: Any, value_range: ValueRange | None = None) -> Any:
     Raises:
         AttackError: it is no function, or an objective of images in another range than `value_range`, the attack's.
     """
-    made_for = getattr(function.objective if isinstance(function, Negated) else function, "value_range", value_range)
+    inner = function.objective if isinstance(function, Negated) else function
+    inner = inner.function if isinstance(inner, Randomised) else inner
+    made_for = getattr(inner, "value_range", value_range)
     if value_range is not None and made_for != value_range:
         raise AttackError(
             f"the objective was made for images in value_range={made_for}, the attack has {value_range}: pass both the "

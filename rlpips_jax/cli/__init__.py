@@ -21,6 +21,7 @@ from rlpips_jax.errors import RlpipsError
 
 COMMANDS = {
     "distance": "rlpips_jax.cli.distance:Distance",
+    "compare": "rlpips_jax.cli.compare:Compare",
     "map": "rlpips_jax.cli.heat_map:Map",
     "attack": "rlpips_jax.cli.attack:Attack",
     "evaluate": "rlpips_jax.cli.evaluate:Evaluate",

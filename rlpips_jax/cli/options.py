@@ -4,16 +4,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
 from jaxtyping import Shaped
 
-from rlpips_jax.errors import RlpipsError
+from rlpips_jax.errors import EnsembleError, RlpipsError
 from rlpips_jax.images import UNIT_RANGE, check_images
-from rlpips_jax.metric import DEFAULT, Metric, load
+from rlpips_jax.metric import DEFAULT, Metric, RandomDistance, load
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 
@@ -29,12 +29,26 @@ class MetricOptions:
     """Folder to look for weights in first."""
 
     def load(self) -> Metric:
+        """A metric that is not random.
+
+        Raises:
+            EnsembleError: it is an ensemble.
+        """
+        metric = self.load_any()
+        if isinstance(metric, RandomDistance):
+            raise EnsembleError(
+                f"{self.metric} is random; 'rlpips compare' takes it, and in Python rlpips_jax.distance and estimate do"
+            )
+        return metric
+
+    def load_any(self) -> Any:
+        """A Metric or an Ensemble."""
         if problem := device_problem():
             raise RlpipsError(problem)
         return load(self.metric, weights_dir=self.weights_dir)
 
 
-def check_files(metric: Metric, images: Mapping[Path, Shaped[np.ndarray, "..."]]) -> None:
+def check_files(metric: Any, images: Mapping[Path, Shaped[np.ndarray, "..."]]) -> None:
     """Checks that images from files can be compared; names the files if not.
 
     Raises:

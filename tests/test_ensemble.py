@@ -1,0 +1,338 @@
+"""E-LPIPS: reference values, estimators without bias, gradients, and what an ensemble is not asked for."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax import attacks, estimators
+from rlpips_jax.backbones import (
+    ELPIPS_SQUEEZE,
+    ELPIPS_VGG,
+    INPUT,
+    Architecture,
+    Convolution,
+    Fire,
+    Pool,
+    Pooling,
+    draw_dropout,
+)
+from rlpips_jax.ensemble import (
+    Ensemble,
+    _between_pairs,
+    _Chunk,
+    distance_under,
+    sample_transformations,
+    transform,
+)
+from rlpips_jax.errors import AttackError, EnsembleError, ImageError
+from rlpips_jax.estimators import Samples
+from rlpips_jax.metric import Metric
+from rlpips_jax.transformations import from_uniform
+from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.pytorch import read_checkpoint
+from tests.test_transformations import of_record
+
+MINI = Architecture(
+    name="mini",
+    layers=(Convolution(0, 6, 5, stride=4), Pool(1), Fire(2, 4, 4)),
+    pooling=Pooling("max", 3, 2),
+    taps=(INPUT, 0, 2),
+)
+"""A network with every kind of layer that compiles in no time."""
+
+KEY = jax.random.key(0)
+LEVELS = 130
+"""Pixels of images that have two scale levels."""
+
+
+@pytest.fixture(scope="module")
+def ensemble(drawn: Callable[..., Metric]) -> Ensemble:
+    return Ensemble(drawn(MINI))
+
+
+def pairs(n: int, side: int = LEVELS) -> tuple[jax.Array, jax.Array]:
+    """Smooth colours, and the same with noise."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((n, 8, 8, 3), np.float32)
+    x = jax.image.resize(coarse, (n, side, side, 3), "bicubic").clip(0, 1)
+    return x, jnp.clip(x + rng.normal(0, 0.1, x.shape).astype(np.float32), 0, 1)
+
+
+def read(shared: Path, backbone: str, heads: str, architecture: Architecture) -> Metric:
+    parts = (shared / "weights" / name for name in (f"{backbone}-features.pth", f"elpips_heads/{heads}.npy"))
+    backbone_, heads_ = (from_pytorch(read_checkpoint(path), architecture, path.name) for path in parts)
+    return Metric(jax.tree.map(jnp.asarray, backbone_ | heads_), f"elpips-{architecture.name}", architecture)
+
+
+def goldens(shared: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    with np.load(shared / "goldens" / "elpips.npz") as found:
+        records = json.loads(str(found["records"]))
+        return [(record, *(found[f"{name}{record['pair']}"][None] for name in "xy")) for record in records]
+
+
+@pytest.mark.shared
+def test_squeeze_reproduces_the_reference(shared: Path) -> None:
+    metric = read(shared, "squeezenet1_1", "squeeze_full_maxpool", ELPIPS_SQUEEZE)
+    for record, x, y in goldens(shared):
+        (found,) = distance_under(x, y, metric, of_record(record))
+        np.testing.assert_allclose(found, record["squeeze_maxpool"], rtol=1e-5)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_vgg_reproduces_the_reference(shared: Path) -> None:
+    """With real weights and with drawn ones, in one program a size."""
+    metric = read(shared, "vgg16", "vgg_full_avg", ELPIPS_VGG)
+    rng, backbone = np.random.RandomState(0), {}
+    for (name,), (_, _, inputs, outputs) in ELPIPS_VGG.convolutions():
+        kernel = rng.standard_normal((outputs, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))
+        bias = rng.standard_normal(outputs) * 0.01
+        backbone[name] = {"kernel": jnp.asarray(kernel.transpose(2, 3, 1, 0), jnp.float32), "bias": jnp.float32(bias)}
+    metrics = {
+        "vgg_avg": metric,
+        "vgg_avg_drawn": replace(metric, parameters=metric.parameters | {"backbone": backbone}),
+    }
+    for record, x, y in goldens(shared):
+        both = transform(jnp.asarray(np.concatenate([x, y]) / 255, jnp.float32), of_record(record))
+        for name, each in metrics.items():
+            features = each.features(jnp.clip(both, 0, 1))
+            found = each.between(*(tuple(feature[place] for feature in features) for place in (0, 1)))
+            np.testing.assert_allclose(found, record[name], rtol=1e-5)
+
+
+def test_names() -> None:
+    ensemble = rl.load("elpips-tiny", max_batch=4)
+    assert isinstance(ensemble, Ensemble)
+    assert (ensemble.name, ensemble.keep, ensemble.metric.max_batch) == ("elpips-tiny", 0.99, 4)
+    assert ensemble.signature.startswith(f"rlpips-jax {rl.__version__} elpips-tiny ")
+    assert ensemble.signature.endswith(" ensemble keep=0.99 estimator=stratified")
+
+
+def test_transposed_kernels_are_a_transposition(ensemble: Ensemble) -> None:
+    x, y = pairs(2)
+    x, y = x[:, :, :128], y[:, :, :128]
+    numbers = jax.random.uniform(KEY, (3, 2, 9))
+    for level in (1, 2):
+        for transposed in (True, False):
+            samples = Samples(numbers, jnp.asarray(transposed), jax.random.split(KEY, 3))
+            found = _Chunk(_between_pairs, level, 1.0)(ensemble.metric, (x[:, None], y[:, None]), samples)
+            expected = [
+                distance_under(x, y, ensemble.metric, from_uniform(each, level, transposed)) for each in numbers
+            ]
+            np.testing.assert_allclose(found, sum(expected), rtol=1e-5)
+
+
+def test_dropout() -> None:
+    x = jnp.ones((6, 40, 50, 8))
+    dropout = draw_dropout(KEY, 3, 0.9, MINI)
+    assert dropout is not None
+    first, second = (np.asarray(dropout(x, place)) for place in (0, 1))
+    assert set(np.unique(first)) == {0, np.float32(1 / 0.9)}
+    # Two images in a row share a mask; others and other places have their own.
+    np.testing.assert_array_equal(first[::2], first[1::2])
+    masks = np.stack([*first[::2], *second[::2]]) > 0
+    assert np.abs(masks.mean((1, 2, 3)) - 0.9).max() < 4 * np.sqrt(0.09 / masks[0].size)
+    flat = masks.reshape(6, -1)
+    shifted = [np.roll(flat[0], shift) for shift in (1, 8, 400, 4096)]
+    correlations = np.corrcoef(np.stack([*flat, *shifted]))[np.triu_indices(10, 1)]
+    assert np.abs(correlations).max() < 4.5 / np.sqrt(masks[0].size)
+    assert draw_dropout(KEY, 3, 1.0, MINI) is None
+
+
+def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble) -> None:
+    x, y = pairs(3)
+    y = y.at[1].set(x[1])
+    run = jax.jit(lambda x, y, e, key: rl.distance(x, y, e, key=key, samples=8))
+    first = run(x, y, ensemble, KEY)
+    np.testing.assert_array_equal(first, run(x, y, ensemble, KEY))
+    np.testing.assert_allclose(first, rl.distance(x, y, ensemble, key=KEY, samples=8), rtol=1e-6)
+    assert first[1] == 0
+    assert np.all(first[::2] > 0)
+    assert np.all(run(x, y, ensemble, jax.random.key(1))[::2] != first[::2])
+    # Leading axes, bytes and other ranges; a lone image is drawn for as it is.
+    stacked = rl.distance(2 * x[:, None] - 1, 2 * y[:, None] - 1, ensemble, key=KEY, samples=8, value_range=(-1, 1))
+    np.testing.assert_allclose(stacked[:, 0], first, rtol=1e-4)
+    assert rl.distance(x[0], y[0], ensemble, key=KEY, samples=8).shape == ()
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_gradients(ensemble: Ensemble, samples: int) -> None:
+    """Those taken with the value, those of recomputed draws, and those of plain differentiation are one."""
+    x, y = pairs(2)
+
+    def loss(y: jax.Array, x: jax.Array, parameters: Any, ensemble: Ensemble) -> jax.Array:
+        ensemble = replace(ensemble, metric=replace(ensemble.metric, parameters=parameters))
+        return jnp.vdot(jnp.array([1.0, -2.0]), rl.distance(x, y, ensemble, key=KEY, samples=samples))
+
+    parameters = ensemble.metric.parameters
+    plain = replace(ensemble, metric=replace(ensemble.metric, forward_mode=True))
+    expected = jax.jit(jax.grad(loss, argnums=(0, 2)))(y, x, parameters, plain)
+    found = jax.jit(jax.grad(loss, argnums=(0, 2)))(y, x, parameters, ensemble)
+    alone = jax.jit(jax.grad(loss))(y, x, parameters, ensemble)
+    assert np.abs(np.asarray(alone)).max() > 0
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[0]))
+    for image in (found[0], alone):
+        np.testing.assert_allclose(image, expected[0], rtol=0, atol=1e-5 * scale)
+    for found_leaf, leaf in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(found_leaf, leaf, rtol=1e-3, atol=1e-5 * np.abs(leaf).max())
+    # At x == y too.
+    assert np.isfinite(jax.jit(jax.grad(loss))(x, x, parameters, ensemble)).all()
+
+
+def test_vmap(ensemble: Ensemble) -> None:
+    x, y = pairs(2)
+    x, y = x[:, :64, :64], y[:, :64, :64]
+    call = functools.partial(rl.distance, key=KEY, samples=4)
+    found = jax.vmap(lambda x, y: call(x, y, ensemble))(x, y)
+    for place in range(2):
+        np.testing.assert_allclose(found[place], call(x[place], y[place], ensemble), rtol=1e-5)
+
+
+def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
+    x, y = (each[:, :64, :64] for each in pairs(3))
+    expected = rl.distance(x, y, ensemble, key=KEY, samples=2)
+    for options in ({"max_batch": 2}, {"remat": True}):
+        other = replace(ensemble, metric=replace(ensemble.metric, **options))
+        np.testing.assert_allclose(rl.distance(x, y, other, key=KEY, samples=2), expected, rtol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def replicates(ensemble: Ensemble, x: jax.Array, y: jax.Array, key: jax.Array, count: int, samples: int) -> jax.Array:
+    def one(key: jax.Array) -> jax.Array:
+        return rl.distance(x, y, ensemble, key=key, samples=samples)
+
+    return jax.lax.map(one, jax.random.split(key, count))
+
+
+def test_estimators_are_unbiased_and_stratification_helps(ensemble: Ensemble) -> None:
+    x, y = pairs(2)
+    found = {
+        name: np.asarray(replicates(replace(ensemble, estimator=name), x, y, jax.random.key(place), 63, 32), np.float64)
+        for place, name in enumerate(estimators.ESTIMATORS)
+    }
+    # And levels drawn, where samples are few.
+    found["few"] = np.asarray(replicates(ensemble, x, y, jax.random.key(5), 500, 2), np.float64)
+    assert estimators.allocation(2, LEVELS, LEVELS) is None
+    errors = {name: values.std(0, ddof=1) / np.sqrt(len(values)) for name, values in found.items()}
+    for name in ("published", "stratified", "few"):
+        difference = found[name].mean(0) - found["plain"].mean(0)
+        assert np.all(np.abs(difference) < 3 * np.hypot(errors[name], errors["plain"])), name
+    assert np.mean(errors["stratified"] ** 2) < 0.7 * np.mean(errors["plain"] ** 2)
+
+
+def test_estimate(ensemble: Ensemble) -> None:
+    x, y = (each[:, :64, :64] for each in pairs(2))
+    loose = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.2, absolute_error=0)
+    tight = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.02, absolute_error=0)
+    assert loose.samples == 64
+    assert tight.samples > 64
+    assert np.all(2 * tight.standard_error <= 0.021 * tight.mean)
+    assert np.all(np.abs(loose.mean - tight.mean) < 4 * loose.standard_error)
+    capped = rl.estimate(x[0], y[0], ensemble, key=KEY, relative_error=0, absolute_error=0, max_samples=200)
+    assert (capped.samples, capped.mean.shape) == (192, ())
+    assert rl.estimate(x, x, ensemble, key=KEY).standard_error.tolist() == [0, 0]
+
+
+def test_compare_shares_its_draws(ensemble: Ensemble) -> None:
+    x, y = (each[0, :64, :64] for each in pairs(1))
+    nearly = y + 0.06 * (x - y)
+    found = rl.compare(x, np.stack([y, nearly]), ensemble, key=KEY)
+    assert found.closest == 1
+    assert found.confidence >= 0.95
+    assert found.differences[1] == 0
+    # Both distances vary by far more than their difference.
+    assert 3 * found.difference_errors[0] < np.hypot(*found.standard_errors)
+    tied = rl.compare(x, np.stack([y, y]), ensemble, key=KEY, max_samples=64)
+    assert tied.confidence <= 0.5
+    plain = rl.compare(x, np.stack([nearly, y]), ensemble.metric)
+    assert (plain.closest, plain.confidence, plain.samples) == (0, 1, 0)
+
+
+def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None:
+    x, y = (each[:, :64, :72] for each in pairs(2))
+    t = sample_transformations(KEY, 1, 64, 72, transpose=True)
+    expected = distance_under(x, y, ensemble.metric, t)
+    layers = rl.layer_distances(x, y, ensemble, transformation=t)
+    np.testing.assert_allclose(layers.sum(axis=-1), expected, rtol=1e-5)
+    assert rl.distance_map(x, y, ensemble, transformation=t).shape == (2, 79, 71)
+    np.testing.assert_allclose(jnp.diag(rl.pairwise(x, y, ensemble, transformation=t)), expected, rtol=1e-5)
+    np.testing.assert_array_equal(rl.distance(x, y, ensemble, transformation=t), expected)
+    for function in (rl.layer_distances, rl.distance_map, rl.pairwise):
+        with pytest.raises(EnsembleError, match="only under a given transformation: pass transformation="):
+            function(x, y, ensemble)
+    with pytest.raises(EnsembleError, match="has no features of its own"):
+        ensemble.features(x)
+
+
+def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
+    x, y = (each[:, :64, :64] for each in pairs(2))
+    cases: list[tuple[str, Callable[[], Any]]] = [
+        ("is random: give a key", lambda: rl.distance(x, y, ensemble)),
+        ("samples must be a whole number, 1 or more, got 0", lambda: rl.distance(x, y, ensemble, key=KEY, samples=0)),
+        ("drawn-mini is not random", lambda: rl.distance(x, y, ensemble.metric, key=KEY)),
+        ("keep must be a share", lambda: replace(ensemble, keep=0)),
+        ("estimator must be one of plain, published, strat", lambda: replace(ensemble, estimator="best")),
+        ("an Ensemble is needed", lambda: rl.estimate(x, y, ensemble.metric, key=KEY)),
+        ("relative_error must be", lambda: rl.estimate(x, y, ensemble, key=KEY, relative_error=-1)),
+        ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=8)),
+        ("is random: give a key", lambda: rl.compare(x[0], x, ensemble)),
+        ("confidence must lie between 0 and 1", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=1)),
+    ]
+    for message, call in cases:
+        with pytest.raises(EnsembleError, match=message):
+            call()
+    with pytest.raises(ImageError, match="one reference"):
+        rl.compare(x, x, ensemble, key=KEY)
+    with pytest.raises(ImageError, match="needs at least 8x8"):
+        rl.distance(x[:, :7], y[:, :7], ensemble, key=KEY)
+    with pytest.raises(AttackError, match="attacked must be one of"):
+        attacks.expected_ranking(ensemble, x, x, y, attacked="nobody")
+
+
+@pytest.mark.parametrize("attacked", attacks.ATTACKED)
+def test_an_attack_adapts_to_an_ensemble(ensemble: Ensemble, attacked: str) -> None:
+    x, y = (each[:, :32, :32] for each in pairs(2))
+    closer = x + 0.6 * (y - x)
+    objective = attacks.expected_ranking(ensemble, x, closer, y, attacked=attacked, samples=4)
+    images = attacks.attacked_images(x, closer, y, attacked)
+    result = attacks.pgd(objective, images, key=KEY, epsilon=0.05, steps=3)
+    assert np.all(result.before < 0)
+    assert np.all(result.after > result.before)
+    d0, d1 = (rl.distance(x, other, ensemble, key=KEY, samples=200) for other in (closer, y))
+    np.testing.assert_allclose(result.before, d0 - d1, rtol=0.3)
+
+
+def test_distance_as_an_objective(ensemble: Ensemble) -> None:
+    x, y = (each[:, :32, :32] for each in pairs(2))
+    objective = attacks.expected_distance_from(ensemble, 2 * x - 1, samples=4, value_range=(-1, 1))
+    result = attacks.pgd(objective, 2 * y - 1, key=KEY, epsilon=0.1, steps=3, value_range=(-1, 1))
+    assert np.all(result.after > result.before)
+    with pytest.raises(AttackError, match=r"value_range=\(-1.0, 1.0\), the attack has \(0.0, 1.0\)"):
+        attacks.pgd(objective, y, key=KEY, epsilon=0.1, steps=3)
+
+
+def test_compare_command(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    x, y = (np.asarray(each[0, :64, :64]) for each in pairs(1))
+    paths = [tmp_path / f"{name}.png" for name in ("reference", "noisy", "cleaner")]
+    for path, image in zip(paths, (x, y, y + 0.5 * (x - y)), strict=True):
+        rl.save_image(path, np.rint(255 * image).astype(np.uint8))
+    status, out, _ = command("compare", *paths, "--metric", "elpips-tiny")
+    assert status == 0
+    assert f"{paths[2]} is closest after 64 samples, with confidence " in out
+    status, out, _ = command("compare", *paths, "--metric", "elpips-tiny", "--json")
+    assert json.loads(out)["closest"] == str(paths[2])
+    status, _, err = command("distance", *paths, "--metric", "elpips-tiny")
+    assert status == 2
+    assert "elpips-tiny is random; 'rlpips compare' takes it" in err
+    status, out, _ = command("compare", paths[0], paths[1], paths[1], "--metric", "elpips-tiny", "--max-samples", "16")
+    assert status == 1
+    assert "It is open which is closest" in out

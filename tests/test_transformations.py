@@ -1,0 +1,183 @@
+"""E-LPIPS's transformations: against padding and slicing done by NumPy, and against the laws they are drawn by."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlpips_jax import estimators
+from rlpips_jax.errors import EnsembleError
+from rlpips_jax.transformations import (
+    FLIPS,
+    NUMBERS,
+    PERMUTATIONS,
+    SHIFTS,
+    Transformation,
+    from_uniform,
+    level_probabilities,
+    sample_transformations,
+    transform,
+)
+
+KEY = jax.random.key(0)
+DRAWS = 4000
+
+
+def by_numpy(image: np.ndarray, t: Transformation) -> np.ndarray:
+    """The definition, step by step, for a transformation of one image."""
+    s = t.scale_level
+    pads = []
+    for axis in range(2):
+        length, before = image.shape[axis], int(t.scale_offset[0, axis])
+        total = (s - 1 + length + s - 1) // s * s
+        pads.append((before, total - length - before))
+    image = np.pad(image, (*pads, (0, 0)), "reflect")
+    h, w, _ = image.shape
+    image = image.reshape(h // s, s, w // s, s, 3).mean((1, 3))
+    image = np.pad(image, (*((SHIFTS - 1 - int(o), int(o)) for o in t.offset[0]), (0, 0)), "reflect")
+    flip = FLIPS[int(t.flip[0])]
+    if flip in ("x", "both"):
+        image = image[:, ::-1]
+    if flip in ("y", "both"):
+        image = image[::-1]
+    if t.transpose:
+        image = image.transpose(1, 0, 2)
+    return image[..., np.asarray(t.permutation[0])] * np.asarray(t.color[0])
+
+
+@pytest.mark.parametrize(("level", "size"), [(1, (9, 70)), (2, (131, 128)), (3, (200, 197))])
+def test_transform_follows_the_definition(level: int, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random((*size, 3), np.float32)
+    run = jax.jit(transform)
+    for seed in range(8):
+        t = sample_transformations(jax.random.key(seed), 1, *size, scale_level=level, transpose=seed % 2 == 1)
+        np.testing.assert_allclose(run(image[None], t)[0], by_numpy(image, t), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_those_of_a_linear_map() -> None:
+    x = jnp.asarray(np.random.default_rng(0).random((2, 130, 128, 3)), jnp.float32)
+    t = sample_transformations(KEY, 2, 130, 128, scale_level=2, transpose=True)
+    y, pull = jax.vjp(lambda x: transform(x, t), x)
+    np.testing.assert_allclose(jnp.vdot(x, pull(y)[0]), jnp.vdot(y, y), rtol=1e-5)
+
+
+@pytest.mark.shared
+def test_transform_has_the_published_sums(shared: Path) -> None:
+    with np.load(shared / "goldens" / "elpips.npz") as goldens:
+        for record in json.loads(str(goldens["records"])):
+            t = of_record(record)
+            image = transform(jnp.asarray(goldens[f"x{record['pair']}"][None] / 255, jnp.float32), t)
+            assert sorted(image.shape[1:3]) == sorted(record["shape"])
+            np.testing.assert_allclose(np.asarray(image, np.float64).sum(), record["checksum"], rtol=1e-6)
+
+
+def of_record(record: dict) -> Transformation:
+    """The explicit parameters of a record of the reference data."""
+    return Transformation(
+        scale_level=record["scale_level"],
+        transpose=bool(record["swap"]),
+        scale_offset=jnp.array([record["scale_offset"]]),
+        offset=jnp.array([record["offset"]]),
+        flip=jnp.array([record["flip"]]),
+        permutation=jnp.array([record["perm"]]),
+        color=jnp.array([record["color"]], jnp.float32),
+    )
+
+
+def uniforms(estimator: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers `(draws, 9)`, levels and transpositions of samples, four images a sample, of 256x256 pixels."""
+    drawn, levels = estimators.drawn_samples(KEY, DRAWS // 4, 4, 256, 256, estimator)
+    numbers = drawn.numbers.reshape(-1, NUMBERS)
+    return np.asarray(numbers), np.asarray(levels) + 1, np.asarray(drawn.transposed)
+
+
+def evenly(found: np.ndarray, probabilities: np.ndarray) -> None:
+    counts = np.array([(found == choice).sum() for choice in range(len(probabilities))])
+    assert counts.sum() == len(found)
+    assert stats.chisquare(counts, probabilities * len(found)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
+def test_draws_follow_their_laws(estimator: str) -> None:
+    numbers, levels, transposed = uniforms(estimator)
+    t = from_uniform(jnp.asarray(numbers), 3, False)
+    evenly(levels - 1, level_probabilities(256, 256))
+    evenly(transposed.astype(int), np.full(2, 1 / 2))
+    evenly(np.asarray(t.flip), np.full(4, 1 / 4))
+    for axis in range(2):
+        evenly(np.asarray(t.offset[:, axis]), np.full(SHIFTS, 1 / SHIFTS))
+        evenly(np.asarray(t.scale_offset[:, axis]), np.full(3, 1 / 3))
+    order = np.argmax(np.all(np.asarray(t.permutation)[:, None] == PERMUTATIONS, axis=-1), axis=1)
+    evenly(order, np.full(6, 1 / 6))
+    for channel in range(3):
+        assert stats.kstest(np.asarray(t.color[:, channel]), stats.uniform(0.2, 0.8).cdf).pvalue > 1e-3
+    # Pairs of choices are independent.
+    together = np.histogram2d(np.asarray(t.flip), order, bins=(4, 6))[0]
+    assert stats.chi2_contingency(together).pvalue > 1e-3
+    assert abs(np.corrcoef(numbers[:, :3].T)[0, 1]) < 4 / np.sqrt(DRAWS)
+
+
+def test_every_position_of_a_stratified_sample_is_uniform() -> None:
+    """Not the set of samples alone, which would be so by construction."""
+    first = jax.vmap(lambda key: estimators.latin_hypercube(key, 5, ()))(jax.random.split(KEY, DRAWS))
+    for place in range(5):
+        assert stats.kstest(np.asarray(first[:, place]), "uniform").pvalue > 1e-3
+    np.testing.assert_array_equal(np.sort(np.floor(first * 5), axis=1), np.tile(np.arange(5), (DRAWS, 1)))
+
+
+def test_published_draws_cover_the_batch() -> None:
+    drawn, _ = estimators.drawn_samples(KEY, 3, 12, 64, 64, "published")
+    for numbers in drawn.numbers[:, 0]:
+        t = from_uniform(numbers, 1, False)
+        for channel in range(3):
+            assert sorted(np.floor(np.asarray(numbers[:, channel]) * 12)) == list(range(12))
+        assert np.bincount(np.asarray(t.flip)).tolist() == [3, 3, 3, 3]
+
+
+def test_host_draws() -> None:
+    found = [sample_transformations(jax.random.key(seed), 1, 256, 256) for seed in range(300)]
+    evenly(np.array([t.scale_level for t in found]) - 1, level_probabilities(256, 256))
+    evenly(np.array([int(t.transpose) for t in found]), np.full(2, 1 / 2))
+    np.testing.assert_allclose(level_probabilities(256, 256), np.array([144, 36, 16, 9]) / 205)
+    assert level_probabilities(20, 1000).tolist() == [1]
+
+
+@pytest.mark.parametrize("samples", [1, 4, 7, 8, 16, 31, 32, 100])
+@pytest.mark.parametrize("side", [64, 128, 256])
+def test_allocation(samples: int, side: int) -> None:
+    counts = estimators.allocation(samples, side, side)
+    probabilities = level_probabilities(side, side)
+    if counts is None:
+        assert samples < 8
+        return
+    assert sum(counts) == samples
+    assert min(counts) >= 1
+    assert len(counts) == len(probabilities)
+    # As many as there should be, but for one pair, or for levels that would have less than one.
+    assert np.all(np.abs(np.array(counts) - samples * probabilities) <= 2 + len(counts))
+    for level, count in enumerate(counts, start=1):
+        chunk = estimators.together(count, 2, level, side, side)
+        assert count % chunk == 0
+        assert count == 1 or chunk <= count // 2
+    assert estimators.together(counts[0], 2, 1, side, side, max_batch=2) == 1
+
+
+def test_errors() -> None:
+    image = jnp.zeros((2, 64, 64, 3))
+    t = sample_transformations(KEY, 3, 64, 64)
+    with pytest.raises(EnsembleError, match=r"of \(3,\) images, but there are 2"):
+        transform(image, t)
+    with pytest.raises(EnsembleError, match="too small for scale level 1, which needs 8"):
+        transform(image[:, :7], sample_transformations(KEY, 2, 64, 64))
+    with pytest.raises(EnsembleError, match="too small for scale level 2, which needs 128"):
+        transform(image, sample_transformations(KEY, 2, 128, 128, scale_level=2))
+    with pytest.raises(EnsembleError, match="scale_level is 2; images of 64x64 have 1 to 1"):
+        sample_transformations(KEY, 2, 64, 64, scale_level=2)
+    with pytest.raises(EnsembleError, match="under jit give both"):
+        jax.jit(lambda key: sample_transformations(key, 2, 64, 64, scale_level=1))(KEY)
+    given = jax.jit(lambda key: sample_transformations(key, 2, 64, 64, scale_level=1, transpose=False))(KEY)
+    assert not given.transpose
