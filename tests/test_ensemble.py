@@ -121,10 +121,11 @@ def test_transposed_kernels_are_a_transposition(ensemble: Ensemble) -> None:
     x, y = pairs(2)
     x, y = x[:, :, :128], y[:, :, :128]
     numbers = jax.random.uniform(KEY, (3, 2, 9))
+    chunks = {level: jax.jit(_Chunk(_between_pairs, level, 1.0)) for level in (1, 2)}
     for level in (1, 2):
         for transposed in (True, False):
             samples = Samples(numbers, jnp.asarray(transposed), jax.random.split(KEY, 3))
-            found = _Chunk(_between_pairs, level, 1.0)(ensemble.metric, (x[:, None], y[:, None]), samples)
+            found = chunks[level](ensemble.metric, (x[:, None], y[:, None]), samples)
             expected = [
                 distance_under(x, y, ensemble.metric, from_uniform(each, level, transposed)) for each in numbers
             ]
@@ -135,7 +136,7 @@ def test_dropout() -> None:
     x = jnp.ones((6, 40, 50, 8))
     dropout = draw_dropout(KEY, 3, 0.9, MINI)
     assert dropout is not None
-    first, second = (np.asarray(dropout(x, place)) for place in (0, 1))
+    first, second = (np.asarray(jax.jit(dropout.__call__, static_argnums=1)(x, place)) for place in (0, 1))
     assert set(np.unique(first)) == {0, np.float32(1 / 0.9)}
     # Two images in a row share a mask; others and other places have their own.
     np.testing.assert_array_equal(first[::2], first[1::2])
