@@ -19,11 +19,13 @@ from rlpips_jax.errors import (
     CertificateError,
     DistortionError,
     EnsembleError,
+    GeometryError,
     ImageError,
     ImageFileError,
     ImageFileWarning,
     MetricError,
     RlpipsError,
+    SnapshotError,
     TripletsError,
     UnknownMetric,
     UnsafeCheckpoint,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from rlpips_jax.decoding import load_image
     from rlpips_jax.ensemble import Ensemble
     from rlpips_jax.estimation import Comparison, Estimate, compare, estimate
-    from rlpips_jax.image_files import image_paths, save_image
+    from rlpips_jax.image_files import image_paths, save_animation, save_image
     from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
 
 __all__ = [
@@ -49,12 +51,14 @@ __all__ = [
     "Ensemble",
     "EnsembleError",
     "Estimate",
+    "GeometryError",
     "ImageError",
     "ImageFileError",
     "ImageFileWarning",
     "Metric",
     "MetricError",
     "RlpipsError",
+    "SnapshotError",
     "TripletsError",
     "UnknownMetric",
     "UnsafeCheckpoint",
@@ -73,6 +77,7 @@ __all__ = [
     "load",
     "load_image",
     "pairwise",
+    "save_animation",
     "save_image",
 ]
 
@@ -80,7 +85,7 @@ _HOMES = {
     "decoding": ("load_image",),
     "ensemble": ("Ensemble",),
     "estimation": ("Comparison", "Estimate", "compare", "estimate"),
-    "image_files": ("image_paths", "save_image"),
+    "image_files": ("image_paths", "save_animation", "save_image"),
     "metric": ("Metric", "distance", "distance_map", "layer_distances", "load", "pairwise"),
 }
 """Where the public names live that are imported at their first use.
@@ -89,7 +94,7 @@ JAX takes a second and 100 MB to import: the processes that read images for `rlp
 """
 
 
-_MODULES = (*_HOMES, "attacks", "backbones", "convolution", "evaluation", "images", "reports", "weights")
+_MODULES = (*_HOMES, "attacks", "backbones", "convolution", "evaluation", "geometry", "images", "reports", "weights")
 """Modules that are attributes without being imported by name."""
 
 

@@ -61,6 +61,14 @@ class CertificateError(RlpipsError, ValueError):
     """A certificate was asked for by numbers that have no meaning, or of something that is no ranking."""
 
 
+class GeometryError(RlpipsError, ValueError):
+    """An average or a path was asked for in a way that has no meaning, or its descent came to no finite number."""
+
+
+class SnapshotError(RlpipsError, OSError):
+    """A snapshot of a descent cannot be written or read, is damaged, or is of another run."""
+
+
 class CheckpointError(RlpipsError, OSError):
     """A checkpoint of a training run cannot be written or read: a full disk, another run's folder, all damaged."""
 

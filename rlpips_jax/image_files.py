@@ -3,8 +3,9 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.core
@@ -15,7 +16,7 @@ from rlpips_jax.decoding import cause, load_image
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_range
 
-__all__ = ["SUFFIXES", "image_paths", "load_image", "save_image"]
+__all__ = ["SUFFIXES", "image_paths", "load_image", "save_animation", "save_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """By which `image_paths` knows an image, in upper or lower case."""
@@ -25,6 +26,11 @@ WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True}),
+}
+
+ANIMATION_WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".gif": ("GIF", {"disposal": 1}),
+    ".png": ("PNG", {}),
 }
 
 
@@ -55,12 +61,55 @@ def save_image(
         raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which states the format to write")
     kind, options = WRITERS[path.suffix.lower()]
     levels = _levels(image, value_range)
+    with _whole(path) as file:
+        Image.fromarray(levels).save(file, kind, **options)
+
+
+def save_animation(
+    path: str | os.PathLike[str],
+    frames: Shaped[jax.Array | np.ndarray, "n h w *c"],
+    *,
+    seconds: float | int | Sequence[float | int] = 0.1,
+    value_range: ValueRange = UNIT_RANGE,
+) -> None:
+    """Writes frames as an animation that repeats for ever, in one step as `save_image`.
+
+    Args:
+        path: its suffix states the format: .gif, with 256 colours a frame, or .png, an APNG, without loss.
+        frames: `(n, h, w, 3)`, or grey `(n, h, w)`; uint8, or floating point in `value_range`.
+        seconds: how long each frame is shown; one number for all, or one for each.
+        value_range: black and white of floating-point frames.
+
+    Raises:
+        ImageError: as by `save_image`, or there is no frame, or `seconds` are not one for each or not above 0.
+        ImageFileError: an unknown suffix, or the file cannot be written.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() not in ANIMATION_WRITERS:
+        raise ImageFileError(f"{path} must end in one of {', '.join(ANIMATION_WRITERS)}, which states the format")
+    if not len(frames):
+        raise ImageError("an animation needs a frame or more")
+    times = [seconds] * len(frames) if isinstance(seconds, int | float) else list(seconds)
+    if len(times) != len(frames) or not all(0 < time < float("inf") for time in times):
+        raise ImageError(f"seconds must be a number above 0, or one for each of {len(frames)} frames, got {seconds!r}")
+    pictures = [Image.fromarray(_levels(frame, value_range)) for frame in frames]
+    kind, options = ANIMATION_WRITERS[path.suffix.lower()]
+    durations = [round(1000 * time) for time in times]
+    with _whole(path) as file:
+        pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all is written to it; makes its folder."""
     # Short, so that any name that fits has a temporary one that fits.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            Image.fromarray(levels).save(file, kind, **options)
+            yield file
         os.replace(temporary, path)
     except Exception as error:  # Encoders raise many kinds, for instance for sides too long for the format.
         raise ImageFileError(f"{path} cannot be written: {cause(error)}") from error

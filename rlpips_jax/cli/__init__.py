@@ -26,6 +26,8 @@ COMMANDS = {
     "attack": "rlpips_jax.cli.attack:Attack",
     "evaluate": "rlpips_jax.cli.evaluate:Evaluate",
     "certify": "rlpips_jax.cli.certify:Certify",
+    "average": "rlpips_jax.cli.average:Average",
+    "geodesic": "rlpips_jax.cli.geodesic:Geodesic",
     "weights": "rlpips_jax.cli.weights:Weights",
     "doctor": "rlpips_jax.cli.doctor:Doctor",
 }

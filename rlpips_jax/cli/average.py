@@ -1,0 +1,80 @@
+"""`rlpips average`: one picture that is near to several."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from rlpips_jax import geometry, reports
+from rlpips_jax.cli.descent_options import DescentOptions
+from rlpips_jax.errors import GeometryError
+from rlpips_jax.image_files import save_image
+
+TILE = 224
+"""Pixels of a picture on the sheet."""
+COLUMNS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(DescentOptions):
+    """Find the average of pictures under a metric: the one from which their squared distances are smallest.
+
+    Writes average.png, sheet.png (with the pictures and the mean of their pixels) and result.json to --out.
+    Interrupted, the same command goes on where it stood.
+    """
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE IMAGE [IMAGE ...]")]
+    """The pictures, of one size."""
+
+    start: Literal["mean", "noise"] = "mean"
+    """Begin with the mean of the pixels, or with noise."""
+
+    out: Path = Path("average")
+    """Folder to write to."""
+
+    def run(self) -> int:
+        if len(self.images) < 2:
+            raise GeometryError(f"an average is of two pictures or more, got {len(self.images)}")
+        metric = self.load()
+        pictures = np.stack(self.pictures(list(self.images), metric))
+        with self.descending(self.out) as arguments:
+            result = geometry.average(pictures, metric, start=self.start, **arguments)
+        found = np.rint(np.asarray(result.image) * 255).astype(np.uint8)
+        mean = np.rint(pictures.mean(axis=0)).astype(np.uint8)
+        columns = {
+            name: np.asarray(geometry.distances(picture[None], pictures, metric, key=self.key))
+            for name, picture in (("average", found), ("mean of pixels", mean))
+        }
+        save_image(self.out / "average.png", found)
+        tiles = [reports.Tile(picture, (path.name,)) for path, picture in zip(self.images, pictures, strict=True)]
+        for (name, distances), picture in zip(columns.items(), (found, mean), strict=True):
+            tiles.append(reports.Tile(picture, (name, f"mean distance {reports.plain(distances.mean())}")))
+        rows = [tiles[at : at + COLUMNS] for at in range(0, len(tiles), COLUMNS)]
+        sheet = reports.contact_sheet(rows, title=f"Average under {metric.name}", notes=(metric.signature,), size=TILE)
+        save_image(self.out / "sheet.png", sheet)
+        print(f"# {metric.signature}")
+        lines = [
+            (str(path), *(reports.plain(distances[place]) for distances in columns.values()))
+            for place, path in enumerate(self.images)
+        ]
+        print(reports.table(("distance to", *columns), lines))
+        for name, distances in columns.items():
+            total = (distances.astype(np.float64) ** self.exponent).sum()
+            print(f"sum of distances to the power of {self.exponent:g}, {name}: {reports.plain(total)}")
+        print(f"results: {self.out}")
+        self.finish(
+            self.out,
+            {
+                "signature": metric.signature,
+                "metric": metric.name,
+                "start": self.start,
+                **self.settings,
+                "distances": [
+                    {"image": str(path), "average": columns["average"][place], "mean": columns["mean of pixels"][place]}
+                    for place, path in enumerate(self.images)
+                ],
+            },
+        )
+        return 0

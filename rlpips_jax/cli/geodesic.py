@@ -1,0 +1,107 @@
+"""`rlpips geodesic`: pictures that lead from one to another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from rlpips_jax import geometry, reports
+from rlpips_jax.cli.descent_options import DescentOptions
+from rlpips_jax.image_files import save_animation, save_image
+from rlpips_jax.metric import Metric
+
+TILE = 160
+"""Pixels of a frame on the strip."""
+SECONDS, PAUSE = 0.12, 0.8
+"""How long the animations show a frame, and their ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geodesic(DescentOptions):
+    """Find the shortest path between two pictures under a metric, as frames.
+
+    It is the path along which the squared distances between neighbours have the smallest sum. Writes the frames,
+    strip.png (beside a crossfade), path.gif, path.png (the same animation without loss) and result.json to --out.
+    Interrupted, the same command goes on where it stood.
+    """
+
+    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """The picture to begin with."""
+
+    b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    """The picture to end with, of the same size."""
+
+    frames: int = 9
+    """Frames of the path, with its ends."""
+
+    out: Path = Path("geodesic")
+    """Folder to write to."""
+
+    def run(self) -> int:
+        metric = self.load()
+        a, b = self.pictures([self.a, self.b], metric)
+        with self.descending(self.out) as arguments:
+            result = geometry.geodesic(a, b, self.frames, metric, **arguments)
+        straight = geometry.crossfade(a / np.float32(255), b / np.float32(255), self.frames)
+        paths = {
+            "geodesic": np.rint(np.asarray(result.frames) * 255).astype(np.uint8),
+            "crossfade": np.rint(np.asarray(straight) * 255).astype(np.uint8),
+        }
+        steps = {
+            name: np.asarray(geometry.distances(frames[:-1], frames[1:], metric, key=self.key))
+            for name, frames in paths.items()
+        }
+        self._write(paths, steps, metric)
+        print(f"# {metric.signature}")
+        rows = [
+            (f"{place} to {place + 1}", *(reports.plain(distances[place]) for distances in steps.values()))
+            for place in range(self.frames - 1)
+        ]
+        print(reports.table(("frames", *steps), rows))
+        for name, distances in steps.items():
+            total = (distances.astype(np.float64) ** self.exponent).sum()
+            print(f"sum of distances to the power of {self.exponent:g}, {name}: {reports.plain(total)}")
+        print(f"results: {self.out}")
+        self.finish(
+            self.out,
+            {
+                "signature": metric.signature,
+                "metric": metric.name,
+                "images": [str(self.a), str(self.b)],
+                **self.settings,
+                "distances": [
+                    {"frame": place, **{name: distances[place] for name, distances in steps.items()}}
+                    for place in range(self.frames - 1)
+                ],
+            },
+        )
+        return 0
+
+    def _write(self, paths: dict[str, np.ndarray], steps: dict[str, np.ndarray], metric: Metric) -> None:
+        frames = paths["geodesic"]
+        digits = len(str(self.frames - 1))
+        for number, frame in enumerate(frames):
+            save_image(self.out / "frames" / f"{number:0{digits}}.png", frame)
+        # There and back, so that it never jumps.
+        turn = [*range(self.frames), *range(self.frames - 2, 0, -1)]
+        seconds = [PAUSE if place in (0, self.frames - 1) else SECONDS for place in turn]
+        for name in ("path.gif", "path.png"):
+            save_animation(self.out / name, frames[turn], seconds=seconds)
+        rows = [
+            [
+                reports.Tile(picture, (name if not place else str(place), *_next(steps[name], place)))
+                for place, picture in enumerate(pictures)
+            ]
+            for name, pictures in paths.items()
+        ]
+        strip = reports.contact_sheet(
+            rows, title=f"Shortest path under {metric.name}", notes=(metric.signature,), size=TILE
+        )
+        save_image(self.out / "strip.png", strip)
+
+
+def _next(distances: np.ndarray, place: int) -> tuple[str, ...]:
+    """How far the next frame is, where there is one."""
+    return (f"to the next {distances[place]:.4f}",) if place < len(distances) else ()

@@ -1,0 +1,155 @@
+"""Distances as descents need them: what can be known of images beforehand, and the distances that follow from it.
+
+Of a metric that draws nothing, that is the features of images that do not move. A randomised one sees all images anew
+in every step.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from rlpips_jax.errors import GeometryError, ImageError
+from rlpips_jax.geometry.arguments import check_count, checked_key, in_unit_range
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
+from rlpips_jax.metric import Features, Metric, distance, load
+
+JUDGMENTS = 16
+"""Draws over which the distances of a randomised metric are averaged in results."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["metric"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A metric that gives the same number each time."""
+
+    metric: Metric
+
+    drawing = ""
+
+    def prepared(self, images: Float[Array, "n h w 3"]) -> Features:
+        """What is compared of images in [0, 1], with the same leading axis."""
+        return self.metric.features(images, value_range=UNIT_RANGE)
+
+    def between(self, x: Features, y: Features, key: Any) -> Float[Array, " n"]:
+        """Distances of pairs; one is compared with all where its leading axis is 1."""
+        return self.metric.between(x, y)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A distance that may draw at random: `x, y, key -> (n,)`, a pytree."""
+
+    function: Any
+
+    drawing = "a randomised metric"
+    """Who needs a key; "" if nobody does."""
+
+    def prepared(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+        """The images."""
+        return images
+
+    def between(self, x: Float[Array, "_ h w 3"], y: Float[Array, "_ h w 3"], key: Any) -> Float[Array, " n"]:
+        """Distances of pairs for one key; one is compared with all where its leading axis is 1."""
+        x, y = jnp.broadcast_arrays(x, y)
+        distances = self.function(x, y, key)
+        if jnp.shape(distances) != x.shape[:1]:
+            raise GeometryError(
+                f"the distance of {x.shape[0]} pairs has shape {jnp.shape(distances)}; it must be a number for each "
+                f"pair, {x.shape[:1]}: take no mean"
+            )
+        return distances
+
+
+@dataclass(frozen=True)
+class _OfMetric:
+    """The distance by a randomised metric as a function of a key."""
+
+    samples: int
+
+    def __call__(self, metric: Any, x: Any, y: Any, key: Any) -> Float[Array, " n"]:
+        return cast(Any, distance)(x, y, metric, key=key, samples=self.samples)
+
+
+Comparison = Fixed | Drawn
+
+
+def comparison(metric: Any, samples: int) -> Comparison:
+    """The distance by a `Metric`, a randomised metric, or a function `x, y, key -> (n,)` of images in [0, 1].
+
+    Raises:
+        GeometryError: it is none of these.
+    """
+    if isinstance(metric, Metric):
+        return Fixed(metric)
+    if callable(metric):
+        return Drawn(metric if isinstance(metric, Partial) else Partial(metric))
+    leaves = jax.tree.leaves(metric)
+    if leaves and leaves[0] is not metric and not isinstance(metric, tuple | list | dict):
+        return Drawn(Partial(_OfMetric(samples), metric))
+    raise GeometryError(
+        f"metric must come from rlpips_jax.load, or be a function (x, y, key) -> (n,), got {type(metric).__name__}"
+    )
+
+
+def compared_by(metric: Any, samples: Any) -> tuple[Any, Comparison]:
+    """The metric, and the distance by it."""
+    metric = load() if metric is None else metric
+    return metric, comparison(metric, check_count("samples", samples))
+
+
+def distances(
+    x: Images, y: Images, metric: Any = None, *, key: Any = None, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, " n"]:
+    """Distances of pairs as results have them, by whatever gives distances here.
+
+    Args:
+        x: images `(n, h, w, 3)`, or one `(1, h, w, 3)` to compare with all, uint8 or floats in `value_range`.
+        y: images of the same size.
+        metric: as in `average`.
+        key: of a randomised metric or a function, whose mean over 16 draws it is.
+        value_range: black and white of floating-point images.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, differ in size, or are too small.
+        GeometryError: a key is missing, or there is no such metric.
+    """
+    metric, compared = compared_by(metric, 1)
+    x, y = (in_unit_range(images, value_range, name, metric) for name, images in (("x", x), ("y", y)))
+    if x.ndim != 4 or y.ndim != 4 or x.shape[1:] != y.shape[1:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
+        raise ImageError(f"x and y must be batches (n, h, w, 3) of one size, got {x.shape} and {y.shape}")
+    return judged(compared, x, y, checked_key(key, compared.drawing))
+
+
+@jax.jit
+def judged(
+    compared: Comparison, x: Float[Array, "_ h w 3"], y: Float[Array, "_ h w 3"], key: Any
+) -> Float[Array, " n"]:
+    """Distances of pairs; of a randomised metric the mean over draws."""
+    pair: tuple[Any, Any] = compared.prepared(x), compared.prepared(y)
+    if not compared.drawing:
+        return compared.between(*pair, key)
+    keys = jax.random.split(key, JUDGMENTS)
+    return jax.lax.map(lambda one: compared.between(*pair, one), keys).mean(axis=0)
+
+
+def signature(metric: Any) -> str:
+    """A line by which the metric of one run is told from that of another."""
+    if (known := getattr(metric, "signature", None)) is not None:
+        return str(known)
+    function = metric.func if isinstance(metric, Partial) else metric
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    return " ".join([name, *(digest(np.asarray(leaf)) for leaf in jax.tree.leaves(metric) if not callable(leaf))])
+
+
+def digest(array: np.ndarray) -> str:
+    """The beginning of the SHA-256 of an array's shape, type and values."""
+    text = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Snapshots of a descent: one file, whole or as it was before, that says which run it is of.
+
+The file is a NumPy archive; its member `run` is a JSON document of everything that the run's numbers follow from.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpips_jax.errors import SnapshotError
+
+FORMAT = 1
+
+Run = Mapping[str, Any]
+"""Everything that a run's numbers follow from; whatever JSON can say."""
+
+
+def write(path: Path, run: Run, arrays: Mapping[str, Any]) -> None:
+    """Writes a snapshot in place of the one before; makes its folder.
+
+    Args:
+        path: of the file.
+        run: which run it is of.
+        arrays: the state, by name.
+
+    Raises:
+        SnapshotError: it cannot be written; the one before is as it was.
+    """
+    # Short, so that any name that fits has a temporary one that fits.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.savez(
+                file, allow_pickle=False, run=np.asarray(_text(run)), **{k: np.asarray(v) for k, v in arrays.items()}
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SnapshotError(
+            f"the snapshot {path} cannot be written: {error.strerror or error}; free some space, or name another file"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def read(path: Path, run: Run) -> dict[str, np.ndarray] | None:
+    """The arrays of a snapshot; None if there is no file.
+
+    Args:
+        path: of the file.
+        run: which run it must be of.
+
+    Raises:
+        SnapshotError: it cannot be read, is damaged or no snapshot, or is of another run; says in what they differ.
+    """
+    advice = "remove it to begin anew, or name another"
+    try:
+        # NumPy leaves a file open that it opened itself and finds damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        found = json.loads(str(arrays.pop("run")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SnapshotError(f"{path} is no whole snapshot ({error}): {advice}") from error
+    wanted = json.loads(_text(run))
+    differences = [
+        f"{name} is {json.dumps(found.get(name))} there and {json.dumps(wanted.get(name))} here"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise SnapshotError(f"{path} is a snapshot of another run: {'; '.join(differences)}: {advice}")
+    return arrays
+
+
+def _text(run: Run) -> str:
+    return json.dumps({"format": FORMAT, **run}, sort_keys=True)

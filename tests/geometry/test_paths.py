@@ -1,0 +1,157 @@
+"""Paths: their ends, their range, what they are where that is known, and that they can be interrupted."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax import geometry
+from rlpips_jax.geometry import snapshots
+
+
+def mean_square(x: Any, y: Any, key: Any) -> Any:
+    return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
+
+
+@pytest.fixture
+def ends() -> np.ndarray:
+    coarse = np.random.default_rng(0).uniform(size=(2, 2, 2, 3))
+    return coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+
+
+def test_under_squared_pixel_differences_it_is_a_crossfade(ends: np.ndarray) -> None:
+    """In a flat space straight lines, walked evenly, are shortest; the start is far from one."""
+    noise = np.random.default_rng(1).uniform(size=(5, 8, 8, 3)).astype(np.float32)
+    result = geometry.geodesic(
+        *ends, 5, mean_square, start=noise, exponent=1, steps=800, coarsest=8, key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(result.frames, geometry.crossfade(*ends, 5), atol=0.02)
+    np.testing.assert_allclose(result.distances, result.distances.mean(), rtol=0.1)
+
+
+def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.ndarray) -> None:
+    a, b = 255 * photographs[:2]
+    result = geometry.geodesic(a, b, 4, metric, steps=20, value_range=(0, 255))
+    assert result.frames.shape == (4, *a.shape)
+    np.testing.assert_array_equal(result.frames[0], a)
+    np.testing.assert_array_equal(result.frames[-1], b)
+    assert 0 <= float(result.frames.min()) < float(result.frames.max()) <= 255
+    again = rl.distance(result.frames[:-1], result.frames[1:], metric, value_range=(0, 255))
+    np.testing.assert_allclose(result.distances, again, rtol=1e-3)
+    fade = geometry.crossfade(a, b, 4)
+    straight = rl.distance(fade[:-1], fade[1:], metric, value_range=(0, 255))
+    assert float((again**2).sum()) < float((straight**2).sum())
+
+
+class Stop(Exception):
+    """What `watch` raises."""
+
+
+@pytest.mark.parametrize("after", [10, 20, 35])
+def test_a_resumed_path_is_the_same_bit_for_bit(ends: np.ndarray, tmp_path: Path, after: int) -> None:
+    def noisy(x: Any, y: Any, key: Any) -> Any:
+        return mean_square(x, y, key) * jax.random.uniform(key)
+
+    options: dict[str, Any] = {"steps": (15, 25), "coarsest": 4, "key": jax.random.key(3), "exponent": 1}
+    seen: list[geometry.Progress] = []
+    whole = geometry.geodesic(*ends, 4, noisy, watch=seen.append, **options)
+    assert [progress.step for progress in seen] == [10, 15, 25, 35, 40]
+    assert [progress.size for progress in seen] == [(4, 4)] * 2 + [(8, 8)] * 3
+    assert {progress.steps for progress in seen} == {40}
+
+    def stop(progress: geometry.Progress) -> None:
+        if progress.step >= after:
+            raise Stop
+
+    snapshot = tmp_path / "folder" / "state.npz"
+    with pytest.raises(Stop):
+        geometry.geodesic(*ends, 4, noisy, watch=stop, snapshot=snapshot, **options)
+    resumed: list[geometry.Progress] = []
+    found = geometry.geodesic(*ends, 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    assert resumed[0].step > after
+    for name in whole._fields:
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
+    # And once more, when all is done.
+    resumed.clear()
+    found = geometry.geodesic(*ends, 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    assert not resumed
+    np.testing.assert_array_equal(found.frames, whole.frames)
+    assert [path.name for path in snapshot.parent.iterdir()] == ["state.npz"]
+
+
+def test_a_snapshot_of_another_run_is_refused(ends: np.ndarray, tmp_path: Path) -> None:
+    snapshot = tmp_path / "state.npz"
+    options: dict[str, Any] = {"steps": 2, "key": jax.random.key(0), "snapshot": snapshot}
+    geometry.geodesic(*ends, 3, mean_square, **options)
+    before = snapshot.read_bytes()
+    for other, word in (
+        ({"steps": 3}, r"steps is \[2\] there and \[3\] here"),
+        ({"key": jax.random.key(1)}, "key is"),
+        ({"exponent": 1}, "exponent is 2 there and 1 here"),
+        ({"pace": 1}, "paces is"),
+    ):
+        with pytest.raises(rl.SnapshotError, match=f"a snapshot of another run.*{word}.*remove it"):
+            geometry.geodesic(*ends, 3, mean_square, **(options | other))
+    with pytest.raises(rl.SnapshotError, match="images is"):
+        geometry.geodesic(ends[1], ends[0], 3, mean_square, **options)
+    with pytest.raises(rl.SnapshotError, match='what is "geodesic" there and "average" here'):
+        geometry.average(ends, mean_square, **options)
+    assert snapshot.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "folder"])
+def test_a_damaged_snapshot_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.npz"
+    snapshots.write(path, {"what": "test"}, {"values": np.arange(1000)})
+    found = snapshots.read(path, {"what": "test"})
+    assert found is not None
+    np.testing.assert_array_equal(found["values"], np.arange(1000))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "text":
+        path.write_text("hello")
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(rl.SnapshotError, match="no whole snapshot"):
+        snapshots.read(path, {"what": "test"})
+
+
+def test_no_snapshot_is_none_and_an_unwritable_one_an_error(tmp_path: Path) -> None:
+    assert snapshots.read(tmp_path / "absent.npz", {}) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rl.SnapshotError, match="cannot be written"):
+        snapshots.write(tmp_path / "file" / "state.npz", {}, {})
+
+
+def test_errors_name_what_was_wrong(ends: np.ndarray, metric: rl.Metric, photographs: np.ndarray) -> None:
+    key = jax.random.key(0)
+    with pytest.raises(rl.GeometryError, match="frames must be a whole number, 3 or more, got 2"):
+        geometry.geodesic(*ends, 2, mean_square, key=key)
+    with pytest.raises(rl.ImageError, match="a and b must be two images"):
+        geometry.geodesic(ends[0], ends[1, :4], 3, mean_square, key=key)
+    with pytest.raises(rl.ImageError, match="outside value_range"):
+        geometry.geodesic(photographs[0] * 255, photographs[1] * 255, 3, metric)
+    with pytest.raises(rl.GeometryError, match="start must be the frames"):
+        geometry.geodesic(*ends, 3, mean_square, start=ends, key=key)
+    with pytest.raises(rl.ImageError, match="batches"):
+        geometry.distances(ends[0], ends[1], mean_square, key=key)
+
+
+def test_distances_are_means_over_draws(ends: np.ndarray) -> None:
+    def drawn(x: Any, y: Any, key: Any) -> Any:
+        return mean_square(x, y, key) * jax.random.uniform(key, maxval=2)
+
+    found = geometry.distances(ends[:1], ends, drawn, key=jax.random.key(0))
+    exact = mean_square(ends[:1], ends, None)
+    assert found[0] == 0
+    assert 0.5 * exact[1] < found[1] < 1.5 * exact[1]
+    assert found[1] != exact[1]
