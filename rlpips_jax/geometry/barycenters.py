@@ -14,11 +14,14 @@ from jaxtyping import Array, Float
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
-from rlpips_jax.geometry.descent import STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
+from rlpips_jax.geometry.descent import PACE, STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 STARTS = ("mean", "noise")
 """Where an average may begin: the mean of all pixels, or grey noise, 0.5 + 0.2 N(0, 1), as E-LPIPS's authors do."""
+
+NO_STEP = 2**32 - 1
+"""Folded into a key, gives one that no step uses."""
 
 
 class Average(NamedTuple):
@@ -69,7 +72,7 @@ def average(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
-    pace: float | int | None = None,
+    pace: float | int = PACE,
     images_per_step: int | None = None,
     key: Any = None,
     samples: int = 1,
@@ -94,8 +97,8 @@ def average(
         coarsest: smallest height or width that images are reduced to, in pixels.
         exponent: of the distances. LPIPS is itself a mean of squares: 1 minimises the sum of squares of its root.
         rate: learning rate by the time t, in units of the whole range of values.
-        pace: by how much t grows with each step of a level, from 0 on; None leads each level through the 100,000 steps
-            that E-LPIPS's authors take, in as many as it has. Their own descent is `pace=1`, in one level.
+        pace: by how much t grows with each step of a level, where it begins at 0. E-LPIPS's authors have 1, one level
+            and 100,000 steps.
         images_per_step: of how many images, drawn anew, each step takes the distance: less work with many images and
             a randomised metric (others know all images beforehand). None for all.
         key: of everything drawn; needed from "noise", by randomised metrics and functions, and for `images_per_step`.
@@ -155,7 +158,7 @@ def _start(start: Any, images: Float[Array, "n h w 3"], key: Any, value_range: V
             return images.mean(axis=0, keepdims=True)
         if key is None:
             raise GeometryError("noise is drawn, and needs a key: pass key=jax.random.key(0)")
-        noise = jax.random.normal(jax.random.fold_in(key, -1), (1, *images.shape[1:]), images.dtype)
+        noise = jax.random.normal(jax.random.fold_in(key, NO_STEP), (1, *images.shape[1:]), images.dtype)
         return jnp.clip(0.5 + 0.2 * noise, 0, 1)
     image = in_unit_range(start, value_range, "start")
     if image.shape != images.shape[1:]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from rlpips_jax.errors import GeometryError, ImageError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
-from rlpips_jax.geometry.descent import STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
+from rlpips_jax.geometry.descent import PACE, STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 
@@ -57,7 +57,7 @@ def geodesic(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
-    pace: float | int | None = None,
+    pace: float | int = PACE,
     key: Any = None,
     samples: int = 1,
     value_range: ValueRange = UNIT_RANGE,
