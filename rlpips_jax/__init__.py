@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from rlpips_jax.ensemble import Ensemble
     from rlpips_jax.estimation import Comparison, Estimate, compare, estimate
     from rlpips_jax.image_files import image_paths, save_animation, save_image
-    from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, load, pairwise
+    from rlpips_jax.loading import load
+    from rlpips_jax.metric import Metric, distance, distance_map, layer_distances, pairwise
 
 __all__ = [
     "AttackError",
@@ -86,7 +87,8 @@ _HOMES = {
     "ensemble": ("Ensemble",),
     "estimation": ("Comparison", "Estimate", "compare", "estimate"),
     "image_files": ("image_paths", "save_animation", "save_image"),
-    "metric": ("Metric", "distance", "distance_map", "layer_distances", "load", "pairwise"),
+    "loading": ("load",),
+    "metric": ("Metric", "distance", "distance_map", "layer_distances", "pairwise"),
 }
 """Where the public names live that are imported at their first use.
 

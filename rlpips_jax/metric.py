@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,7 @@ from rlpips_jax.transformations import Transformation, transform
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
 
-if TYPE_CHECKING:
-    from rlpips_jax.ensemble import Ensemble
-
 DEFAULT = "lpips-alex"
-EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 EPSILON = 1e-10
 DTYPES = ("float32", "bfloat16", "float64")
 PRECISIONS = ("default", "high", "highest")
@@ -59,7 +55,7 @@ Features = tuple[Float[Array, "..."], ...]
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class Metric:
-    """A perceptual distance: parameters and how to use them. Made by `load`.
+    """A perceptual distance: parameters and how to use them. Made by `rlpips_jax.load`.
 
     Attributes:
         parameters: `{"backbone": {...}, "heads": (w_0, w_1, ...)}`, float32; the leaves of the pytree. With
@@ -217,9 +213,8 @@ class RandomDistance:
         raise NotImplementedError
 
 
-@overload
-def load(
-    name: EnsembleName,
+def assemble(
+    name: str | os.PathLike[str],
     *,
     weights_dir: str | os.PathLike[str] | None = None,
     unweighted: bool = False,
@@ -228,61 +223,8 @@ def load(
     max_batch: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
-) -> "Ensemble": ...
-
-
-@overload
-def load(
-    name: str | os.PathLike[str] = DEFAULT,
-    *,
-    weights_dir: str | os.PathLike[str] | None = None,
-    unweighted: bool = False,
-    dtype: DTypeLike = "float32",
-    precision: str = "highest",
-    max_batch: int | None = None,
-    remat: bool = False,
-    forward_mode: bool = False,
-) -> Metric: ...
-
-
-def load(
-    name: str | os.PathLike[str] = DEFAULT,
-    *,
-    weights_dir: str | os.PathLike[str] | None = None,
-    unweighted: bool = False,
-    dtype: DTypeLike = "float32",
-    precision: str = "highest",
-    max_batch: int | None = None,
-    remat: bool = False,
-    forward_mode: bool = False,
-) -> Any:
-    """Loads a metric by name, or from a weight file by its path: a `Metric`, or of E-LPIPS an `Ensemble`.
-
-    Weights are sought in `weights_dir`, `$RLPIPS_WEIGHTS_DIR`, the user cache, PyTorch's cache, and are
-    downloaded from their authors otherwise. Safe under tracing: the parameters are concrete arrays.
-
-    Args:
-        name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "elpips-squeeze", "lpips-tiny" (`rlpips weights
-            list` shows all), or the path of a `.safetensors` file made by training or by `python -m convert`.
-        weights_dir: a folder to look into first.
-        unweighted: set every weight of the heads to 1; floors stay.
-        dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
-        precision: of the convolutions: "highest" gives the same number on every platform; "default" is faster
-            where a GPU has TF32 or a TPU bfloat16.
-        max_batch: most images in the network at once: bounds memory, not results. The gradient recomputes each
-            block, so it is bounded too.
-        remat: recompute activations in the gradient instead of keeping those between taps (VGG16 at 512x512 on CPU:
-            0.64 of the memory). On CPU without effect under `vmap` or within blocks of `max_batch`.
-        forward_mode: make `jax.jvp`, `jax.jacfwd` and `jax.linearize` work, which the convolutions' own backward rule
-            forbids ("can't apply forward-mode differentiation ..."). On CPU gradients get slower.
-
-    Raises:
-        UnknownMetric: no metric of this name.
-        WeightsNotFound: no weights on this machine, and no download; says what to put where.
-        WeightsCorrupt: a weight file is damaged.
-        WeightsMismatch: a weight file is of another network, incomplete, or has negative heads or floors.
-        MetricError: an option that makes no sense.
-    """
+) -> tuple[registry.Recipe, Metric]:
+    """What `rlpips_jax.load` loads, and the recipe by which it is put together. Arguments and errors as there."""
     dtype = _check_dtype(dtype)
     if precision not in PRECISIONS:
         raise MetricError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -299,7 +241,7 @@ def load(
         }
     with jax.ensure_compile_time_eval():
         parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
-    metric = Metric(
+    return recipe, Metric(
         parameters=parameters,
         name=f"{recipe.name} (unweighted)" if unweighted and recipe.heads else recipe.name,
         architecture=recipe.architecture,
@@ -310,11 +252,6 @@ def load(
         remat=remat,
         forward_mode=forward_mode,
     )
-    if not recipe.ensemble:
-        return metric
-    from rlpips_jax.ensemble import Ensemble  # Built on this module.
-
-    return Ensemble(metric)
 
 
 def distance(
@@ -332,8 +269,8 @@ def distance(
     Args:
         x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
         y: images of the same shape.
-        metric: from `load`; None for "lpips-alex", which is loaded once. In a function that you jit, pass the metric
-            through as an argument: one that is loaded or closed over there becomes constants of the program.
+        metric: from `rlpips_jax.load`; None for "lpips-alex", which is loaded once. In a function that you jit, pass
+            the metric through as an argument: one that is loaded or closed over there becomes constants of the program.
             An Ensemble, such as "elpips-squeeze", is random and needs `key`, or a `transformation`.
         value_range: black and white of floating-point images; under `jit` a static argument.
         transformation: compare both images under this one of E-LPIPS's transformations, without dropout: of n images
@@ -547,7 +484,7 @@ def _metric(metric: Any, transformation: Any = None) -> Metric:
 
 @functools.cache
 def _default() -> Metric:
-    return load(DEFAULT)
+    return assemble(DEFAULT)[1]
 
 
 def _check_dtype(dtype: DTypeLike) -> str:

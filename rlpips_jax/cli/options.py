@@ -13,7 +13,8 @@ from jaxtyping import Shaped
 
 from rlpips_jax.errors import EnsembleError, RlpipsError
 from rlpips_jax.images import UNIT_RANGE, check_images
-from rlpips_jax.metric import DEFAULT, Metric, RandomDistance, load
+from rlpips_jax.loading import load
+from rlpips_jax.metric import DEFAULT, Metric, RandomDistance
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 

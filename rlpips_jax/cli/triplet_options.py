@@ -12,7 +12,8 @@ from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.errors import RlpipsError, TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
-from rlpips_jax.metric import DEFAULT, Metric, load
+from rlpips_jax.loading import load
+from rlpips_jax.metric import DEFAULT, Metric
 
 SIZE = 64
 """Pixels of patches cut from photographs, unless stated."""
