@@ -184,7 +184,7 @@ _HEADS = (
         _elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
     ),
     Part("lpips-tiny", TINY, shipped=True),
-    Part("rlpips-alex", ALEX),
+    Part("rlpips-alex", ALEX, shipped=True),
     Part("rlpips-vgg", VGG),
     Part("rlpips-squeeze", SQUEEZE),
     Part("rlpips-tiny", TINY),

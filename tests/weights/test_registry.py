@@ -1,6 +1,7 @@
 """The registry is consistent, and what it says of official files is true."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ import pytest
 
 from rlpips_jax.backbones import ALEX, SQUEEZE, SQUEEZE_FLOOR, VGG
 from rlpips_jax.errors import UnknownMetric
-from rlpips_jax.weights import registry
+from rlpips_jax.weights import registry, store
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import BACKBONES, ENSEMBLE_HEADS, HEADS, PARTS, RECIPES, Part
@@ -53,7 +54,8 @@ def test_recipes_fit_together(recipe: registry.Recipe) -> None:
     if recipe.heads:
         assert recipe.heads.half == "heads"
         assert recipe.heads.architecture == recipe.architecture
-        assert recipe.heads.name == recipe.name
+        # An ensemble for which nobody trained heads has those of its metric.
+        assert recipe.heads.name in (recipe.name, *([recipe.name.removeprefix("e")] if recipe.ensemble else []))
     if recipe.backbone:
         assert recipe.backbone.half == "backbone"
         # Taps and pooling may differ; the convolutions may not.
@@ -62,6 +64,20 @@ def test_recipes_fit_together(recipe: registry.Recipe) -> None:
         assert own.name == needed.name
     # What has no official backbone ships with one, or is trained with one.
     assert recipe.backbone or (recipe.heads and (recipe.heads.shipped or recipe.name.startswith("rlpips-")))
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS.values() if part.shipped], ids=lambda part: part.name)
+def test_what_ships_is_whole_and_says_what_it_is(part: registry.Part) -> None:
+    parameters, metadata = store.obtain(part)
+    assert metadata["metric"] == part.name
+    assert metadata["licence"] == "Apache-2.0"
+    assert all((head >= 0).all() and head.any() for head in parameters["heads"])
+    # Trained heads are the official backbone's, in the paper's form, and tell how they came about.
+    if part.name.startswith("rlpips-") and RECIPES[part.name].backbone:
+        assert parameters.keys() == {"heads"}
+        card = json.loads(metadata["card"])
+        assert {"data", "scores", "start", "trained"} <= card.keys()
+        assert "/" not in "".join(map(str, (card["trained"][name] for name in ("data", "validation", "metric"))))
 
 
 def test_every_backbone_has_every_metric() -> None:
