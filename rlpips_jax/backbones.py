@@ -7,7 +7,6 @@ original by eye. Pooling and taps are fields of the table: another variant is `d
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -142,20 +141,20 @@ def layer_name(layer: Layer) -> str:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["seeds"], meta_fields=["keep"])
 @dataclass(frozen=True)
 class Dropout:
-    """Masks on the input of every convolution, rescaled so that its expectation stays. Made by `draw_dropout`.
+    """Masks on the input of every convolution, rescaled so that its expectation stays.
 
     Attributes:
-        seeds: `(m, places, 2)`: of a batch of n images, each n / m in a row have one mask.
+        seeds: `(m, 2)`, random: of a batch of n images, each n / m in a row have one mask.
         keep: the share of the inputs that is kept.
     """
 
-    seeds: UInt32[Array, "m places 2"]
+    seeds: UInt32[Array, "m 2"]
     keep: float
 
     def __call__(self, x: Float[Array, "n h w c"], place: int) -> Float[Array, "n h w c"]:
         """Activations under the masks of a place in the network."""
         index = jnp.arange(np.prod(x.shape[1:]), dtype=jnp.uint32).reshape(x.shape[1:])
-        first, second = (self.seeds[:, None, None, None, place, each] for each in (0, 1))
+        first, second = _mixed(self.seeds + np.uint32(place * 0x9E3779B9 % 2**32)).T[..., None, None, None]
         kept = _mixed(_mixed(index + first) ^ second) < np.uint32(self.keep * 2**32)
         grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])
         return jnp.where(kept[:, None], grouped * np.array(1 / self.keep, x.dtype), 0).reshape(x.shape)
@@ -164,18 +163,11 @@ class Dropout:
 def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A permutation of the 32-bit numbers that looks random (Wellons, "Prospecting for hash functions", lowbias32).
 
-    The bits of `jax.random` for as many masks take four times as long to compile as the network itself.
+    The bits of `jax.random` for as many masks take several times as long to compile as the network itself.
     """
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-def draw_dropout(key: Any, count: int, keep: float, architecture: Architecture) -> Dropout | None:
-    """Masks for so many groups of images; None where everything is kept."""
-    if keep == 1:
-        return None
-    return Dropout(jax.random.bits(key, (count, PLACES * (1 + architecture.layers[-1].index), 2), jnp.uint32), keep)
 
 
 def dropped(

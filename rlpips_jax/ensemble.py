@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from rlpips_jax import estimators
-from rlpips_jax.backbones import Dropout, draw_dropout
+from rlpips_jax.backbones import Dropout
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.estimators import ESTIMATORS, Samples
 from rlpips_jax.expectation import Draws, summed
@@ -228,12 +228,16 @@ def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any
         functions = tuple(of_level(level) for level in range(1, len(probabilities) + 1))
         draws = Draws(drawn, levels if len(functions) > 1 else None)
         return summed(functions, ensemble.metric, arguments, draws, forward_mode=forward_mode) / samples
+    levels = range(1, len(counts) + 1)
+    chunks = tuple(
+        estimators.together(count, n, level, height, width, ensemble.metric.max_batch)
+        for level, count in zip(levels, counts, strict=True)
+    )
     total = jnp.zeros(())
-    for level, (probability, count) in enumerate(zip(probabilities, counts, strict=True), start=1):
-        chunk = estimators.together(count, n, level, height, width, ensemble.metric.max_batch)
-        draws = Draws(estimators.stratified_samples(jax.random.fold_in(key, level), count, n, chunk))
-        part = summed((of_level(level),), ensemble.metric, arguments, draws, forward_mode=forward_mode)
-        total += part * (probability / count)
+    for level, drawn in zip(levels, estimators.stratified_samples(key, counts, n, chunks), strict=True):
+        weight = probabilities[level - 1] / counts[level - 1]
+        part = summed((of_level(level),), ensemble.metric, arguments, Draws(drawn), forward_mode=forward_mode)
+        total += part * weight
     return total
 
 
@@ -254,13 +258,13 @@ class _Chunk:
     def __call__(self, metric: Metric, arguments: Any, samples: Samples) -> Array:
         metric = _with_transposed_kernels(metric, samples.transposed)
 
-        def one(numbers: Float[Array, "n 9"], key: Any) -> Array:
+        def one(numbers: Float[Array, "n 9"], seeds: UInt32[Array, "n 2"]) -> Array:
             transformation = from_uniform(numbers, self.level, False)
-            dropout = draw_dropout(key, len(numbers), self.keep, metric.architecture)
+            dropout = None if self.keep == 1 else Dropout(seeds, self.keep)
             features_of = functools.partial(self._features, metric, transformation, dropout)
             return self.function(metric, features_of, arguments)
 
-        return jax.vmap(one)(samples.numbers, samples.keys).sum(axis=0)
+        return jax.vmap(one)(samples.numbers, samples.seeds).sum(axis=0)
 
     def _features(
         self,

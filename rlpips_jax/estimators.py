@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from rlpips_jax.transformations import FLIPS, NUMBERS, PERMUTATIONS, SHIFTS, level_probabilities
 
@@ -31,17 +31,17 @@ ALLOWANCE = 1.25
 
 
 class Samples(NamedTuple):
-    """Draws of samples, `count` in all, in chunks that pass through the network at once.
+    """Draws of samples in chunks that pass through the network at once.
 
     Attributes:
         numbers: `(chunks, c, n, 9)`, uniform, for `transformations.from_uniform`.
         transposed: `(chunks,)`.
-        keys: `(chunks, c)`, of `jax.random`, for the masks of dropout.
+        seeds: `(chunks, c, n, 2)`, of the masks of dropout.
     """
 
     numbers: Float[Array, "chunks c n 9"]
     transposed: Bool[Array, " chunks"]
-    keys: Any
+    seeds: UInt32[Array, "chunks c n 2"]
 
 
 def allocation(samples: int, height: int, width: int) -> tuple[int, ...] | None:
@@ -71,53 +71,104 @@ def together(samples: int, n: int, level: int, height: int, width: int, max_batc
     return next(size for size in range(most, 0, -1) if samples % size == 0)
 
 
-def stratified_samples(key: Any, samples: int, n: int, chunk: int) -> Samples:
-    """Samples of one level, spread over everything that they draw."""
-    of_numbers, of_transposed, of_masks = jax.random.split(key, 3)
-    chunks = samples // chunk
-    numbers = latin_hypercube(of_numbers, samples, (n, NUMBERS))
-    return Samples(
-        numbers=numbers.reshape(chunks, chunk, n, NUMBERS),
-        transposed=latin_hypercube(of_transposed, chunks, ()) < 0.5,
-        keys=jax.random.split(of_masks, (chunks, chunk)),
-    )
+class _Bits(NamedTuple):
+    """All that is drawn, in one call: what is compiled for each call of `jax.random` outweighs a small network.
+
+    Attributes:
+        places: `(samples, n, 9)`, uniform, by whose order strata are dealt out.
+        within: `(samples, n, 9)`, uniform, places within strata.
+        seeds: `(samples, n, 2)`.
+        shared: `(samples, 4)`, uniform, for what is one for all images.
+    """
+
+    places: Float[Array, "samples n 9"]
+    within: Float[Array, "samples n 9"]
+    seeds: UInt32[Array, "samples n 2"]
+    shared: Float[Array, "samples 4"]
+
+
+def _bits(key: Any, samples: int, n: int) -> _Bits:
+    each = 2 * NUMBERS + 2
+    bits = jax.random.bits(key, (samples, n * each + 4), jnp.uint32)
+    of_images = bits[:, 4:].reshape(samples, n, each)
+    places, within = _uniform(of_images[..., :NUMBERS]), _uniform(of_images[..., NUMBERS:-2])
+    return _Bits(places, within, of_images[..., -2:], _uniform(bits[:, :4]))
+
+
+def _uniform(bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """Numbers in [0, 1) of as many digits as float32 has."""
+    return (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+
+def stratified_samples(key: Any, counts: tuple[int, ...], n: int, chunks: tuple[int, ...]) -> list[Samples]:
+    """Samples of each level, spread over everything that they draw.
+
+    Args:
+        key: a key of `jax.random`.
+        counts: of samples on each level.
+        n: images.
+        chunks: samples of each level that pass through the network at once, divisors of their numbers.
+    """
+    bits = _bits(key, sum(counts), n)
+    numbers = latin_hypercube(bits.places, bits.within, counts)
+    found = []
+    start = 0
+    for count, chunk in zip(counts, chunks, strict=True):
+        those = slice(start, start + count)
+        # What a chunk draws has no order, so turning every other one is as good as drawing which half to turn.
+        turned = (jnp.arange(count // chunk) + (bits.shared[start, 0] < 0.5)) % 2 == 1
+        numbers_, seeds = (
+            each[those].reshape(count // chunk, chunk, *each.shape[1:]) for each in (numbers, bits.seeds)
+        )
+        found.append(Samples(numbers_, turned, seeds))
+        start += count
+    return found
 
 
 def drawn_samples(
     key: Any, samples: int, n: int, height: int, width: int, estimator: str
 ) -> tuple[Samples, Int[Array, " samples"]]:
     """Samples in chunks of one, and the level of each, counted from 0."""
-    of_numbers, of_transposed, of_levels, of_masks = jax.random.split(key, 4)
-    ends = jnp.asarray(np.cumsum(level_probabilities(height, width)[:-1]), jnp.float32)
+    bits = _bits(key, samples, n)
+    numbers, transposed, levels = bits.within, bits.shared[:, 0], bits.shared[:, 1]
     if estimator == "stratified":
-        numbers = latin_hypercube(of_numbers, samples, (n, NUMBERS))
-        transposed, levels = (latin_hypercube(each, samples, ()) for each in (of_transposed, of_levels))
-    else:
-        numbers = jax.random.uniform(of_numbers, (samples, n, NUMBERS))
-        transposed, levels = (jax.random.uniform(each, (samples,)) for each in (of_transposed, of_levels))
-    if estimator == "published":
-        numbers = jax.vmap(_over_the_batch)(jax.random.split(of_numbers, samples), numbers)
-    found = Samples(numbers[:, None], transposed < 0.5, jax.random.split(of_masks, (samples, 1)))
+        numbers = latin_hypercube(bits.places, numbers, (samples,))
+        both = latin_hypercube(bits.shared[:, 2:], bits.shared[:, :2], (samples,))
+        transposed, levels = both[:, 0], both[:, 1]
+    elif estimator == "published":
+        numbers = _over_the_batch(bits)
+    ends = jnp.asarray(np.cumsum(level_probabilities(height, width)[:-1]), jnp.float32)
+    found = Samples(numbers[:, None], transposed < 0.5, bits.seeds[:, None])
     return found, jnp.searchsorted(ends, levels, side="right").astype(jnp.int32)
 
 
-def latin_hypercube(key: Any, count: int, shape: tuple[int, ...]) -> Float[Array, "count ..."]:
-    """Numbers of which, along the first axis, one falls into each of `count` equal parts of [0, 1)."""
-    of_places, within = jax.random.split(key)
-    places = jnp.argsort(jax.random.uniform(of_places, (count, *shape)), axis=0)
-    return (places + jax.random.uniform(within, (count, *shape))) / count
+def latin_hypercube(
+    places: Float[Array, "samples ..."], within: Float[Array, "samples ..."], counts: tuple[int, ...]
+) -> Float[Array, "samples ..."]:
+    """Uniform numbers of which, in each group, one falls into each of as many equal parts of [0, 1) as it is large.
+
+    Args:
+        places: uniform numbers whose order deals out the parts.
+        within: uniform numbers that choose the place within a part.
+        counts: of samples in each group, one group after another.
+    """
+    shape = (-1, *(1,) * (places.ndim - 1))
+    # One sort for all groups, of which none mixes with another.
+    group = np.repeat(np.arange(len(counts), dtype=np.float32), counts).reshape(shape)
+    start = np.repeat(np.cumsum((0, *counts[:-1])), counts).reshape(shape)
+    size = np.repeat(np.array(counts, np.float32), counts).reshape(shape)
+    return (jnp.argsort(places + group, axis=0) - start + within) / size
 
 
-def _over_the_batch(key: Any, numbers: Float[Array, "n 9"]) -> Float[Array, "n 9"]:
+def _over_the_batch(bits: _Bits) -> Float[Array, "samples n 9"]:
     """Colours as a Latin hypercube over images, flips and permutations in a shuffled round that starts anywhere."""
-    of_colors, *of_rounds = jax.random.split(key, 5)
-    n = len(numbers)
-    colors = latin_hypercube(of_colors, n, (3,))
+    n = bits.places.shape[1]
+    order = jnp.argsort(bits.places[..., :5], axis=1)
+    colors = (order[..., :3] + bits.within[..., :3]) / n
 
-    def around(place: Any, start: Any, count: int) -> Float[Array, " n"]:
-        choices = (jax.random.permutation(place, n) + jax.random.randint(start, (), 0, count)) % count
-        return (choices + 0.5) / count
+    def around(place: int, count: int) -> Float[Array, "samples n 1"]:
+        start = (bits.shared[:, place - 1, None] * count).astype(jnp.int32)
+        return (((order[..., place] + start) % count + 0.5) / count)[..., None]
 
-    flips = around(*of_rounds[:2], len(FLIPS))
-    permutations = around(*of_rounds[2:], len(PERMUTATIONS))
-    return jnp.concatenate([colors, flips[:, None], permutations[:, None], numbers[:, 5:]], axis=1)
+    rounds = (around(3, len(FLIPS)), around(4, len(PERMUTATIONS)))
+    return jnp.concatenate([colors, *rounds, bits.within[..., 5:]], axis=-1)

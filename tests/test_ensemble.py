@@ -20,10 +20,10 @@ from rlpips_jax.backbones import (
     INPUT,
     Architecture,
     Convolution,
+    Dropout,
     Fire,
     Pool,
     Pooling,
-    draw_dropout,
 )
 from rlpips_jax.ensemble import (
     Ensemble,
@@ -124,7 +124,7 @@ def test_transposed_kernels_are_a_transposition(ensemble: Ensemble) -> None:
     chunks = {level: jax.jit(_Chunk(_between_pairs, level, 1.0)) for level in (1, 2)}
     for level in (1, 2):
         for transposed in (True, False):
-            samples = Samples(numbers, jnp.asarray(transposed), jax.random.split(KEY, 3))
+            samples = Samples(numbers, jnp.asarray(transposed), jnp.zeros((3, 2, 2), jnp.uint32))
             found = chunks[level](ensemble.metric, (x[:, None], y[:, None]), samples)
             expected = [
                 distance_under(x, y, ensemble.metric, from_uniform(each, level, transposed)) for each in numbers
@@ -134,8 +134,7 @@ def test_transposed_kernels_are_a_transposition(ensemble: Ensemble) -> None:
 
 def test_dropout() -> None:
     x = jnp.ones((6, 40, 50, 8))
-    dropout = draw_dropout(KEY, 3, 0.9, MINI)
-    assert dropout is not None
+    dropout = Dropout(jax.random.bits(KEY, (3, 2), jnp.uint32), 0.9)
     first, second = (np.asarray(jax.jit(dropout.__call__, static_argnums=1)(x, place)) for place in (0, 1))
     assert set(np.unique(first)) == {0, np.float32(1 / 0.9)}
     # Two images in a row share a mask; others and other places have their own.
@@ -146,7 +145,6 @@ def test_dropout() -> None:
     shifted = [np.roll(flat[0], shift) for shift in (1, 8, 400, 4096)]
     correlations = np.corrcoef(np.stack([*flat, *shifted]))[np.triu_indices(10, 1)]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(masks[0].size)
-    assert draw_dropout(KEY, 3, 1.0, MINI) is None
 
 
 def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble) -> None:
@@ -165,10 +163,10 @@ def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble)
     assert rl.distance(x[0], y[0], ensemble, key=KEY, samples=8).shape == ()
 
 
-@pytest.mark.parametrize("samples", [1, 8])
-def test_gradients(ensemble: Ensemble, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "side"), [(1, LEVELS), (4, 40)])
+def test_gradients(ensemble: Ensemble, samples: int, side: int) -> None:
     """Those taken with the value, those of recomputed draws, and those of plain differentiation are one."""
-    x, y = pairs(2)
+    x, y = (each[:, :side, :side] for each in pairs(2))
 
     def loss(y: jax.Array, x: jax.Array, parameters: Any, ensemble: Ensemble) -> jax.Array:
         ensemble = replace(ensemble, metric=replace(ensemble.metric, parameters=parameters))
@@ -178,7 +176,8 @@ def test_gradients(ensemble: Ensemble, samples: int) -> None:
     plain = replace(ensemble, metric=replace(ensemble.metric, forward_mode=True))
     expected = jax.jit(jax.grad(loss, argnums=(0, 2)))(y, x, parameters, plain)
     found = jax.jit(jax.grad(loss, argnums=(0, 2)))(y, x, parameters, ensemble)
-    alone = jax.jit(jax.grad(loss))(y, x, parameters, ensemble)
+    gradient = jax.jit(jax.grad(loss))
+    alone = gradient(y, x, parameters, ensemble)
     assert np.abs(np.asarray(alone)).max() > 0
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[0]))
     for image in (found[0], alone):
@@ -186,12 +185,11 @@ def test_gradients(ensemble: Ensemble, samples: int) -> None:
     for found_leaf, leaf in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(found_leaf, leaf, rtol=1e-3, atol=1e-5 * np.abs(leaf).max())
     # At x == y too.
-    assert np.isfinite(jax.jit(jax.grad(loss))(x, x, parameters, ensemble)).all()
+    assert np.isfinite(gradient(x, x, parameters, ensemble)).all()
 
 
 def test_vmap(ensemble: Ensemble) -> None:
-    x, y = pairs(2)
-    x, y = x[:, :64, :64], y[:, :64, :64]
+    x, y = (each[:, :40, :40] for each in pairs(2))
     call = functools.partial(rl.distance, key=KEY, samples=4)
     found = jax.vmap(lambda x, y: call(x, y, ensemble))(x, y)
     for place in range(2):
@@ -199,7 +197,7 @@ def test_vmap(ensemble: Ensemble) -> None:
 
 
 def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
-    x, y = (each[:, :64, :64] for each in pairs(3))
+    x, y = (each[:, :40, :40] for each in pairs(3))
     expected = rl.distance(x, y, ensemble, key=KEY, samples=2)
     for options in ({"max_batch": 2}, {"remat": True}):
         other = replace(ensemble, metric=replace(ensemble.metric, **options))

@@ -124,10 +124,13 @@ def test_draws_follow_their_laws(estimator: str) -> None:
 
 def test_every_position_of_a_stratified_sample_is_uniform() -> None:
     """Not the set of samples alone, which would be so by construction."""
-    first = jax.jit(jax.vmap(lambda key: estimators.latin_hypercube(key, 5, ())))(jax.random.split(KEY, DRAWS))
-    for place in range(5):
-        assert stats.kstest(np.asarray(first[:, place]), "uniform").pvalue > 1e-3
-    np.testing.assert_array_equal(np.sort(np.floor(first * 5), axis=1), np.tile(np.arange(5), (DRAWS, 1)))
+    draw = jax.jit(estimators.latin_hypercube, static_argnums=2)
+    found = np.asarray(draw(*jax.random.uniform(KEY, (2, 8, DRAWS)), (3, 5))).T
+    for group in (found[:, :3], found[:, 3:]):
+        count = group.shape[1]
+        for place in range(count):
+            assert stats.kstest(group[:, place], "uniform").pvalue > 1e-3
+        np.testing.assert_array_equal(np.sort(np.floor(group * count), axis=1), np.tile(np.arange(count), (DRAWS, 1)))
 
 
 def test_published_draws_cover_the_batch() -> None:
