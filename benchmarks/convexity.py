@@ -7,8 +7,9 @@ points (Kettunen et al. 2019 claim nearly that of E-LPIPS). At points t_i in equ
 - convexity by max over i < j < k of f(t_j) - the chord from f(t_i) to f(t_k) at t_j,
 - quasi-convexity by max over i < j < k of f(t_j) - max(f(t_i), f(t_k)),
 
-where f(t) = d(x, y(t)) / max over t of d(x, y(t)). What is within the margin counts as rounding, not as a break. An
-ensemble sees all points of a segment under the same draws. Writes convexity.md, convexity.png and convexity.json.
+where f(t) = d(x, y(t)) / max over t of d(x, y(t)). What is within the margin counts as rounding, not as a break: pixel L2,
+which is convex, shows how much that is. An ensemble sees all points of a segment under the same draws. Writes
+convexity.md, convexity.png and convexity.json.
 """
 
 import itertools
@@ -103,10 +104,15 @@ def measures(config: Convexity) -> dict[str, Measure]:
     """Every distance as a function of two batches that gives the same for the same."""
     found: dict[str, Measure] = {PIXELS: pixel_l2}
     for name in config.metrics:
-        found[Path(name).stem if name.endswith(".safetensors") else name] = of_metric(
-            rl.load(name, weights_dir=config.weights_dir), jax.random.key(config.seed), config.samples
-        )
+        metric = rl.load(name, weights_dir=config.weights_dir)
+        found[short(name)] = of_metric(metric, jax.random.key(config.seed), config.samples)
     return found
+
+
+def short(name: str) -> str:
+    """A metric's name; of a weight file its folder's too, as training gives all files one name."""
+    path = Path(name)
+    return "/".join(path.with_suffix("").parts[-2:]) if path.suffix == ".safetensors" else name
 
 
 def of_metric(metric: Any, key: Any, samples: int) -> Measure:

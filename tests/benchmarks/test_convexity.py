@@ -55,6 +55,11 @@ def test_segments_are_shared_by_all_points() -> None:
     np.testing.assert_allclose(seen[-1][1][:2], ends[4:] / 255, atol=1e-6)
 
 
+def test_weight_files_are_told_apart() -> None:
+    assert convexity.short("runs/lin/rlpips-alex.safetensors") == "lin/rlpips-alex"
+    assert convexity.short("lpips-alex") == "lpips-alex"
+
+
 def test_intervals_hold_the_share() -> None:
     low, high = interval(0.5, 100)
     assert low == pytest.approx(0.4038, abs=1e-3)

@@ -17,13 +17,17 @@ def mean_square(x: Any, y: Any, key: Any) -> Any:
     return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
 
 
+Ends = tuple[np.ndarray, np.ndarray]
+
+
 @pytest.fixture
-def ends() -> np.ndarray:
+def ends() -> Ends:
     coarse = np.random.default_rng(0).uniform(size=(2, 2, 2, 3))
-    return coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+    a, b = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+    return a, b
 
 
-def test_under_squared_pixel_differences_it_is_a_crossfade(ends: np.ndarray) -> None:
+def test_under_squared_pixel_differences_it_is_a_crossfade(ends: Ends) -> None:
     """In a flat space straight lines, walked evenly, are shortest; the start is far from one."""
     noise = np.random.default_rng(1).uniform(size=(5, 8, 8, 3)).astype(np.float32)
     result = geometry.geodesic(
@@ -52,7 +56,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("after", [10, 20, 35])
-def test_a_resumed_path_is_the_same_bit_for_bit(ends: np.ndarray, tmp_path: Path, after: int) -> None:
+def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, after: int) -> None:
     def noisy(x: Any, y: Any, key: Any) -> Any:
         return mean_square(x, y, key) * jax.random.uniform(key)
 
@@ -83,23 +87,24 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: np.ndarray, tmp_path: Path
     assert [path.name for path in snapshot.parent.iterdir()] == ["state.npz"]
 
 
-def test_a_snapshot_of_another_run_is_refused(ends: np.ndarray, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_run_is_refused(ends: Ends, tmp_path: Path) -> None:
     snapshot = tmp_path / "state.npz"
     options: dict[str, Any] = {"steps": 2, "key": jax.random.key(0), "snapshot": snapshot}
     geometry.geodesic(*ends, 3, mean_square, **options)
     before = snapshot.read_bytes()
-    for other, word in (
+    others: list[tuple[dict[str, Any], str]] = [
         ({"steps": 3}, r"steps is \[2\] there and \[3\] here"),
         ({"key": jax.random.key(1)}, "key is"),
         ({"exponent": 1}, "exponent is 2 there and 1 here"),
         ({"pace": 1}, "pace is 50.0 there and 1.0 here"),
-    ):
+    ]
+    for other, word in others:
         with pytest.raises(rl.SnapshotError, match=f"a snapshot of another run.*{word}.*remove it"):
             geometry.geodesic(*ends, 3, mean_square, **(options | other))
     with pytest.raises(rl.SnapshotError, match="images is"):
         geometry.geodesic(ends[1], ends[0], 3, mean_square, **options)
     with pytest.raises(rl.SnapshotError, match='what is "geodesic" there and "average" here'):
-        geometry.average(ends, mean_square, **options)
+        geometry.average(np.stack(ends), mean_square, **options)
     assert snapshot.read_bytes() == before
 
 
@@ -132,26 +137,27 @@ def test_no_snapshot_is_none_and_an_unwritable_one_an_error(tmp_path: Path) -> N
         snapshots.write(tmp_path / "file" / "state.npz", {}, {})
 
 
-def test_errors_name_what_was_wrong(ends: np.ndarray, metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_errors_name_what_was_wrong(ends: Ends, metric: rl.Metric, photographs: np.ndarray) -> None:
     key = jax.random.key(0)
     with pytest.raises(rl.GeometryError, match="frames must be a whole number, 3 or more, got 2"):
         geometry.geodesic(*ends, 2, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="a and b must be two images"):
-        geometry.geodesic(ends[0], ends[1, :4], 3, mean_square, key=key)
+        geometry.geodesic(ends[0], ends[1][:4], 3, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="outside value_range"):
         geometry.geodesic(photographs[0] * 255, photographs[1] * 255, 3, metric)
     with pytest.raises(rl.GeometryError, match="start must be the frames"):
-        geometry.geodesic(*ends, 3, mean_square, start=ends, key=key)
+        geometry.geodesic(*ends, 3, mean_square, start=np.stack(ends), key=key)
     with pytest.raises(rl.ImageError, match="batches"):
         geometry.distances(ends[0], ends[1], mean_square, key=key)
 
 
-def test_distances_are_means_over_draws(ends: np.ndarray) -> None:
+def test_distances_are_means_over_draws(ends: Ends) -> None:
     def drawn(x: Any, y: Any, key: Any) -> Any:
         return mean_square(x, y, key) * jax.random.uniform(key, maxval=2)
 
-    found = geometry.distances(ends[:1], ends, drawn, key=jax.random.key(0))
-    exact = mean_square(ends[:1], ends, None)
+    both = np.stack(ends)
+    found = geometry.distances(both[:1], both, drawn, key=jax.random.key(0))
+    exact = mean_square(both[:1], both, None)
     assert found[0] == 0
     assert 0.5 * exact[1] < found[1] < 1.5 * exact[1]
     assert found[1] != exact[1]
