@@ -7,8 +7,8 @@ points (Kettunen et al. 2019 claim nearly that of E-LPIPS). At points t_i in equ
 - convexity by max over i < j < k of f(t_j) - the chord from f(t_i) to f(t_k) at t_j,
 - quasi-convexity by max over i < j < k of f(t_j) - max(f(t_i), f(t_k)),
 
-where f(t) = d(x, y(t)) / max over t of d(x, y(t)). What is within the margin counts as rounding, not as a break: pixel L2,
-which is convex, shows how much that is. An ensemble sees all points of a segment under the same draws. Writes
+where f(t) = d(x, y(t)) / max over t of d(x, y(t)). What is within the margin counts as rounding, not as a break: pixel
+L2, which is convex, shows how much that is. An ensemble sees all points of a segment under the same draws. Writes
 convexity.md, convexity.png and convexity.json.
 """
 

@@ -85,7 +85,7 @@ class DescentOptions(MetricOptions):
         (out / "snapshot.npz").unlink(missing_ok=True)
 
 
-def _square(picture: Picture, side: int) -> Picture:
+def _square(picture: Picture, side: int) -> UInt8[np.ndarray, "side side 3"]:
     from PIL import Image
 
     height, width = picture.shape[:2]
