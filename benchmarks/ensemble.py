@@ -5,7 +5,7 @@ Each table is a part that runs alone (`--parts cost`), because a part takes minu
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def cost(config: Ensembles) -> report.Table:
         "ensemble, gradient": timed(jax.grad(expected, argnums=1), x, y, ensemble, key),
     }
     times = side_by_side(calls, config.repeats)
-    rows = [
+    rows: list[Sequence[str]] = [
         (
             what,
             report.seconds(median(times[f"ensemble{suffix}"])),

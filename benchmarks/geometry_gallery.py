@@ -73,7 +73,7 @@ def main(config: Gallery) -> None:
     pictures = [reduced(found[name], config.size) for name in config.names]
     metrics = {name: rl.load(name, weights_dir=config.weights_dir) for name in config.metrics}
     if config.picture == "geodesic":
-        sheet = path_sheet(*pictures, metrics, config)
+        sheet = path_sheet(pictures[0], pictures[1], metrics, config)
     else:
         sheet = average_sheet(pictures[0], metrics, config)
     rl.save_image(config.out, sheet)
@@ -166,7 +166,7 @@ def path_sheet(a: Image, b: Image, metrics: dict[str, Any], config: Gallery) -> 
         paths[f"geodesic, {name}"] = (np.asarray(result.frames), np.asarray(result.distances))
     rows = []
     for name, (frames, distances) in paths.items():
-        captions = [(name if number == 0 else str(number),) for number in range(len(frames))]
+        captions: list[tuple[str, ...]] = [(name if number == 0 else str(number),) for number in range(len(frames))]
         if distances is not None:
             captions[:-1] = [(*caption, f"next {d:.3f}") for caption, d in zip(captions, distances, strict=False)]
         rows.append([Tile(frame, caption) for frame, caption in zip(frames, captions, strict=True)])

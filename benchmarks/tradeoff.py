@@ -6,6 +6,7 @@ Trains one mode at several weights of the loss on unattacked triplets and severa
 Interrupted, the same command goes on where it stood.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _grid(options: TradeOff) -> Iterator[Training]:
             )
             document = config.document()
             words = [f"{document[name]}".replace("/", "of") for name in (*WAYS, "natural_weight", "seed")]
-            yield MODES[options.mode](**vars(config) | {"out": options.out / "-".join(words)})
+            yield dataclasses.replace(config, out=options.out / "-".join(words))
 
 
 def _make(

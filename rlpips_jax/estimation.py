@@ -114,7 +114,7 @@ def estimate(
         reach = stats.t.ppf((1 + LEVEL) / 2, len(blocks) - 1) * error
         if np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
             break
-    return Estimate(mean, error, len(blocks) * size)
+    return Estimate(mean, np.asarray(error), len(blocks) * size)
 
 
 def compare(

@@ -168,7 +168,8 @@ def _backward(
         def with_cotangent(function: Function) -> Callable[..., Any]:
             def call(leaves: list[Array], cotangent: Array, draw: Any) -> list[Array]:
                 def value(asked: list[Array]) -> Array:
-                    return function(*jax.tree.unflatten(structure, _joined(asked, leaves, missing)), draw)
+                    parameters, arguments = jax.tree.unflatten(structure, _joined(asked, leaves, missing))
+                    return function(parameters, arguments, draw)
 
                 asked = [leaf for leaf, wanted in zip(leaves, missing, strict=True) if wanted]
                 return jax.vjp(value, asked)[1](cotangent)[0]

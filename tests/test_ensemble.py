@@ -143,7 +143,7 @@ def test_dropout() -> None:
     assert np.abs(masks.mean((1, 2, 3)) - 0.9).max() < 4 * np.sqrt(0.09 / masks[0].size)
     flat = masks.reshape(6, -1)
     shifted = [np.roll(flat[0], shift) for shift in (1, 8, 400, 4096)]
-    correlations = np.corrcoef(np.stack([*flat, *shifted]))[np.triu_indices(10, 1)]
+    correlations = np.asarray(np.corrcoef(np.stack([*flat, *shifted])))[np.triu_indices(10, 1)]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(masks[0].size)
 
 
@@ -274,13 +274,14 @@ def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None
 
 def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     x, y = (each[:, :64, :64] for each in pairs(2))
+    plain: Any = ensemble.metric
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("is random: give a key", lambda: rl.distance(x, y, ensemble)),
         ("samples must be a whole number, 1 or more, got 0", lambda: rl.distance(x, y, ensemble, key=KEY, samples=0)),
         ("drawn-mini is not random", lambda: rl.distance(x, y, ensemble.metric, key=KEY)),
         ("keep must be a share", lambda: replace(ensemble, keep=0)),
         ("estimator must be one of plain, published, strat", lambda: replace(ensemble, estimator="best")),
-        ("an Ensemble is needed", lambda: rl.estimate(x, y, ensemble.metric, key=KEY)),
+        ("an Ensemble is needed", lambda: rl.estimate(x, y, plain, key=KEY)),
         ("relative_error must be", lambda: rl.estimate(x, y, ensemble, key=KEY, relative_error=-1)),
         ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=8)),
         ("is random: give a key", lambda: rl.compare(x[0], x, ensemble)),

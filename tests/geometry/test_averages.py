@@ -157,7 +157,7 @@ def test_the_published_rate() -> None:
     ],
 )
 def test_errors_name_what_was_wrong(images: np.ndarray, options: dict[str, Any], words: str, wrong_types: None) -> None:
-    first = {"metric": Partial(lambda x, y, key: jnp.zeros(len(x)))} if "metric" not in options else {}
+    first: dict[str, Any] = {"metric": Partial(lambda x, y, key: jnp.zeros(len(x)))} if "metric" not in options else {}
     if "needs a key" not in words:
         first |= {"key": jax.random.key(0)}
     with pytest.raises(rl.GeometryError, match=words.replace("(", r"\(")):

@@ -31,9 +31,9 @@ def test_under_squared_pixel_differences_it_is_a_crossfade(ends: Ends) -> None:
     """In a flat space straight lines, walked evenly, are shortest; the start is far from one."""
     noise = np.random.default_rng(1).uniform(size=(5, 8, 8, 3)).astype(np.float32)
     result = geometry.geodesic(
-        *ends, 5, mean_square, start=noise, exponent=1, steps=2000, pace=5, coarsest=8, key=jax.random.key(0)
+        ends[0], ends[1], 5, mean_square, start=noise, exponent=1, steps=2000, pace=5, coarsest=8, key=jax.random.key(0)
     )
-    np.testing.assert_allclose(result.frames, geometry.crossfade(*ends, 5), atol=0.02)
+    np.testing.assert_allclose(result.frames, geometry.crossfade(ends[0], ends[1], 5), atol=0.02)
     np.testing.assert_allclose(result.distances, result.distances.mean(), rtol=0.1)
 
 
@@ -62,7 +62,7 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
 
     options: dict[str, Any] = {"steps": (15, 25), "coarsest": 4, "key": jax.random.key(3), "exponent": 1}
     seen: list[geometry.Progress] = []
-    whole = geometry.geodesic(*ends, 4, noisy, watch=seen.append, **options)
+    whole = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=seen.append, **options)
     assert [progress.step for progress in seen] == [10, 15, 25, 35, 40]
     assert [progress.size for progress in seen] == [(4, 4)] * 2 + [(8, 8)] * 3
     assert {progress.steps for progress in seen} == {40}
@@ -73,15 +73,15 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
 
     snapshot = tmp_path / "folder" / "state.npz"
     with pytest.raises(Stop):
-        geometry.geodesic(*ends, 4, noisy, watch=stop, snapshot=snapshot, **options)
+        geometry.geodesic(ends[0], ends[1], 4, noisy, watch=stop, snapshot=snapshot, **options)
     resumed: list[geometry.Progress] = []
-    found = geometry.geodesic(*ends, 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    found = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
     assert resumed[0].step > after
     for name in whole._fields:
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
     # And once more, when all is done.
     resumed.clear()
-    found = geometry.geodesic(*ends, 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    found = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
     assert not resumed
     np.testing.assert_array_equal(found.frames, whole.frames)
     assert [path.name for path in snapshot.parent.iterdir()] == ["state.npz"]
@@ -90,7 +90,7 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
 def test_a_snapshot_of_another_run_is_refused(ends: Ends, tmp_path: Path) -> None:
     snapshot = tmp_path / "state.npz"
     options: dict[str, Any] = {"steps": 2, "key": jax.random.key(0), "snapshot": snapshot}
-    geometry.geodesic(*ends, 3, mean_square, **options)
+    geometry.geodesic(ends[0], ends[1], 3, mean_square, **options)
     before = snapshot.read_bytes()
     others: list[tuple[dict[str, Any], str]] = [
         ({"steps": 3}, r"steps is \[2\] there and \[3\] here"),
@@ -100,7 +100,7 @@ def test_a_snapshot_of_another_run_is_refused(ends: Ends, tmp_path: Path) -> Non
     ]
     for other, word in others:
         with pytest.raises(rl.SnapshotError, match=f"a snapshot of another run.*{word}.*remove it"):
-            geometry.geodesic(*ends, 3, mean_square, **(options | other))
+            geometry.geodesic(ends[0], ends[1], 3, mean_square, **(options | other))
     with pytest.raises(rl.SnapshotError, match="images is"):
         geometry.geodesic(ends[1], ends[0], 3, mean_square, **options)
     with pytest.raises(rl.SnapshotError, match='what is "geodesic" there and "average" here'):
@@ -140,13 +140,13 @@ def test_no_snapshot_is_none_and_an_unwritable_one_an_error(tmp_path: Path) -> N
 def test_errors_name_what_was_wrong(ends: Ends, metric: rl.Metric, photographs: np.ndarray) -> None:
     key = jax.random.key(0)
     with pytest.raises(rl.GeometryError, match="frames must be a whole number, 3 or more, got 2"):
-        geometry.geodesic(*ends, 2, mean_square, key=key)
+        geometry.geodesic(ends[0], ends[1], 2, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="a and b must be two images"):
         geometry.geodesic(ends[0], ends[1][:4], 3, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="outside value_range"):
         geometry.geodesic(photographs[0] * 255, photographs[1] * 255, 3, metric)
     with pytest.raises(rl.GeometryError, match="start must be the frames"):
-        geometry.geodesic(*ends, 3, mean_square, start=np.stack(ends), key=key)
+        geometry.geodesic(ends[0], ends[1], 3, mean_square, start=np.stack(ends), key=key)
     with pytest.raises(rl.ImageError, match="batches"):
         geometry.distances(ends[0], ends[1], mean_square, key=key)
 
