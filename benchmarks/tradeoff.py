@@ -34,7 +34,10 @@ EPSILONS = ("2/255", "4/255", "8/255")
 
 COLOURS = {"lin": "#0f766e", "tune": "#c2410c"}
 
-WAYS = ("mode", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch", "average", "metric")
+WAYS = (
+    *("mode", "initial_heads", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch", "average"),
+    "metric",
+)
 """Options that tell curves apart; along one the natural weight changes."""
 
 
@@ -59,6 +62,8 @@ class TradeOff:
     """Folder with their weights."""
     mode: Literal["lin", "tune"] = "lin"
     """What is trained: heads, or backbone too."""
+    initial_heads: Literal["metric", "equal"] = "metric"
+    """Heads to start from: the metric's, or equal weights of all channels."""
     natural_weights: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Weights of the loss on crossed triplets as they are: points of a curve."""
     floor: float = 0.0
@@ -120,6 +125,7 @@ def _grid(options: TradeOff) -> Iterator[Training]:
                 weights_dir=options.weights_dir,
                 data=str(options.out / "learn.npz"),
                 validation=options.out / "choose.npz",
+                initial_heads=options.initial_heads,
                 epsilon=options.epsilon,
                 attack_judged=options.attack_judged,
                 natural_weight=weight,
@@ -224,7 +230,8 @@ def _draw(points: Sequence[Point], path: Path) -> None:
                 linestyle="--" if option["floor"] else "-",
                 alpha=0.5 if option["attack_judged"] else 1,
                 color=COLOURS[option["mode"]],
-                label=f"{option['mode']}, {option['epsilon']}{', floor' if option['floor'] else ''}"
+                label=f"{option['metric']}, {option['mode']}, {option['epsilon']}"
+                f"{', equal heads' if option['initial_heads'] == 'equal' else ''}{', floor' if option['floor'] else ''}"
                 f"{', crossed attacked too' if option['attack_judged'] else ''}",
             )
         axes.set_title(f"attacked, l-inf {epsilon} in [-1, 1]")
