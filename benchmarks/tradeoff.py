@@ -32,7 +32,7 @@ MODES: Mapping[str, type[Training]] = {"lin": Lin, "tune": Tune}
 EPSILONS = ("2/255", "4/255", "8/255")
 """Of the evaluation's attack, in units of [-1, 1]."""
 
-COLOURS = {"lin": "#0f766e", "tune": "#c2410c"}
+MARKERS = {"lin": "o", "tune": "s"}
 
 WAYS = (
     *("mode", "initial_heads", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch", "average"),
@@ -216,7 +216,7 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     shown = EPSILONS[:2]
     for axes, epsilon in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
@@ -226,10 +226,8 @@ def _draw(points: Sequence[Point], path: Path) -> None:
             axes.plot(
                 [one["agreement"] for one in means],
                 [one[epsilon] for one in means],
-                marker="s" if option["floor"] else "o",
+                marker=MARKERS[option["mode"]],
                 linestyle="--" if option["floor"] else "-",
-                alpha=0.5 if option["attack_judged"] else 1,
-                color=COLOURS[option["mode"]],
                 label=f"{option['metric']}, {option['mode']}, {option['epsilon']}"
                 f"{', equal heads' if option['initial_heads'] == 'equal' else ''}{', floor' if option['floor'] else ''}"
                 f"{', crossed attacked too' if option['attack_judged'] else ''}",
@@ -238,7 +236,7 @@ def _draw(points: Sequence[Point], path: Path) -> None:
         axes.set_xlabel("agreement with the teacher")
         axes.set_ylabel("ordinal accuracy")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
