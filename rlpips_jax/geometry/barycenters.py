@@ -14,7 +14,18 @@ from jaxtyping import Array, Float
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
-from rlpips_jax.geometry.descent import PACE, STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
+from rlpips_jax.geometry.descent import (
+    BEGIN,
+    PACE,
+    STEPS,
+    Progress,
+    Rate,
+    Size,
+    descend,
+    planned,
+    published_rate,
+    reduced,
+)
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 STARTS = ("mean", "noise")
@@ -72,6 +83,7 @@ def average(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
+    begin: float | int = BEGIN,
     pace: float | int = PACE,
     images_per_step: int | None = None,
     key: Any = None,
@@ -97,8 +109,9 @@ def average(
         coarsest: smallest height or width that images are reduced to, in pixels.
         exponent: of the distances. LPIPS is itself a mean of squares: 1 minimises the sum of squares of its root.
         rate: learning rate by the time t, in units of the whole range of values.
-        pace: by how much t grows with each step of a level, where it begins at 0. E-LPIPS's authors have 1, one level
-            and 100,000 steps.
+        begin: t at the first step of each level. By default late, as it begins near; from far away take 0.
+        pace: by how much t grows with each step. E-LPIPS's authors begin at 0, from noise, at a pace of 1, and take
+            100,000 steps in one level.
         images_per_step: of how many images, drawn anew, each step takes the distance: less work with many images and
             a randomised metric (others know all images beforehand). None for all.
         key: of everything drawn; needed from "noise", by randomised metrics and functions, and for `images_per_step`.
@@ -132,6 +145,7 @@ def average(
         steps=steps,
         coarsest=coarsest,
         rate=rate,
+        begin=begin,
         pace=pace,
         key=key,
         drawing=compared.drawing or ("images_per_step" if per_step < count else ""),

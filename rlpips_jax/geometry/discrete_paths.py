@@ -14,7 +14,18 @@ from jaxtyping import Array, Float
 from rlpips_jax.errors import GeometryError, ImageError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
-from rlpips_jax.geometry.descent import PACE, STEPS, Progress, Rate, Size, descend, planned, published_rate, reduced
+from rlpips_jax.geometry.descent import (
+    BEGIN,
+    PACE,
+    STEPS,
+    Progress,
+    Rate,
+    Size,
+    descend,
+    planned,
+    published_rate,
+    reduced,
+)
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 
@@ -57,6 +68,7 @@ def geodesic(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
+    begin: float | int = BEGIN,
     pace: float | int = PACE,
     key: Any = None,
     samples: int = 1,
@@ -80,6 +92,7 @@ def geodesic(
         coarsest: as in `average`.
         exponent: as in `average`.
         rate: as in `average`.
+        begin: as in `average`.
         pace: as in `average`.
         key: of everything drawn; needed by randomised metrics and functions.
         samples: as in `average`.
@@ -117,6 +130,7 @@ def geodesic(
         steps=steps,
         coarsest=coarsest,
         rate=rate,
+        begin=begin,
         pace=pace,
         key=key,
         drawing=compared.drawing,

@@ -38,7 +38,7 @@ def images() -> np.ndarray:
 def test_it_is_the_mean_under_squared_pixel_differences(images: np.ndarray, start: Any) -> None:
     begin = images[3] if start == "image" else start
     result = geometry.average(
-        images, mean_square, start=begin, exponent=1, steps=900, pace=5, coarsest=8, key=jax.random.key(0)
+        images, mean_square, start=begin, exponent=1, steps=900, begin=0, pace=5, coarsest=8, key=jax.random.key(0)
     )
     np.testing.assert_allclose(result.image, images.mean(axis=0), atol=2e-3)
     np.testing.assert_allclose(result.distances, np.square(images - images.mean(axis=0)).mean((1, 2, 3)), rtol=1e-2)
@@ -52,6 +52,7 @@ def test_random_metrics_and_random_subsets_lead_to_the_same(images: np.ndarray) 
         start=images[0],
         exponent=1,
         steps=600,
+        begin=0,
         pace=10,
         images_per_step=2,
         key=jax.random.key(1),
@@ -62,7 +63,7 @@ def test_random_metrics_and_random_subsets_lead_to_the_same(images: np.ndarray) 
 
 def test_of_two_images_it_is_in_the_middle_whatever_the_exponent(images: np.ndarray) -> None:
     result = geometry.average(
-        images[:2], mean_square, start="noise", exponent=2, steps=2000, pace=5, key=jax.random.key(0)
+        images[:2], mean_square, start="noise", exponent=2, steps=2000, begin=0, pace=5, key=jax.random.key(0)
     )
     np.testing.assert_allclose(result.image, images[:2].mean(axis=0), atol=5e-3)
 
@@ -153,6 +154,7 @@ def test_the_published_rate() -> None:
         ({"metric": lambda x, y, key: jnp.mean(x - y), "key": jax.random.key(0)}, "a number for each pair"),
         ({"rate": 0.1}, "rate must be a function of time"),
         ({"pace": -1}, "pace must be a number above 0"),
+        ({"begin": -1}, "begin must be a number, 0 or more"),
         ({"coarsest": 0}, "coarsest must be a whole number"),
     ],
 )

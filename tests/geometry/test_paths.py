@@ -31,7 +31,17 @@ def test_under_squared_pixel_differences_it_is_a_crossfade(ends: Ends) -> None:
     """In a flat space straight lines, walked evenly, are shortest; the start is far from one."""
     noise = np.random.default_rng(1).uniform(size=(5, 8, 8, 3)).astype(np.float32)
     result = geometry.geodesic(
-        ends[0], ends[1], 5, mean_square, start=noise, exponent=1, steps=2000, pace=5, coarsest=8, key=jax.random.key(0)
+        ends[0],
+        ends[1],
+        5,
+        mean_square,
+        start=noise,
+        exponent=1,
+        steps=2000,
+        begin=0,
+        pace=5,
+        coarsest=8,
+        key=jax.random.key(0),
     )
     np.testing.assert_allclose(result.frames, geometry.crossfade(ends[0], ends[1], 5), atol=0.02)
     np.testing.assert_allclose(result.distances, result.distances.mean(), rtol=0.1)
