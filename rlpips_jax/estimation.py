@@ -73,8 +73,8 @@ def estimate(
     ensemble: Ensemble,
     *,
     key: Any,
-    relative_error: float = 0.025,
-    absolute_error: float = 0.01,
+    relative_error: float | int = 0.025,
+    absolute_error: float | int = 0.01,
     max_samples: int = 5000,
     value_range: ValueRange = UNIT_RANGE,
 ) -> Estimate:
@@ -123,7 +123,7 @@ def compare(
     metric: Metric | Ensemble,
     *,
     key: Any = None,
-    confidence: float = LEVEL,
+    confidence: float | int = LEVEL,
     max_samples: int = 4096,
     value_range: ValueRange = UNIT_RANGE,
 ) -> Comparison:

@@ -50,6 +50,8 @@ MINI = Architecture(
 """A network with every kind of layer that compiles in no time."""
 
 KEY = jax.random.key(0)
+SMALL = 40
+"""Pixels of images that have one scale level."""
 LEVELS = 130
 """Pixels of images that have two scale levels."""
 
@@ -148,22 +150,23 @@ def test_dropout() -> None:
 
 
 def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble) -> None:
-    x, y = pairs(3)
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(3))
     y = y.at[1].set(x[1])
-    run = jax.jit(lambda x, y, e, key: rl.distance(x, y, e, key=key, samples=8))
-    first = run(x, y, ensemble, KEY)
-    np.testing.assert_array_equal(first, run(x, y, ensemble, KEY))
-    np.testing.assert_allclose(first, rl.distance(x, y, ensemble, key=KEY, samples=8), rtol=1e-6)
+    first = rl.distance(x, y, ensemble, key=KEY, samples=4)
+    np.testing.assert_array_equal(first, rl.distance(x, y, ensemble, key=KEY, samples=4))
     assert first[1] == 0
     assert np.all(first[::2] > 0)
-    assert np.all(run(x, y, ensemble, jax.random.key(1))[::2] != first[::2])
-    # Leading axes, bytes and other ranges; a lone image is drawn for as it is.
-    stacked = rl.distance(2 * x[:, None] - 1, 2 * y[:, None] - 1, ensemble, key=KEY, samples=8, value_range=(-1, 1))
-    np.testing.assert_allclose(stacked[:, 0], first, rtol=1e-4)
-    assert rl.distance(x[0], y[0], ensemble, key=KEY, samples=8).shape == ()
+    assert np.all(rl.distance(x, y, ensemble, key=jax.random.key(1), samples=4)[::2] != first[::2])
+
+    # Leading axes and other ranges, in a function that is jitted with the ensemble as an argument.
+    @jax.jit
+    def outer(x: jax.Array, y: jax.Array, ensemble: Ensemble) -> jax.Array:
+        return rl.distance(x[:, None], y[:, None], ensemble, key=KEY, samples=4, value_range=(-1, 1))
+
+    np.testing.assert_allclose(outer(2 * x - 1, 2 * y - 1, ensemble)[:, 0], first, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("samples", "side"), [(1, LEVELS), (4, 40)])
+@pytest.mark.parametrize(("samples", "side"), [(1, LEVELS), (4, SMALL)])
 def test_gradients(ensemble: Ensemble, samples: int, side: int) -> None:
     """Those taken with the value, those of recomputed draws, and those of plain differentiation are one."""
     x, y = (each[:, :side, :side] for each in pairs(2))
@@ -189,7 +192,7 @@ def test_gradients(ensemble: Ensemble, samples: int, side: int) -> None:
 
 
 def test_vmap(ensemble: Ensemble) -> None:
-    x, y = (each[:, :40, :40] for each in pairs(2))
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     call = functools.partial(rl.distance, key=KEY, samples=4)
     found = jax.vmap(lambda x, y: call(x, y, ensemble))(x, y)
     for place in range(2):
@@ -197,7 +200,7 @@ def test_vmap(ensemble: Ensemble) -> None:
 
 
 def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
-    x, y = (each[:, :40, :40] for each in pairs(3))
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(3))
     expected = rl.distance(x, y, ensemble, key=KEY, samples=2)
     for options in ({"max_batch": 2}, {"remat": True}):
         other = replace(ensemble, metric=replace(ensemble.metric, **options))
@@ -229,7 +232,7 @@ def test_estimators_are_unbiased_and_stratification_helps(ensemble: Ensemble) ->
 
 
 def test_estimate(ensemble: Ensemble) -> None:
-    x, y = (each[:, :64, :64] for each in pairs(2))
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     loose = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.2, absolute_error=0)
     tight = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.02, absolute_error=0)
     assert loose.samples == 64
@@ -242,7 +245,7 @@ def test_estimate(ensemble: Ensemble) -> None:
 
 
 def test_compare_shares_its_draws(ensemble: Ensemble) -> None:
-    x, y = (each[0, :64, :64] for each in pairs(1))
+    x, y = (each[0, :SMALL, :SMALL] for each in pairs(1))
     nearly = y + 0.06 * (x - y)
     found = rl.compare(x, np.stack([y, nearly]), ensemble, key=KEY)
     assert found.closest == 1
@@ -257,12 +260,12 @@ def test_compare_shares_its_draws(ensemble: Ensemble) -> None:
 
 
 def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None:
-    x, y = (each[:, :64, :72] for each in pairs(2))
-    t = sample_transformations(KEY, 1, 64, 72, transpose=True)
+    x, y = (each[:, :SMALL, :48] for each in pairs(2))
+    t = sample_transformations(KEY, 1, SMALL, 48, transpose=True)
     expected = distance_under(x, y, ensemble.metric, t)
     layers = rl.layer_distances(x, y, ensemble, transformation=t)
     np.testing.assert_allclose(layers.sum(axis=-1), expected, rtol=1e-5)
-    assert rl.distance_map(x, y, ensemble, transformation=t).shape == (2, 79, 71)
+    assert rl.distance_map(x, y, ensemble, transformation=t).shape == (2, 55, 47)
     np.testing.assert_allclose(jnp.diag(rl.pairwise(x, y, ensemble, transformation=t)), expected, rtol=1e-5)
     np.testing.assert_array_equal(rl.distance(x, y, ensemble, transformation=t), expected)
     for function in (rl.layer_distances, rl.distance_map, rl.pairwise):
@@ -273,7 +276,7 @@ def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None
 
 
 def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
-    x, y = (each[:, :64, :64] for each in pairs(2))
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     plain: Any = ensemble.metric
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("is random: give a key", lambda: rl.distance(x, y, ensemble)),
@@ -298,23 +301,26 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         attacks.expected_ranking(ensemble, x, x, y, attacked="nobody")
 
 
-@pytest.mark.parametrize("attacked", attacks.ATTACKED)
-def test_an_attack_adapts_to_an_ensemble(ensemble: Ensemble, attacked: str) -> None:
-    x, y = (each[:, :32, :32] for each in pairs(2))
+def test_an_attack_adapts_to_an_ensemble(ensemble: Ensemble) -> None:
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     closer = x + 0.6 * (y - x)
-    objective = attacks.expected_ranking(ensemble, x, closer, y, attacked=attacked, samples=4)
-    images = attacks.attacked_images(x, closer, y, attacked)
-    result = attacks.pgd(objective, images, key=KEY, epsilon=0.05, steps=3)
-    assert np.all(result.before < 0)
+    margins = {}
+    for attacked in attacks.ATTACKED:
+        objective = attacks.expected_ranking(ensemble, x, closer, y, attacked=attacked, samples=4)
+        margins[attacked] = jax.jit(objective)(attacks.attacked_images(x, closer, y, attacked), KEY)
+    # Whichever image moves, all three are seen under the same draws.
+    for attacked in attacks.ATTACKED[1:]:
+        np.testing.assert_allclose(margins[attacked], margins["closer"], rtol=1e-4)
+    assert np.all(margins["closer"] < 0)
+    objective = attacks.expected_ranking(ensemble, x, closer, y, samples=4)
+    result = attacks.pgd(objective, closer, key=KEY, epsilon=0.05, steps=2)
     assert np.all(result.after > result.before)
-    d0, d1 = (rl.distance(x, other, ensemble, key=KEY, samples=200) for other in (closer, y))
-    np.testing.assert_allclose(result.before, d0 - d1, rtol=0.3)
 
 
 def test_distance_as_an_objective(ensemble: Ensemble) -> None:
-    x, y = (each[:, :32, :32] for each in pairs(2))
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     objective = attacks.expected_distance_from(ensemble, 2 * x - 1, samples=4, value_range=(-1, 1))
-    result = attacks.pgd(objective, 2 * y - 1, key=KEY, epsilon=0.1, steps=3, value_range=(-1, 1))
+    result = attacks.pgd(objective, 2 * y - 1, key=KEY, epsilon=0.1, steps=2, value_range=(-1, 1))
     assert np.all(result.after > result.before)
     with pytest.raises(AttackError, match=r"value_range=\(-1.0, 1.0\), the attack has \(0.0, 1.0\)"):
         attacks.pgd(objective, y, key=KEY, epsilon=0.1, steps=3)

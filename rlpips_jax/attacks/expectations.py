@@ -62,7 +62,7 @@ class _Value:
         self,
         metric: Metric,
         features_of: FeaturesOf,
-        images: tuple[Float[Array, "n k h w 3"], Float[Array, "n k h w 3"]],
+        images: tuple[Float[Array, "n j h w 3"], Float[Array, "n k h w 3"]],
     ) -> Float[Array, " n"]:
         moving, still = images
         moved, others = features_of(moving), features_of(still)
