@@ -29,6 +29,10 @@ from rlpips_jax.reports import Tile, contact_sheet, table
 COPIES = 10
 SHIFT = 2
 """Pixels."""
+SIDE = 200
+"""Pixels that a picture is enlarged to, as far as whole numbers of pixels go."""
+NARROWEST = 144
+"""Pixels that captions of frames need."""
 NOISE = 0.07
 """Standard deviation; images in [0, 1]."""
 
@@ -123,7 +127,7 @@ def average_sheet(original: Image, metrics: dict[str, Any], config: Gallery) -> 
             progress=True,
         )
         print(f"{name}: {time.perf_counter() - started:.0f} s")
-        shown[f"average, {name}"] = np.asarray(result.image)
+        shown[f"average by {name}"] = np.asarray(result.image)
     judges = {**metrics, config.judge: rl.load(config.judge, weights_dir=config.weights_dir)}
     distances = {name: [away(image, original, judge) for judge in judges.values()] for name, image in shown.items()}
     rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in distances.items()]
@@ -137,7 +141,7 @@ def average_sheet(original: Image, metrics: dict[str, Any], config: Gallery) -> 
         [tiles],
         title=f"Average of {COPIES} copies with {how}",
         notes=("Numbers are distances to the original.",),
-        size=2 * config.size if config.size <= 128 else config.size,
+        size=config.size * max(1, SIDE // config.size),
     )
 
 
@@ -170,7 +174,7 @@ def path_sheet(a: Image, b: Image, metrics: dict[str, Any], config: Gallery) -> 
         if distances is not None:
             captions[:-1] = [(*caption, f"next {d:.3f}") for caption, d in zip(captions, distances, strict=False)]
         rows.append([Tile(frame, caption) for frame, caption in zip(frames, captions, strict=True)])
-    return contact_sheet(rows, title=f"From {config.names[0]} to {config.names[1]}", size=config.size)
+    return contact_sheet(rows, title=f"From {config.names[0]} to {config.names[1]}", size=max(NARROWEST, config.size))
 
 
 if __name__ == "__main__":
