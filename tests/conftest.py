@@ -66,6 +66,19 @@ def fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 30_000
+"""A process has 65,530 on Linux; where they run out, the compiler ends with a segmentation fault."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs when they have become many: each has memory maps of its own."""
+    yield
+    if "jax" in sys.modules and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data: weights, photographs and numbers computed by other programs."""
