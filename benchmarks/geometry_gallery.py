@@ -167,14 +167,18 @@ def path_sheet(a: Image, b: Image, metrics: dict[str, Any], config: Gallery) -> 
             f"{name}: {time.perf_counter() - started:.0f} s; sum of squared distances {sums[0]:.4f}, "
             f"of the crossfade {sums[1]:.4f}"
         )
-        paths[f"geodesic, {name}"] = (np.asarray(result.frames), np.asarray(result.distances))
+        paths[name] = (np.asarray(result.frames), np.asarray(result.distances))
     rows = []
     for name, (frames, distances) in paths.items():
         captions: list[tuple[str, ...]] = [(name if number == 0 else str(number),) for number in range(len(frames))]
         if distances is not None:
             captions[:-1] = [(*caption, f"next {d:.3f}") for caption, d in zip(captions, distances, strict=False)]
         rows.append([Tile(frame, caption) for frame, caption in zip(frames, captions, strict=True)])
-    return contact_sheet(rows, title=f"From {config.names[0]} to {config.names[1]}", size=max(NARROWEST, config.size))
+    return contact_sheet(
+        rows,
+        title=f"From {config.names[0]} to {config.names[1]}: a crossfade, and shortest paths",
+        size=max(NARROWEST, config.size),
+    )
 
 
 if __name__ == "__main__":
