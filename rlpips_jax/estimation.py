@@ -114,7 +114,7 @@ def estimate(
         reach = stats.t.ppf((1 + LEVEL) / 2, len(blocks) - 1) * error
         if np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
             break
-    return Estimate(mean, np.asarray(error), len(blocks) * size)
+    return Estimate(mean, error, len(blocks) * size)
 
 
 def compare(
@@ -206,7 +206,9 @@ def _most_calls(max_samples: Any) -> int:
 def _mean_and_error(
     blocks: Float[np.ndarray, "blocks ..."],
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    return blocks.mean(axis=0), blocks.std(axis=0, ddof=1) / np.sqrt(len(blocks))
+    error = blocks.std(axis=0, ddof=1) / np.sqrt(len(blocks))
+    # Of a single pair NumPy gives numbers, not arrays.
+    return np.asarray(blocks.mean(axis=0)), np.asarray(error)
 
 
 def _comparison(blocks: Float[np.ndarray, "blocks k"], looks: int, samples: int) -> Comparison:
