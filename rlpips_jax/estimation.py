@@ -98,9 +98,9 @@ def estimate(
         EnsembleError: `ensemble` is none, or a number makes no sense.
     """
     _check_ensemble(ensemble)
-    for name, error in (("relative_error", relative_error), ("absolute_error", absolute_error)):
-        if not (np.isfinite(error) and error >= 0):
-            raise EnsembleError(f"{name} must be a number, 0 or more, got {error!r}")
+    for name, wanted in (("relative_error", relative_error), ("absolute_error", absolute_error)):
+        if not (np.isfinite(wanted) and wanted >= 0):
+            raise EnsembleError(f"{name} must be a number, 0 or more, got {wanted!r}")
     most = _most_calls(max_samples)
     value_range = check_value_range(value_range)
     x, y = check_images(value_range, x=x, y=y, minimum_size=ensemble.minimum_size, user=ensemble.name)
