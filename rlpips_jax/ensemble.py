@@ -94,8 +94,9 @@ class Ensemble(RandomDistance):
 
     @property
     def name(self) -> str:
-        """Of the metric."""
-        return self.metric.name
+        """Of the metric; after "ensemble:" if that is not E-LPIPS's own."""
+        name = self.metric.name
+        return name if name.startswith("elpips-") else f"ensemble:{name}"
 
     @property
     def minimum_size(self) -> int:
@@ -130,7 +131,7 @@ class Ensemble(RandomDistance):
         return _distance(self, x, y, key, samples, value_range)
 
 
-def check_samples(samples: Any) -> int:
+def check_samples(samples: Any, name: str = "samples") -> int:
     """The number of samples; `SAMPLES` for None.
 
     Raises:
@@ -139,7 +140,7 @@ def check_samples(samples: Any) -> int:
     if samples is None:
         return SAMPLES
     if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
-        raise EnsembleError(f"samples must be a whole number, 1 or more, got {samples!r}")
+        raise EnsembleError(f"{name} must be a whole number, 1 or more, got {samples!r}")
     return int(samples)
 
 

@@ -8,6 +8,9 @@ from jax.typing import DTypeLike
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.metric import DEFAULT, Metric, assemble
 
+PREFIX = "ensemble:"
+"""Of the name of any metric, puts it under E-LPIPS's transformations."""
+
 EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 
 
@@ -57,7 +60,8 @@ def load(
 
     Args:
         name: such as "lpips-alex", "lpips-vgg@0.0", "baseline-squeeze", "elpips-squeeze", "lpips-tiny" (`rlpips weights
-            list` shows all), or the path of a `.safetensors` file made by training or by `python -m convert`.
+            list` shows all), or the path of a `.safetensors` file made by training or by `python -m convert`. After
+            "ensemble:", as in "ensemble:rlpips-alex", any of them under E-LPIPS's transformations.
         weights_dir: a folder to look into first.
         unweighted: set every weight of the heads to 1; floors stay.
         dtype: what the network computes in: float32, bfloat16, or float64 (which needs `jax_enable_x64`).
@@ -77,6 +81,9 @@ def load(
         WeightsMismatch: a weight file is of another network, incomplete, or has negative heads or floors.
         MetricError: an option that makes no sense.
     """
+    ensemble = isinstance(name, str) and name.startswith(PREFIX)
+    if ensemble:
+        name = str(name).removeprefix(PREFIX)
     recipe, metric = assemble(
         name,
         weights_dir=weights_dir,
@@ -87,4 +94,4 @@ def load(
         remat=remat,
         forward_mode=forward_mode,
     )
-    return Ensemble(metric) if recipe.ensemble else metric
+    return Ensemble(metric) if ensemble or recipe.ensemble else metric

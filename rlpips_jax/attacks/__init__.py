@@ -12,7 +12,7 @@ the perceptual attacks are perceptual distances, square roots of a metric's.
 from rlpips_jax.attacks.auto_projected_gradient import apgd
 from rlpips_jax.attacks.combination import Attack, worst_case, worst_of
 from rlpips_jax.attacks.distance_maximisation import distort
-from rlpips_jax.attacks.expectations import EnsembleObjective, expected_distance_from, expected_ranking
+from rlpips_jax.attacks.expectations import EnsembleObjective, Randomness, expected_distance_from, expected_ranking
 from rlpips_jax.attacks.lagrangian_relaxation import fast_lagrangian, lagrangian
 from rlpips_jax.attacks.noise_search import noise
 from rlpips_jax.attacks.objectives import (
@@ -60,6 +60,7 @@ __all__ = [
     "Objective",
     "PerceptualAttackResult",
     "Randomised",
+    "Randomness",
     "Ranking",
     "SemanticSimilarity",
     "SpatialResult",

@@ -5,6 +5,8 @@
 
 Each step draws fresh transformations and masks, the same for all images of a triplet, and what an attack has reached is
 judged with others (expectation over transformation, Athalye et al. 2018).
+
+`triplet_objective` and `distance_objective` give the objective of whatever metric, random or not.
 """
 
 import functools
@@ -15,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rlpips_jax.attacks.objectives import STILL, Objective, Randomised, _check_attacked
-from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
+from rlpips_jax.attacks.objectives import STILL, Objective, Randomised, _check_attacked, distance_from, ranking
+from rlpips_jax.ensemble import SAMPLES, Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 from rlpips_jax.metric import Metric
 
@@ -24,10 +26,34 @@ DRAWS = 8
 """Transformations that each step averages."""
 
 
+@dataclass(frozen=True)
+class Randomness:
+    """How an ensemble is attacked, and judged afterwards; of no account where nothing is random.
+
+    Attributes:
+        draws: transformations that each step of an attack averages.
+        samples: transformations that a distance averages, before and after an attack.
+        fixed: the ensemble always draws the same `samples` transformations and masks, and the attack knows which: all
+            its steps see these, whatever `draws` says. What a fixed key hides is then no longer hidden.
+    """
+
+    draws: int = DRAWS
+    samples: int = SAMPLES
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        check_samples(self.draws, "draws")
+        check_samples(self.samples)
+
+
+ADAPTIVE = Randomness()
+"""Fresh draws at each step, and others to judge by."""
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ensemble", "still"],
-    meta_fields=["attacked", "samples", "value_range"],
+    data_fields=["ensemble", "still", "key"],
+    meta_fields=["attacked", "samples", "value_range", "goal"],
 )
 @dataclass(frozen=True, eq=False)
 class EnsembleObjective(Objective):
@@ -36,18 +62,23 @@ class EnsembleObjective(Objective):
     Attributes:
         ensemble: the distance.
         still: `(n, k, h, w, 3)` in [0, 1], images that do not move.
+        key: what it always draws by; None to be called with a key.
         attacked: which image of a triplet moves, one of `ATTACKED`; None for the distance from the one that does not.
         samples: transformations averaged.
         value_range: black and white of the images that move.
+        goal: 0, above which the order of a triplet is reversed; None of a distance.
     """
 
     ensemble: Ensemble
     still: Float[Array, "n k h w 3"]
+    key: Any
     attacked: str | None
     samples: int
     value_range: ValueRange
+    goal: float | None
 
     def __call__(self, images: Float[Array, "n ..."], key: Any = None) -> Float[Array, " n"]:
+        key = self.key if key is None else key
         moving = unit_images(self.ensemble, images, self.value_range).reshape(len(images), -1, *images.shape[-3:])
         return expectation(self.ensemble, _Value(self.attacked), (moving, self.still), key, self.samples)
 
@@ -84,8 +115,9 @@ def expected_ranking(
     *,
     attacked: str = "closer",
     samples: int = DRAWS,
+    key: Any = None,
     value_range: ValueRange = UNIT_RANGE,
-) -> Randomised:
+) -> Randomised | EnsembleObjective:
     """`ranking` by an ensemble: the expectation of d(reference, closer) - d(reference, farther).
 
     Args:
@@ -95,6 +127,7 @@ def expected_ranking(
         farther: the images that are farther.
         attacked: which image moves, one of `ATTACKED`.
         samples: transformations averaged at each step.
+        key: None to draw afresh at each step. A key of `jax.random` to see at each step, and at the end, what it draws.
         value_range: black and white of floating-point images.
 
     Raises:
@@ -105,17 +138,77 @@ def expected_ranking(
     _check_attacked(attacked)
     images = {"reference": reference, "closer": closer, "farther": farther}
     still = _units(ensemble, value_range, **{name: images[name] for name in STILL[attacked]})
-    objective = EnsembleObjective(ensemble, still, attacked, check_samples(samples), check_value_range(value_range))
-    return Randomised(objective, 1, 0.0)
+    return _objective(ensemble, still, key, attacked, samples, value_range)
 
 
 def expected_distance_from(
-    ensemble: Ensemble, images: Images, *, samples: int = DRAWS, value_range: ValueRange = UNIT_RANGE
-) -> Randomised:
+    ensemble: Ensemble,
+    images: Images,
+    *,
+    samples: int = DRAWS,
+    key: Any = None,
+    value_range: ValueRange = UNIT_RANGE,
+) -> Randomised | EnsembleObjective:
     """`distance_from` by an ensemble: the expectation of the distance from `images`. Arguments as above."""
-    still = _units(ensemble, value_range, images=images)
-    objective = EnsembleObjective(ensemble, still, None, check_samples(samples), check_value_range(value_range))
-    return Randomised(objective, 1, None)
+    return _objective(ensemble, _units(ensemble, value_range, images=images), key, None, samples, value_range)
+
+
+def triplet_objective(
+    metric: Metric | Ensemble,
+    triplet: tuple[Images, Images, Images],
+    *,
+    attacked: str,
+    randomness: Randomness,
+    key: Any,
+    value_range: ValueRange,
+) -> Objective:
+    """`ranking` or `expected_ranking` of reference, closer and farther images.
+
+    Args:
+        key: what an ensemble with `randomness.fixed` draws by.
+    """
+    if not isinstance(metric, Ensemble):
+        return ranking(metric, *triplet, attacked=attacked, value_range=value_range)
+    drawn = _drawn(randomness, key)
+    return expected_ranking(metric, *triplet, attacked=attacked, value_range=value_range, **drawn)
+
+
+def distance_objective(
+    metric: Metric | Ensemble, images: Images, *, randomness: Randomness, key: Any, value_range: ValueRange
+) -> Objective:
+    """`distance_from` or `expected_distance_from`. Arguments as above."""
+    if not isinstance(metric, Ensemble):
+        return distance_from(metric, images, value_range=value_range)
+    return expected_distance_from(metric, images, value_range=value_range, **_drawn(randomness, key))
+
+
+def judging(metric: Metric | Ensemble, randomness: Randomness, key: Any) -> dict[str, Any]:
+    """What `rlpips_jax.distance` needs besides images to judge what an attack has reached: nothing, or key and samples.
+
+    Args:
+        key: which no attack has used, unless the ensemble always draws the same.
+    """
+    return {"key": key, "samples": randomness.samples} if isinstance(metric, Ensemble) else {}
+
+
+def _drawn(randomness: Randomness, key: Any) -> dict[str, Any]:
+    if randomness.fixed:
+        return {"samples": randomness.samples, "key": key}
+    return {"samples": randomness.draws}
+
+
+def _objective(
+    ensemble: Ensemble,
+    still: Float[Array, "n k h w 3"],
+    key: Any,
+    attacked: str | None,
+    samples: int,
+    value_range: ValueRange,
+) -> Randomised | EnsembleObjective:
+    samples, value_range = check_samples(samples), check_value_range(value_range)
+    goal = None if attacked is None else 0.0
+    objective = EnsembleObjective(ensemble, still, key, attacked, samples, value_range, goal)
+    return Randomised(objective, 1, goal) if key is None else objective
 
 
 def _units(ensemble: Ensemble, value_range: ValueRange, **images: Images) -> Float[Array, "n k h w 3"]:

@@ -4,6 +4,7 @@ The first attack of E-LPIPS (Kettunen, Härkönen and Lehtinen, "E-LPIPS: Robust
 transformation ensembles", 2019).
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,12 +17,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.objectives import Objective
+from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, distance_objective
+from rlpips_jax.attacks.objectives import Objective, Randomised
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
-from rlpips_jax.metric import Features, Metric
+from rlpips_jax.metric import Metric
 
 LEARNING_RATE = 0.05
 """Length of Adam's steps, as a share of the range of values; it falls to 0 over the second half of them."""
@@ -48,14 +51,14 @@ class ImpostorResult(AttackResult):
     Of iterates outside the bound `trajectory` has minus the metric.
 
     Attributes:
-        distance: `(n,)`, of the adversarial images by the metric; within the bound.
+        distance: `(n,)`, of the adversarial images by the metric, with a fixed key by an ensemble; within the bound.
     """
 
     distance: Float[Array, " n"]
 
 
 def impostor(
-    metric: Metric,
+    metric: Metric | Ensemble,
     images: Images,
     *,
     key: Key,
@@ -63,13 +66,15 @@ def impostor(
     steps: int = 200,
     starts: Images | None = None,
     restarts: int = 1,
+    randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
 ) -> ImpostorResult:
     """Maximises the pixel l2 distance |y - x| from each image while the metric stays small: d(y, x) <= bound.
 
     Adam on |y - x| / sqrt(h w 3) - multiplier d(y, x), whose multiplier, one for each image, rises at each step
     outside the bound and falls at each within. The best iterate within the bound is kept; where there is none, the
-    segment from the image to the nearest is halved until its end is within.
+    segment from the image to the nearest is halved until its end is within. By an ensemble steps draw afresh, and what
+    is kept is held to the bound by transformations that no step has seen.
 
     Args:
         metric: from `rlpips_jax.load`; an argument of the compiled program.
@@ -81,6 +86,7 @@ def impostor(
             None for the negatives of the images, which get farthest with LPIPS of real networks; where the bound is not
             reached from there in so many steps, begin with the images themselves. Faint noise is added to any.
         restarts: starts that are computed side by side, in as many times the memory; their noise differs.
+        randomness: of an ensemble, how it is attacked and judged.
         value_range: black and white of the images; impostors stay within.
 
     Returns:
@@ -100,35 +106,39 @@ def impostor(
         raise AttackError(
             f"starts has shape {begin.shape} and images {images.shape}; pass one start for each image, of its size"
         )
-    features = metric.features(images, value_range=value_range)
-    return _impostor(_Within(metric, features, images, bound, value_range), begin, key, steps, restarts)
+    judge = jax.random.fold_in(key, 0)
+    by = functools.partial(distance_objective, metric, images, key=judge, value_range=value_range)
+    distance = by(randomness=randomness)
+    if isinstance(distance, Randomised):
+        # What always draws the same can be held to a bound.
+        known = _Within(by(randomness=dataclasses.replace(randomness, fixed=True)), images, bound)
+        objective: Objective = Randomised(_Within(distance.function, images, bound), 1)
+    else:
+        objective = known = _Within(distance, images, bound)
+    return _impostor(objective, known, begin, key, steps, restarts, value_range)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["metric", "features", "images", "bound"],
-    meta_fields=["value_range"],
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["distance", "images", "bound"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class _Within(Objective):
     """The pixel distance from the images within the bound; outside, less than any: minus the metric.
 
     Its gradient is that of minus the metric on both sides, as that of a pixel distance is no work.
+
+    Attributes:
+        distance: from the images by the metric.
+        images: `(n, h, w, 3)`.
+        bound: on the distance.
     """
 
-    metric: Metric
-    features: Features
+    distance: Any
     images: Float[Array, "n h w 3"]
     bound: Float[Array, "..."]
-    value_range: ValueRange
 
-    def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
-        distance = self.distance(images)
+    def __call__(self, images: Float[Array, "n h w 3"], *key: Any) -> Float[Array, " n"]:
+        distance = self.distance(images, *key)
         value = jnp.where(self.holds(distance), balls.BALLS["l2"].length(images - self.images), -distance)
         return lax.stop_gradient(value + distance) - distance
-
-    def distance(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
-        return self.metric.between(self.metric.features(images, value_range=self.value_range), self.features)
 
     def holds(self, distance: Float[Array, " n"]) -> Bool[Array, " n"]:
         return distance <= self.bound * (1 - MARGIN)
@@ -139,11 +149,17 @@ class _State(NamedTuple):
     multiplier: Float[Array, " n"]
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _impostor(
-    objective: _Within, begin: Float[Array, "n h w 3"], key: Any, steps: int, restarts: int
+    objective: Objective,
+    known: _Within,
+    begin: Float[Array, "n h w 3"],
+    key: Any,
+    steps: int,
+    restarts: int,
+    value_range: ValueRange,
 ) -> ImpostorResult:
-    images, (black, white) = objective.images, objective.value_range
+    images, (black, white) = known.images, value_range
     width = white - black
     adam = optax.scale_by_adam(b1=0.9, b2=0.99)
 
@@ -171,9 +187,8 @@ def _impostor(
     result, found = search(
         objective, images, start=start, step=step, state=state, steps=steps, restarts=restarts, key=key
     )
-    adversarial = lax.cond(
-        jnp.all(result.after >= 0), lambda found: found, functools.partial(_nearer, objective), found
-    )
+    within = known.holds(known.distance(found))
+    adversarial = lax.cond(jnp.all(within), lambda found: found, functools.partial(_nearer, known), found)
     # What moves not at all is at 0, though two programs may round its features differently.
     change = adversarial - images
     linf, l2 = (balls.BALLS[norm].length(change) for norm in ("linf", "l2"))
@@ -185,7 +200,7 @@ def _impostor(
         l2=l2,
         success=l2 > 0,
         trajectory=result.trajectory,
-        distance=jnp.where(linf > 0, objective.distance(adversarial), 0).astype(images.dtype),
+        distance=jnp.where(linf > 0, known.distance(adversarial), 0).astype(images.dtype),
     )
 
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.combination import Attack, run
-from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, ranking, with_moved
+from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, judging, triplet_objective
+from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, with_moved
 from rlpips_jax.attacks.search import Key, as_floats
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 from rlpips_jax.metric import Metric, distance
@@ -75,7 +77,7 @@ class TripletAttackResult:
 
 
 def attack_triplets(
-    metric: Metric,
+    metric: Metric | Ensemble,
     reference: Images,
     closer: Images,
     farther: Images,
@@ -83,6 +85,8 @@ def attack_triplets(
     attack: Attack,
     key: Key,
     attacked: str | Sequence[str] = "closer",
+    surrogate: Metric | Ensemble | None = None,
+    randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
 ) -> TripletAttackResult:
     """Attacks the order of triplets, from one side or several; of each triplet the worst side is kept.
@@ -103,10 +107,13 @@ def attack_triplets(
             of each of the two images.
         key: a key of `jax.random`.
         attacked: which image moves, one of `ATTACKED` or several.
+        surrogate: what the attack is made against, in the hope that it transfers; None for `metric` itself.
+        randomness: of ensembles, how they are attacked and judged.
         value_range: black and white of the images.
 
     Returns:
-        A `TripletAttackResult`. Distances are those that `rlpips_jax.distance` gives of the images it holds.
+        A `TripletAttackResult`. Distances are those that `rlpips_jax.distance` gives of the images it holds; of an
+        ensemble, with transformations that the attack has not seen.
 
     Raises:
         AttackError: `attacked` names no side, or the attack is no such function.
@@ -120,23 +127,38 @@ def attack_triplets(
     if images[0].ndim != 4:
         raise ImageError(f"reference has shape {images[0].shape}; triplets are three batches (n, h, w, 3)")
     originals = cast(Triplets, tuple(as_floats(image, value_range)[0] for image in images))
+    judge = judge_key(key)
     results = []
     for side in sides:
-        objective = ranking(metric, *originals, attacked=side, value_range=value_range)
+        objective = triplet_objective(
+            metric if surrogate is None else surrogate,
+            originals,
+            attacked=side,
+            randomness=randomness,
+            key=judge,
+            value_range=value_range,
+        )
         own = jax.random.fold_in(key, ATTACKED.index(side))
         results.append(run(attack, objective, attacked_images(*originals, side), own, value_range))
     adversarial = tuple(result.adversarial for result in results)
     after = tuple(result.after for result in results)
-    return _worst_side(metric, originals, adversarial, after, sides, value_range)
+    return _worst_side(metric, originals, adversarial, after, judge, sides, randomness, value_range)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+def judge_key(key: Key) -> Key:
+    """Of the key of an attack on triplets, the one that an ensemble judges the outcome by."""
+    return jax.random.fold_in(key, len(ATTACKED))
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _worst_side(
-    metric: Metric,
+    metric: Metric | Ensemble,
     originals: Triplets,
     adversarial: tuple[Float[Array, "n ..."], ...],
     after: tuple[Float[Array, " n"], ...],
+    key: Key,
     sides: tuple[str, ...],
+    randomness: Randomness,
     value_range: ValueRange,
 ) -> TripletAttackResult:
     chosen = jnp.argmax(jnp.stack(after), axis=0)
@@ -145,8 +167,9 @@ def _worst_side(
         here = (chosen == index)[:, None, None, None]
         attacked = with_moved(originals, moved, side)
         triplets = tuple(jnp.where(here, new, old) for new, old in zip(attacked, triplets, strict=True))
+    measured = functools.partial(distance, metric=metric, value_range=value_range, **judging(metric, randomness, key))
     before, now = (
-        TripletDistances(*(distance(reference, other, metric, value_range=value_range) for other in others))
+        TripletDistances(*(measured(reference, other) for other in others))
         for reference, *others in (originals, triplets)
     )
     changes = jnp.stack([new - old for new, old in zip(triplets, originals, strict=True)])

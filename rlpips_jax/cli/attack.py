@@ -12,8 +12,8 @@ import tyro
 from jaxtyping import UInt8
 
 from rlpips_jax import attacks, reports
-from rlpips_jax.cli.evaluate import epsilon_of
 from rlpips_jax.cli.options import MetricOptions, check_files
+from rlpips_jax.cli.threats import epsilon_of
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.image_files import save_image

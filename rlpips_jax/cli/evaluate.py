@@ -16,19 +16,23 @@ import jax
 import numpy as np
 import tyro
 
-from rlpips_jax import attacks, reports
+from rlpips_jax import reports
+from rlpips_jax.attacks import Randomness
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
+from rlpips_jax.cli.threats import Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError
-from rlpips_jax.evaluation import measurement
+from rlpips_jax.evaluation import exposure, measurement
+from rlpips_jax.evaluation.exposure import Exposed
 from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
 from rlpips_jax.evaluation.placement import over_all_devices
-from rlpips_jax.evaluation.radii import read_radius
 from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.loading import load
 from rlpips_jax.metric import Metric
 
-NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "worst_case"]
+NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "worst_case", "distort", "impostor"]
 """Attacks by the names of their functions in `rlpips_jax.attacks`."""
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
@@ -37,68 +41,6 @@ SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": 
 LINF = ("1/255", "2/255", "4/255")
 
 SIDES = Literal["closer", "farther", "both", "reference", "worst"]
-
-
-@dataclass(frozen=True)
-class Threat:
-    """What is done to triplets before a metric is asked.
-
-    Attributes:
-        name: of the attack, "shift", or "" for nothing.
-        norm: of the ball; "pixels" for flows and shifts.
-        epsilon: radius, as a fraction of the range of values, or in pixels.
-        attacked: whom the attack moves.
-        steps: gradients, or queries without gradients.
-        restarts: starts.
-    """
-
-    name: str = ""
-    norm: str = ""
-    epsilon: float = 0.0
-    attacked: str = ""
-    steps: int = 0
-    restarts: int = 1
-
-    @classmethod
-    def of(cls, document: dict[str, Any] | None) -> "Threat":
-        """The threat that a result on disk was found under."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in (document or {}).items() if name in names})
-
-    @property
-    def is_base(self) -> bool:
-        """Whether others are compared with it: nothing is done, or a shift by 0."""
-        return self.name == "" or (self.name == "shift" and self.epsilon == 0)
-
-    def function(self) -> measurement.Attack:
-        """The attack, as `rlpips_jax.evaluation.evaluate` takes it."""
-        options: dict[str, Any] = {"steps": self.steps}
-        if self.name != "spatial":
-            options["norm"] = self.norm
-        if self.name != "noise":
-            options["restarts"] = self.restarts
-        if self.name != "worst_case":
-            return functools.partial(getattr(attacks, self.name), **options)
-
-        def worst(objective: Any, images: Any, *, key: Any, epsilon: Any, **more: Any) -> Any:
-            parts = [functools.partial(part, epsilon=epsilon, **options) for part in (attacks.pgd, attacks.apgd)]
-            parts.append(functools.partial(attacks.square, epsilon=epsilon, **options))
-            return attacks.worst_case(objective, images, key=key, attacks=parts, **more)
-
-        return worst
-
-    @property
-    def sides(self) -> Sequence[str]:
-        """Whom the attack moves; of several, whoever does most harm."""
-        return attacks.ATTACKED if self.attacked == "worst" else (self.attacked,)
-
-    def radii(self) -> tuple[str, str]:
-        """The radius for images in [0, 1] and in [-1, 1], as a table has it."""
-        if not self.name:
-            return "", ""
-        if self.norm == "pixels":
-            return f"{self.epsilon:g} px", f"{self.epsilon:g} px"
-        return _fraction(self.epsilon), _fraction(2 * self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +53,9 @@ class Evaluate(TripletOptions):
     """
 
     attack: Annotated[tuple[NAMES, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
-    """Attack to measure besides; worst_case is the worst of pgd, apgd and square. May be given several times."""
+    """Attack to measure besides; worst_case is the worst of pgd, apgd and square. distort and impostor move references
+    alone: to where the metric measures most within --epsilon, or where pixels differ most within --bound; their table
+    says how many times that is what is usual. May be given several times."""
 
     norm: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Norms in which attacks are bounded."""
@@ -133,6 +77,22 @@ class Evaluate(TripletOptions):
     restarts: int = 1
     """Starts of an attack, of which the best counts."""
 
+    bound: float = 0.5
+    """What an impostor may measure, as a share of the metric's mean distance between references and distorted images.
+    It takes four times as many --steps."""
+
+    draws: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help_behavior_hint="(default: 16)")] = (16,)
+    """Of ensembles: transformations that each step of an attack averages (expectation over transformation)."""
+
+    samples: int = 64
+    """Of ensembles: transformations that a distance averages, before and after an attack."""
+
+    fixed_key: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of ensembles: also measure one that always draws the same --samples, under attacks that know them."""
+
+    surrogate: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    """Also measure what attacks on this metric do to the others (transfer)."""
+
     shift: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PX [PX ...]", help_behavior_hint="(default: none)")] = ()
     """Also shift both images against the reference by so many pixels."""
 
@@ -146,12 +106,18 @@ class Evaluate(TripletOptions):
     """Folder for the results."""
 
     def run(self) -> int:
-        threats = self._threats()
+        self._check()
         sets, metrics = self.sets(), self.metrics()
-        runs = [Run(self, triplets, metric, threat) for triplets in sets for metric in metrics for threat in threats]
+        surrogate = None if self.surrogate is None else load(self.surrogate, weights_dir=self.weights_dir)
+        runs = [
+            Run(self, triplets, metric, threat, surrogate if threat.surrogate else None)
+            for triplets in sets
+            for metric in metrics
+            for threat in self._threats(metric, surrogate)
+        ]
         from tqdm import tqdm
 
-        results = []
+        results: list[tuple[Run, Evaluation]] = []
         with (
             interrupts.deferred(),
             tqdm(total=sum(len(run.triplets) for run in runs), unit="triplet", disable=None) as bar,
@@ -159,39 +125,70 @@ class Evaluate(TripletOptions):
             natural: Distances | None = None
             for run in runs:
                 bar.set_description(run.title)
+                if run.threat.exposes:
+                    assert natural is not None
+                    run.expose(natural, bar.update)
+                    continue
                 evaluation = run.evaluation(None if run.threat.is_base else natural, bar.update)
                 if run.threat.is_base:
                     natural = evaluation.distances
                 results.append((run, evaluation))
-        print(table(run.recording.document for run in runs))
-        write_whole(self.out / "table.txt", table(written(self.out), by_kind=True) + "\n")
-        pictures = curves(results, self.out) if any(threat.name for threat in threats) else []
+        print(tables([run.recording.document for run in runs]))
+        write_whole(self.out / "table.txt", tables(written(self.out), by_kind=True) + "\n")
+        attacked = any(run.threat.name for run, _ in results)
+        pictures = curves(results, self.out) if attacked else []
         print(f"results: {self.out}{os.sep}*.json, table.txt{''.join(f', {path.name}' for path in pictures)}")
         return 0
 
-    def _threats(self) -> list[Threat]:
-        """Nothing first, then every attack at every strength."""
-        for name, count in (("steps", self.steps), ("restarts", self.restarts), ("batch", self.batch)):
+    def _check(self) -> None:
+        """Raises an AttackError for arguments that make no sense."""
+        counts = {"steps": self.steps, "restarts": self.restarts, "batch": self.batch, "samples": self.samples}
+        for name, count in (*counts.items(), *(("draws", draws) for draws in self.draws)):
             if count < 1:
                 raise AttackError(f"--{name} must be 1 or more, got {count}")
-        if self.epsilon and not self.attack:
-            raise AttackError("--epsilon needs an attack: --attack pgd")
-        units = {"spatial" if name == "spatial" else norm for name in self.attack for norm in self.norm}
+        if not 0 < self.bound < float("inf"):
+            raise AttackError(f"--bound must be above 0, a share of the metric's usual distance, got {self.bound:g}")
+        for name, given in (("epsilon", self.epsilon), ("surrogate", self.surrogate), ("fixed-key", self.fixed_key)):
+            if given and not self.attack:
+                raise AttackError(f"--{name} needs an attack: --attack pgd")
+        units = {
+            "spatial" if name == "spatial" else norm for name in self.attack if name != "impostor" for norm in self.norm
+        }
         if self.epsilon and len(units) > 1:
             raise AttackError(
                 f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate one after "
                 "the other into the same --out"
             )
+
+    def _threats(self, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
+        """To one metric: nothing first, then every attack at every strength."""
         threats = [Threat()]
         for name in dict.fromkeys(self.attack):
+            if name == "impostor":
+                bounded = Threat(name, "", self.bound, "reference", 4 * self.steps, self.restarts)
+                threats += self._adapted(bounded, metric, None)
+                continue
             for norm in ("pixels",) if name == "spatial" else self.norm:
                 default = ("0.5", "1") if norm == "pixels" else ("0.5", "1", "2") if norm == "l2" else LINF
-                threats += [
-                    Threat(name, norm, epsilon_of(text, norm), side, self.steps, self.restarts)
-                    for side in self.attacked
-                    for text in self.epsilon or default
-                ]
+                for side in ("reference",) if name == "distort" else self.attacked:
+                    for text in self.epsilon or default:
+                        threat = Threat(name, norm, epsilon_of(text, norm), side, self.steps, self.restarts)
+                        threats += self._adapted(threat, metric, None if name == "distort" else surrogate)
         return threats + [Threat("shift", "pixels", float(shift)) for shift in ((0, *self.shift) if self.shift else ())]
+
+    def _adapted(self, threat: Threat, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
+        """An attack as it adapts to a metric, and transferred from the surrogate."""
+
+        def against(attacked: Metric | Ensemble, **more: Any) -> list[Threat]:
+            draws = dict.fromkeys(self.draws) if isinstance(attacked, Ensemble) else (0,)
+            return [dataclasses.replace(threat, draws=count, **more) for count in draws]
+
+        threats = against(metric)
+        if self.fixed_key and isinstance(metric, Ensemble):
+            threats.append(dataclasses.replace(threat, fixed=True))
+        if surrogate is not None and surrogate.name != metric.name:
+            threats += against(surrogate, surrogate=surrogate.name)
+        return threats
 
 
 @dataclass(frozen=True)
@@ -200,15 +197,21 @@ class Run:
 
     options: Evaluate
     triplets: AnyTriplets
-    metric: Metric
+    metric: Metric | Ensemble
     threat: Threat
+    surrogate: Metric | Ensemble | None = None
 
     @property
     def title(self) -> str:
         """What a progress bar says."""
         threat = self.threat
-        what = f" {threat.name} {threat.norm} {threat.radii()[0]}" if threat.name else ""
+        what = f" {threat.words} {threat.radii()[0]}" if threat.name else ""
         return f"{self.triplets.name} {self.metric.name}{what}"
+
+    @property
+    def randomness(self) -> Randomness:
+        """How an ensemble is attacked and judged."""
+        return Randomness(max(1, self.threat.draws), self.options.samples, self.threat.fixed)
 
     @functools.cached_property
     def recording(self) -> Recording:
@@ -223,14 +226,19 @@ class Run:
             "threat": None,
         }
         words = [self.triplets.name, self.metric.name, threat.name or "natural"]
+        if isinstance(self.metric, Ensemble):
+            settings |= {"samples": options.samples, "seed": options.seed, "batch": options.batch}
         if threat.name:
             words += [threat.norm, f"{threat.epsilon:.6g}", threat.attacked]
-            settings["threat"] = dataclasses.asdict(threat) | (
+            settings["threat"] = threat.document() | (
                 {"largest": max(options.shift)}
                 if threat.name == "shift"
                 else {"seed": options.seed, "batch": options.batch}
             )
-        return Recording(options.out, words, settings, {"d0": np.float32, "d1": np.float32})
+        if self.surrogate is not None:
+            settings["threat"]["surrogate_signature"] = self.surrogate.signature
+        names = Exposed._fields if threat.exposes else Distances._fields
+        return Recording(options.out, words, settings, dict.fromkeys(names, np.float32))
 
     def evaluation(self, natural: Distances | None, done: Callable[[int], Any]) -> Evaluation:
         """The scores; what is on disk already is not computed again.
@@ -251,71 +259,110 @@ class Run:
         self.recording.finish(results, time.monotonic() - started)
         return evaluation
 
+    def expose(self, natural: Distances, done: Callable[[int], Any]) -> None:
+        """What the metric can be made to say of the references; what is on disk already is not computed again.
+
+        Args:
+            natural: distances without an attack, which say what is usual.
+            done: is told how many triplets are done.
+        """
+        started = time.monotonic()
+        compute = functools.partial(self._exposed, natural)
+        exposed = Exposed(*self.recording.collect(len(self.triplets), compute, done))
+        results = {
+            "usual": {
+                "distance": exposure.usual_distance(natural),
+                "rms": exposure.usual_difference(self.triplets),
+            },
+            "distance": dataclasses.asdict(exposure.rise(exposed, natural)),
+            "rms": dataclasses.asdict(exposure.spread(exposed, self.triplets)),
+        }
+        self.recording.finish({"exposure": results}, time.monotonic() - started)
+
+    def _exposed(self, natural: Distances, start: int) -> Iterator[Exposed]:
+        threat = self.threat
+        options: dict[str, Any] = {
+            "steps": threat.steps,
+            "restarts": threat.restarts,
+            "randomness": self.randomness,
+            "key": jax.random.key(self.options.seed),
+            "batch": self.options.batch,
+            "start": start,
+        }
+        if threat.name == "impostor":
+            bound = threat.epsilon * exposure.usual_distance(natural)
+            return exposure.impostors(self.metric, self.triplets, bound, **options)
+        return exposure.distorted(self.metric, self.triplets, threat.epsilon, norm=threat.norm, **options)
+
     def _compute(self, start: int) -> Iterator[Distances]:
-        options, threat, placement = self.options, self.threat, over_all_devices()
-        if not threat.name:
-            return measurement.natural_distances(
-                self.metric, self.triplets, batch=options.batch, start=start, placement=placement
-            )
+        threat = self.threat
+        options: dict[str, Any] = {
+            "randomness": self.randomness,
+            "key": jax.random.key(self.options.seed),
+            "batch": self.options.batch,
+            "start": start,
+        }
         if threat.name == "shift":
-            shift, largest = int(threat.epsilon), max(options.shift)
-            return measurement.shifted_distances(
-                self.metric, self.triplets, shift, largest, batch=options.batch, start=start
-            )
+            shift, largest = int(threat.epsilon), max(self.options.shift)
+            return measurement.shifted_distances(self.metric, self.triplets, shift, largest, **options)
+        options["placement"] = over_all_devices()
+        if not threat.name:
+            return measurement.natural_distances(self.metric, self.triplets, **options)
         return measurement.attacked_distances(
             self.metric,
             self.triplets,
             threat.function(),
             threat.epsilon,
             attacked=threat.sides,
-            key=jax.random.key(options.seed),
-            batch=options.batch,
-            start=start,
-            placement=placement,
+            surrogate=self.surrogate,
+            **options,
         )
 
 
 Results = Sequence[tuple[Run, Evaluation]]
 
 
-def epsilon_of(text: str, norm: str) -> float:
-    """A radius such as "2/255" or "0.03".
-
-    Args:
-        text: what was given.
-        norm: "linf" and "l2" are as fractions of the range of values, "pixels" are pixels.
-
-    Raises:
-        AttackError: it is none.
-    """
-    try:
-        value = read_radius(text)
-    except ValueError:
-        raise AttackError(f"--epsilon {text} is not a number such as 2/255 or 0.01") from None
-    if value < 0 or (norm == "linf" and value > 1):
-        raise AttackError(
-            f"--epsilon {text} is a fraction of the range of values, from 0 to 1 in l-inf: 2 grey levels are 2/255"
-        )
-    return value
-
-
-def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
-    """A row for each result, with 95 % intervals.
+def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str:
+    """A row for each result, with 95 % intervals: how triplets are ranked, and what references can be made to measure.
 
     Args:
         documents: results as they are written.
         by_kind: adds a row for each kind of each.
     """
+    found = [table([document for document in documents if "scores" in document], by_kind=by_kind)]
+    if exposures := [document for document in documents if "exposure" in document]:
+        found.append(exposure_table(exposures))
+    return "\n\n".join(found)
+
+
+def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
+    """How triplets are ranked."""
     header = ("data", "metric", "attack", "steps", "moves", "eps [0,1]", "eps [-1,1]", *SCORES, "n")
     rows = []
     for document in documents:
         threat = Threat.of(document["threat"])
-        attack = f"{threat.name} {threat.norm}" if threat.name else "-"
-        named = (document["metric"], attack, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
+        named = (document["metric"], threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
         for kind, scores in {"": document["scores"], **(document["by_kind"] if by_kind else {})}.items():
             data = f"{document['data']}: {kind}" if kind else document["data"]
             count = scores["two_afc"]["count"]
             rows.append((data, *named, *(_cell(scores[name]) for name in SCORES.values()), str(count)))
+    return reports.table(header, rows)
+
+
+def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
+    """What references can be made to measure, in units of what is usual between them and distorted images."""
+    header = ("data", "metric", "attack", "steps", "within", "usual d", "d / usual", "rms / usual", "n")
+    rows = []
+    for document in documents:
+        threat, found = Threat.of(document["threat"]), document["exposure"]
+        rows.append(
+            (
+                *(document["data"], document["metric"], threat.words, str(threat.steps), threat.radii()[0]),
+                reports.plain(np.float32(found["usual"]["distance"])),
+                *(_cell(found[name]) for name in ("distance", "rms")),
+                str(found["distance"]["count"]),
+            )
+        )
     return reports.table(header, rows)
 
 
@@ -326,14 +373,16 @@ def written(folder: Path) -> list[dict[str, Any]]:
         # Other programs may have put files there.
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(document, dict) and {"threat", "scores", "by_kind", "signature"} <= document.keys():
+            if isinstance(document, dict) and any(
+                {"threat", "signature", *names} <= document.keys() for names in (("scores", "by_kind"), ("exposure",))
+            ):
                 found.append(document)
     return sorted(found, key=_order)
 
 
 def _order(document: dict[str, Any]) -> tuple[Any, ...]:
     threat = Threat.of(document["threat"])
-    what = (threat.name, threat.norm, threat.attacked, threat.steps, threat.epsilon)
+    what = (threat.name, threat.norm, threat.attacked, threat.steps, threat.epsilon, threat.words)
     return (document["data"], document["triplets"], document["metric"], *what)
 
 
@@ -357,8 +406,10 @@ def curves(results: Results, folder: Path) -> list[Path]:
         axes = figure.subplots()
         lines: dict[str, dict[float, Score]] = {}
         for run, evaluation in members:
-            side = f", {run.threat.attacked}" if run.threat.attacked else ""
-            line = lines.setdefault(f"{run.metric.name}{side}", {0.0: natural[data, run.metric.name].scores.two_afc})
+            line = lines.setdefault(
+                ", ".join(filter(None, (run.metric.name, *run.threat.line))),
+                {0.0: natural[data, run.metric.name].scores.two_afc},
+            )
             line[run.threat.epsilon] = evaluation.scores.two_afc
         scale = 1 if norm != "linf" else 255
         for label, points in lines.items():
@@ -391,8 +442,3 @@ def _plain(scores: measurement.Scores) -> dict[str, Any]:
 
 def _cell(score: dict[str, float] | None) -> str:
     return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-"
-
-
-def _fraction(value: float) -> str:
-    levels = value * 255
-    return f"{round(levels)}/255" if levels >= 0.5 and abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -13,7 +13,7 @@ from rlpips_jax.errors import RlpipsError, TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.loading import load
-from rlpips_jax.metric import DEFAULT, Metric
+from rlpips_jax.metric import DEFAULT
 
 SIZE = 64
 """Pixels of patches cut from photographs, unless stated."""
@@ -84,8 +84,8 @@ class TripletOptions:
             made.append(crossed(path, self.count, teacher=teacher, size=self.size or SIZE))
         return [dataclasses.replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
 
-    def metrics(self) -> list[Metric]:
-        """The metrics, loaded."""
+    def metrics(self) -> list[Any]:
+        """The metrics, loaded: each a Metric or an Ensemble."""
         if problem := device_problem():
             raise RlpipsError(problem)
         metrics = [load(name, weights_dir=self.weights_dir) for name in self.metric or (DEFAULT,)]

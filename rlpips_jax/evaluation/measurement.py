@@ -4,7 +4,8 @@
     natural.scores.two_afc.mean, attacked[0].scores.flip_rate.mean
 
 An attack knows the judgment and works against it: it makes the image that people find closer the farther one for the
-metric. Distances after an attack are measured again, from its images.
+metric. Distances after an attack are measured again, from its images; by an ensemble, with transformations that the
+attack has not seen.
 """
 
 import functools
@@ -14,15 +15,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from rlpips_jax.attacks import attack_triplets
+from rlpips_jax.attacks import Randomness, attack_triplets
+from rlpips_jax.attacks.expectations import ADAPTIVE
+from rlpips_jax.attacks.triplets import judge_key
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, triplet_distances
-from rlpips_jax.metric import Metric
+from rlpips_jax.metric import Metric, distance
 
 BATCH = 50
 """Triplets attacked at once."""
@@ -91,12 +95,14 @@ class Evaluation:
 
 
 def evaluate(
-    metric: Metric,
+    metric: Metric | Ensemble,
     triplets: AnyTriplets,
     attack: Attack | None = None,
     epsilons: Sequence[float] = (),
     *,
     attacked: str | Sequence[str] = "closer",
+    surrogate: Metric | Ensemble | None = None,
+    randomness: Randomness = ADAPTIVE,
     key: Any = None,
     batch: int = BATCH,
     placement: Placement = None,
@@ -110,6 +116,8 @@ def evaluate(
         epsilons: radii of the attack; images are in [0, 1].
         attacked: whom it moves: "closer" (to people), "farther", "both" or "reference"; of several, the one that does
             most harm to each triplet.
+        surrogate: what the attack is made against, in the hope that it transfers; None for `metric` itself.
+        randomness: of ensembles, how they are attacked and judged.
         key: a key of `jax.random`; None for `jax.random.key(0)`.
         batch: triplets attacked at once.
         placement: over which devices they are cut, such as `NamedSharding(mesh, PartitionSpec("data"))`; None for one.
@@ -123,21 +131,38 @@ def evaluate(
     """
     if (attack is None) != (not len(epsilons)):
         raise TripletsError("an attack needs epsilons, and epsilons an attack; give both, or neither")
-    natural = join(natural_distances(metric, triplets, batch=batch, placement=placement))
+    key = jax.random.key(0) if key is None else key
+    natural = join(
+        natural_distances(metric, triplets, randomness=randomness, key=key, batch=batch, placement=placement)
+    )
     found = [assess(triplets, natural)]
     if attack is None:
         return found
-    key = jax.random.key(0) if key is None else key
     for epsilon in epsilons:
         parts = attacked_distances(
-            metric, triplets, attack, epsilon, attacked=attacked, key=key, batch=batch, placement=placement
+            metric,
+            triplets,
+            attack,
+            epsilon,
+            attacked=attacked,
+            surrogate=surrogate,
+            randomness=randomness,
+            key=key,
+            batch=batch,
+            placement=placement,
         )
         found.append(assess(triplets, natural, join(parts), float(epsilon)))
     return found
 
 
 def shift_robustness(
-    metric: Metric, triplets: AnyTriplets, shifts: Sequence[int] = (1, 2, 3), *, batch: int = BATCH
+    metric: Metric | Ensemble,
+    triplets: AnyTriplets,
+    shifts: Sequence[int] = (1, 2, 3),
+    *,
+    randomness: Randomness = ADAPTIVE,
+    key: Any = None,
+    batch: int = BATCH,
 ) -> list[Evaluation]:
     """What a shift by some pixels, which nobody sees, does to the order of triplets (Ghildyal and Liu 2022).
 
@@ -147,6 +172,8 @@ def shift_robustness(
         metric: from `rlpips_jax.load`.
         triplets: of images larger than the largest shift.
         shifts: in pixels, 1 or more.
+        randomness: of an ensemble, how many samples a distance averages.
+        key: of an ensemble; None for `jax.random.key(0)`.
         batch: triplets in the network at once.
 
     Returns:
@@ -156,30 +183,47 @@ def shift_robustness(
         TripletsError: a shift that is negative or as large as the images.
         ImageError: what is left is too small for the metric.
     """
-    natural = join(shifted_distances(metric, triplets, 0, max(shifts, default=0), batch=batch))
+    measured = functools.partial(shifted_distances, metric, triplets, randomness=randomness, key=key, batch=batch)
+    natural = join(measured(0, max(shifts, default=0)))
     found = [assess(triplets, natural)]
     for shift in shifts:
-        shifted = join(shifted_distances(metric, triplets, shift, max(shifts), batch=batch))
+        shifted = join(measured(shift, max(shifts)))
         found.append(assess(triplets, natural, shifted, float(shift)))
     return found
 
 
 def natural_distances(
-    metric: Metric, triplets: AnyTriplets, *, batch: int = BATCH, start: int = 0, placement: Placement = None
+    metric: Metric | Ensemble,
+    triplets: AnyTriplets,
+    *,
+    randomness: Randomness = ADAPTIVE,
+    key: Any = None,
+    batch: int = BATCH,
+    start: int = 0,
+    placement: Placement = None,
 ) -> Iterator[Distances]:
-    """Distances of triplets as they are from `start` on, part by part."""
-    if isinstance(triplets, IndexedTriplets):
+    """Distances of triplets as they are from `start` on, part by part; arguments as in `evaluate`."""
+    if isinstance(triplets, IndexedTriplets) and not isinstance(metric, Ensemble):
         if start < len(triplets):
             d0, d1 = triplet_distances(metric, triplets, batch=batch, placement=placement)
             yield Distances(d0[start:], d1[start:])
         return
     for begin in range(start, len(triplets), batch):
         part = triplets.batch(begin, begin + batch)
-        yield Distances(*_filled(metric, part, min(batch, len(triplets)), placement))
+        drawn = _Drawn(randomness, key, begin)
+        yield _filled(metric, part, min(batch, len(triplets)), drawn, placement)
 
 
 def shifted_distances(
-    metric: Metric, triplets: AnyTriplets, shift: int, largest: int, *, batch: int = BATCH, start: int = 0
+    metric: Metric | Ensemble,
+    triplets: AnyTriplets,
+    shift: int,
+    largest: int,
+    *,
+    randomness: Randomness = ADAPTIVE,
+    key: Any = None,
+    batch: int = BATCH,
+    start: int = 0,
 ) -> Iterator[Distances]:
     """Distances with p0 and p1 shifted against the reference, all cropped for the `largest` shift, part by part."""
     for begin in range(start, len(triplets), batch):
@@ -195,16 +239,18 @@ def shifted_distances(
             part.judgment,
             part.kinds,
         )
-        yield Distances(*_filled(metric, cropped, min(batch, len(triplets))))
+        yield _filled(metric, cropped, min(batch, len(triplets)), _Drawn(randomness, key, begin))
 
 
 def attacked_distances(
-    metric: Metric,
+    metric: Metric | Ensemble,
     triplets: AnyTriplets,
     attack: Attack,
     epsilon: float | int,
     *,
     attacked: str | Sequence[str] = "closer",
+    surrogate: Metric | Ensemble | None = None,
+    randomness: Randomness = ADAPTIVE,
     key: Any,
     batch: int = BATCH,
     start: int = 0,
@@ -217,8 +263,7 @@ def attacked_distances(
     size = min(batch, len(triplets))
     for begin in range(start, len(triplets), size):
         part = triplets.batch(begin, begin + size)
-        # Filled up with the last to a whole batch: one shape, and so one compiled program.
-        rows = np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
+        rows = _filled_rows(part, size, placement)
         swapped = (part.judgment > 0.5)[rows, None, None, None]
         p0, p1 = part.p0[rows], part.p1[rows]
         images = (part.reference[rows], np.where(swapped, p1, p0), np.where(swapped, p0, p1))
@@ -227,12 +272,19 @@ def attacked_distances(
             *(put(array, placement) for array in images),
             attack=functools.partial(attack, epsilon=epsilon),
             attacked=attacked,
+            surrogate=surrogate,
+            randomness=randomness,
             key=jax.random.fold_in(key, begin),
         )
         closer, farther = fetch(result.after.closer), fetch(result.after.farther)
         swapped = swapped[:, 0, 0, 0]
         d0, d1 = np.where(swapped, farther, closer), np.where(swapped, closer, farther)
         yield Distances(d0[: len(part)], d1[: len(part)])
+
+
+def _filled_rows(part: Triplets, size: int, placement: Placement) -> Int[np.ndarray, " k"]:
+    """Rows of a part, filled up with the last to a whole batch: one shape, and so one compiled program."""
+    return np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
 
 
 def join(parts: Iterator[Distances]) -> Distances:
@@ -275,7 +327,7 @@ def assess(
         credits["flip_rate"] = np.asarray(scores.flipped(*natural, *attacked, judgment))
 
     def of(chosen: Bool[np.ndarray, " n"]) -> Scores:
-        return Scores(**{name: _score(credit[chosen]) for name, credit in credits.items()})
+        return Scores(**{name: score_of(credit[chosen]) for name, credit in credits.items()})
 
     members = [_kinds(label) for label in triplets.kinds]
     kinds = dict.fromkeys(kind for of_triplet in members for kind in of_triplet)
@@ -289,7 +341,8 @@ def _kinds(label: str) -> tuple[str, ...]:
     return parts if all(part in DISTORTIONS for part in parts) else (label,)
 
 
-def _score(credits: Float[np.ndarray, " n"]) -> Score:
+def score_of(credits: Float[np.ndarray, " n"]) -> Score:
+    """The mean of what is no NaN, and its interval."""
     counted = credits[~np.isnan(credits)]
     if not len(counted):
         return Score(np.nan, np.nan, np.nan, 0)
@@ -297,11 +350,29 @@ def _score(credits: Float[np.ndarray, " n"]) -> Score:
     return Score(float(counted.mean(dtype=np.float64)), interval.low, interval.high, len(counted))
 
 
+class _Drawn(NamedTuple):
+    """What an ensemble measures a part with: as `attack_triplets` does before an attack."""
+
+    randomness: Randomness
+    key: Any
+    begin: int
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `rlpips_jax.distance`."""
+        key = jax.random.key(0) if self.key is None else self.key
+        return {"key": judge_key(jax.random.fold_in(key, self.begin)), "samples": self.randomness.samples}
+
+
 def _filled(
-    metric: Metric, part: Triplets, size: int, placement: Placement = None
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    metric: Metric | Ensemble, part: Triplets, size: int, drawn: _Drawn, placement: Placement = None
+) -> Distances:
     """Distances of a part in one compiled program for all parts, though the last be shorter."""
-    rows = np.minimum(np.arange(size), len(part) - 1)
-    filled = Triplets(part.reference[rows], part.p0[rows], part.p1[rows], part.judgment[rows], ("",) * size)
-    d0, d1 = triplet_distances(metric, filled, batch=size, placement=placement)
-    return d0[: len(part)], d1[: len(part)]
+    if isinstance(metric, Ensemble):
+        rows = _filled_rows(part, size, placement)
+        reference, *others = (put(array[rows], placement) for array in (part.reference, part.p0, part.p1))
+        found = [fetch(distance(reference, other, metric, **drawn.arguments())) for other in others]
+    else:
+        rows = _filled_rows(part, size, None)
+        filled = Triplets(part.reference[rows], part.p0[rows], part.p1[rows], part.judgment[rows], ("",) * size)
+        found = triplet_distances(metric, filled, batch=size, placement=placement)
+    return Distances(*(distances[: len(part)] for distances in found))
