@@ -23,11 +23,6 @@ TILES = 5
 """Rows and columns of pyramids that an l2 search starts from."""
 
 
-class _State(NamedTuple):
-    best: Float[Array, "n ..."]
-    best_value: Float[Array, " n"]
-
-
 def square(
     objective: Any,
     images: Images,
@@ -51,7 +46,7 @@ def square(
     the ball has left, to another one, where a pair of pyramids of opposite signs is added: the perturbation stays as
     long as epsilon, but for what the range of values cuts off.
 
-    Against a randomised objective a lucky draw is hard to beat, so the search is weaker than its number of steps.
+    Against a randomised objective the best point and the new one are compared under the same draws, fresh at each step.
 
     Args:
         objective: as in `pgd`; it need not be differentiable.
@@ -118,23 +113,15 @@ def _square(
     def start(key: Any) -> Float[Array, "n ..."]:
         return balls.project(images + first(key, images, radius), images, epsilon, norm, value_range)
 
-    def begin(variable: Float[Array, "n ..."]) -> _State:
-        return _State(variable, jnp.full(images.shape[0], -jnp.inf, images.dtype))
-
-    def step(state: _State, point: Point) -> tuple[_State, Float[Array, "n ..."]]:
-        value = point.value.astype(images.dtype)
-        won = value > state.best_value
-        best = jnp.where(balls.per_example(won, images), point.variable, state.best)
-        perturbation = change(point.key, best - images, radius, jnp.asarray(sides)[point.index])
-        moved = balls.project(images + perturbation, images, epsilon, norm, value_range)
-        return _State(best, jnp.where(won, value, state.best_value)), moved
+    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+        perturbation = change(point.key, point.best - images, radius, jnp.asarray(sides)[point.index])
+        return state, balls.project(images + perturbation, images, epsilon, norm, value_range)
 
     return search(
         objective,
         images,
         start=start,
         step=step,
-        state=begin,
         steps=steps,
         restarts=restarts,
         key=key,

@@ -32,6 +32,7 @@ class Point(NamedTuple):
         gradient: of the sum of the objective, less the penalty, by the variable; None in attacks without gradients.
         index: the step, from 0.
         key: for what the step draws.
+        best: the best variable so far, this one included.
         excess: how far outside its constraint each image is, `(n, ...)`; None in attacks without a penalty.
     """
 
@@ -40,6 +41,7 @@ class Point(NamedTuple):
     gradient: Any
     index: Int[Array, ""]
     key: Any
+    best: Any = None
     excess: Any = None
 
 
@@ -99,6 +101,7 @@ def search(
         The result, and the variable that its images stand for.
     """
     judge, searches = jax.random.split(key)
+    end = jax.random.fold_in(judge, 0)
     _check_objective(objective, images, judge)
 
     def value_of(variable: Any, key: Any) -> Float[Array, " n"]:
@@ -109,8 +112,14 @@ def search(
             return value_of(variable, key), None
         return _value_and_gradient(objective, render, variable, key)
 
+    def better(best: Any, found: Any, key: Any) -> Any:
+        # Against a random objective the luckier of two draws would win, so both are seen under the same.
+        if isinstance(objective, Randomised):
+            best = (best[0], jnp.where(jnp.isneginf(best[1]), best[1], value_of(best[0], key).astype(best[1].dtype)))
+        return _better(best, found)
+
     def one(key: Any) -> tuple[Any, Float[Array, " n"], Float[Array, "steps n"]]:
-        begin, end, keys = jax.random.split(key, 3)
+        begin, _, keys = jax.random.split(key, 3)
 
         def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
             variable, state, best = carry
@@ -120,8 +129,8 @@ def search(
             if penalty is not None:
                 weight = penalty.weight(state, index)
                 counted, gradient, excess = _penalised(penalty, weight, render, variable, value, gradient)
-            best = _better(best, (variable, counted))
-            state, variable = step(state, Point(variable, value, gradient, index, own, excess))
+            best = better(best, (variable, counted), drawn)
+            state, variable = step(state, Point(variable, value, gradient, index, own, best[0], excess))
             return (variable, state, best), counted
 
         variable = start(begin)
@@ -131,7 +140,7 @@ def search(
         (variable, _, best), values = jax.lax.scan(body, (variable, state(variable), nothing), inputs)
         variable = finish(variable)
         last = value_of(variable, end).astype(images.dtype)
-        best = _better(best, (variable, last))
+        best = better(best, (variable, last), end)
         return *best, jnp.concatenate([values.astype(images.dtype), last[None]])
 
     # Of more restarts the first ones are those of fewer.
