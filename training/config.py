@@ -22,7 +22,7 @@ NOT_DECISIVE = (
 
 COUNTS = (
     *("batch", "accumulate", "triplets", "validation_triplets", "size", "checkpoint_every", "keep"),
-    *("attack_steps", "evaluation_steps", "steps", "evaluate_every"),
+    *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples"),
 )
 """Options that are 1 or more."""
 NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
@@ -90,7 +90,9 @@ class Training:
     out: Path = Path("runs/rlpips")
     """Folder for checkpoints, logs and the trained metric. An interrupted run goes on from here."""
     metric: str = "lpips-alex"
-    """Metric to start from, by name or path."""
+    """Metric to start from, by name or path; of natural also an ensemble, such as elpips-squeeze."""
+    samples: int = 1
+    """Of an ensemble, transformations that the distances of a step average, the same for both of a triplet."""
     weights_dir: Path | None = None
     """Folder to look for weights in first."""
     photographs: Path | None = None

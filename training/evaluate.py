@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from rlpips_jax import attacks, reports
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement
@@ -25,14 +26,15 @@ class Interrupted(Exception):
 
 def scores(
     config: Training,
-    metric: Metric,
+    metric: Metric | Ensemble,
     sets: Mapping[str, AnyTriplets],
     placement: Placement = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Evaluates a metric on sets of triplets by the attack that the configuration names for it.
 
-    Crossed triplets, of two distortions each, which a teacher judged, are not attacked: their order is an opinion.
+    Crossed triplets, of two distortions each, which a teacher judged, are not attacked: their order is an opinion. Nor
+    are ensembles, whose attacks take long: `rlpips evaluate` does that.
 
     Args:
         config: of the run.
@@ -52,9 +54,11 @@ def scores(
     return found
 
 
-def _scores(config: Training, metric: Metric, triplets: AnyTriplets, placement: Placement) -> dict[str, float]:
+def _scores(
+    config: Training, metric: Metric | Ensemble, triplets: AnyTriplets, placement: Placement
+) -> dict[str, float]:
     crossed = all(_is_of_two(kind) for kind in triplets.kinds)
-    epsilons: Sequence[str] = () if crossed else config.evaluation_radii
+    epsilons: Sequence[str] = () if crossed or isinstance(metric, Ensemble) else config.evaluation_radii
     attack = functools.partial(attacks.pgd, norm=config.norm, steps=config.evaluation_steps)
     # Evaluation has images in [0, 1], radii are stated in [-1, 1].
     radii = [radius(epsilon, "--evaluation-epsilons") / 2 for epsilon in epsilons]

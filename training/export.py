@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,28 @@ import jax
 import numpy as np
 
 import rlpips_jax as rl
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError, WeightsError
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
 from rlpips_jax.weights.registry import BACKBONES, RECIPES
+from training.step import AnyMetric, drawn_metric, with_parameters
 
 PAIRS_AT_ONCE = 32
 
 
-def path_of(metric: Metric, folder: Path, *, robust: bool) -> Path:
+def path_of(metric: Metric | Ensemble, folder: Path, *, robust: bool) -> Path:
     """Where the weight file of a trained metric lies: by the name of the published one that it takes the place of.
 
     Raises:
         TrainingError: no published metric has such a network.
     """
+    ensemble, metric = isinstance(metric, Ensemble), drawn_metric(metric)
     family = metric.architecture.name
-    for name in (f"{'rlpips' if robust else 'lpips'}-{family}", metric.name):
+    sort = "elpips" if ensemble else "rlpips" if robust else "lpips"
+    for name in (f"{sort}-{family}",) if ensemble else (f"{sort}-{family}", metric.name):
         recipe = RECIPES.get(name)
         if recipe and (recipe.architecture, recipe.version) == (metric.architecture, metric.version):
             return folder / f"{name}.safetensors"
@@ -69,14 +72,14 @@ def export(metric: Metric, path: Path, *, with_backbone: bool, card: dict[str, A
         parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}
     document = json.dumps(card, sort_keys=True)
     native.write(path, parameters, metric.architecture, metric=name, licence="Apache-2.0", card=document)
-    if "floors" in parameters or RECIPES[name].backbone is None:
+    if "floors" in parameters or RECIPES[name].backbone is None or RECIPES[name].ensemble:
         return [path]
     checkpoint = path.with_suffix(".pth")
     write_checkpoint(checkpoint, to_pytorch(parameters, metric.architecture))
     return [path, checkpoint]
 
 
-def rescaled(metric: Metric, start: Metric, triplets: Sequence[Any]) -> Metric:
+def rescaled(metric: AnyMetric, start: Metric | Ensemble, triplets: Sequence[Any]) -> AnyMetric:
     """The metric with its heads times one factor, so that its distances are about those of the metric it started from.
 
     The factor is the median ratio of the two over the pairs of some triplets.
@@ -87,9 +90,16 @@ def rescaled(metric: Metric, start: Metric, triplets: Sequence[Any]) -> Metric:
         reference = np.stack([one["reference"] for one in some])
         for side in ("p0", "p1"):
             other = np.stack([one[side] for one in some])
-            found, wanted = (np.asarray(rl.distance(reference, other, each)) for each in (metric, start))
+            found, wanted = (np.asarray(_distance(reference, other, each)) for each in (metric, start))
             usable = (found > 0) & (wanted > 0)
             ratios.append(wanted[usable] / found[usable])
     factor = np.float32(np.median(np.concatenate(ratios))) if sum(map(len, ratios)) else np.float32(1)
-    heads = tuple(head * factor for head in metric.parameters["heads"])
-    return replace(metric, parameters={**metric.parameters, "heads": heads})
+    heads = tuple(head * factor for head in drawn_metric(metric).parameters["heads"])
+    return with_parameters(metric, heads=heads)
+
+
+def _distance(x: np.ndarray, y: np.ndarray, metric: Metric | Ensemble) -> jax.Array:
+    """With the same draws for all that is compared."""
+    return (
+        rl.distance(x, y, metric, key=jax.random.key(0)) if isinstance(metric, Ensemble) else rl.distance(x, y, metric)
+    )

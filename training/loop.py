@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import rlpips_jax as rl
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.placement import over_all_devices
 from rlpips_jax.metric import Metric
@@ -34,6 +35,7 @@ from training.step import (
     Groups,
     Report,
     State,
+    drawn_metric,
     first_state,
     losses,
     make_optimiser,
@@ -102,7 +104,9 @@ def train(config: Training) -> Path:
     devices.join(config)
     run_folder.check(config.out, config.document())
     rows = over_all_devices()
-    start = rl.load(config.metric, weights_dir=config.weights_dir)
+    start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
+    if isinstance(start, Ensemble):
+        _check_ensemble(config)
     export.path_of(start, config.out, robust=not isinstance(config, Natural))
     sets = load_sets(config)
     # Triplets that no loss looks at would only fill the batch.
@@ -111,7 +115,7 @@ def train(config: Training) -> Path:
     plan = Plan.of(config, sets, shares)
     identity = {"total": plan.total, "start": start.signature, "data": list(sets.identities)}
     # Evaluation is at the highest precision, whatever a step computes in.
-    metric = dataclasses.replace(start, dtype=config.dtype, precision=config.precision)
+    metric = _computing(start, config)
     optimiser = make_optimiser(config, plan.share(config))
     # Only now, as a mistake in the options must not claim the folder.
     run_folder.claim(config.out, config.document())
@@ -136,6 +140,24 @@ def train(config: Training) -> Path:
                 state = best.state
                 _say(f"the best checkpoint is that of step {best.step}")
             return run.finish(state)
+
+
+def _check_ensemble(config: Training) -> None:
+    """Raises a TrainingError for options that an ensemble cannot be trained with."""
+    if not isinstance(config, Natural):
+        raise TrainingError(
+            f"{config.metric} is an ensemble, whose heads learn from triplets as they are: python -m training natural. "
+            "What lin or tune made of a plain metric becomes one by rl.Ensemble"
+        )
+    if config.recipe.dropout:
+        raise TrainingError("--dropout is for metrics that are not random; an ensemble drops inputs by itself")
+
+
+def _computing(metric: Metric | Ensemble, config: Training) -> Metric | Ensemble:
+    """The metric as steps compute it."""
+    if isinstance(metric, Ensemble):
+        return dataclasses.replace(metric, metric=_computing(metric.metric, config))
+    return dataclasses.replace(metric, dtype=config.dtype, precision=config.precision)
 
 
 def _check_identity(folder: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -163,8 +185,8 @@ class _Run:
         sets: Sets,
         shares: dict[str, int],
         identity: dict[str, Any],
-        start: Metric,
-        metric: Metric,
+        start: Metric | Ensemble,
+        metric: Metric | Ensemble,
         rows: NamedSharding,
         checkpoints: Checkpoints,
         log: MetricLog,
@@ -175,7 +197,7 @@ class _Run:
         self.rows, self.checkpoints, self.log, self.stopping = rows, checkpoints, log, stopping
         self.every = config.evaluate_every or plan.epoch
 
-    def evaluate(self, metric: Metric, number: int, kind: str) -> float | None:
+    def evaluate(self, metric: Metric | Ensemble, number: int, kind: str) -> float | None:
         """Evaluates a metric on the validation sets and records its scores; gives the summary.
 
         Returns:
@@ -194,7 +216,7 @@ class _Run:
         """Whether a step is followed by an evaluation."""
         return number > 0 and (number % self.every == 0 or number == self.plan.total)
 
-    def trained(self, state: State) -> Metric:
+    def trained(self, state: State) -> Metric | Ensemble:
         """The metric that a state stands for, as it is evaluated and exported."""
         return with_trained(self.start, state.trained if state.average is None else state.average)
 
@@ -301,8 +323,9 @@ class _Run:
         if config.recipe.loss == "ratio":
             # A loss of ratios leaves the scale of distances open.
             metric = export.rescaled(metric, self.start, _spread(self.sets))
-        own = bool(config.backbone_rate) or not export.has_official_backbone(metric, config.weights_dir)
-        written = export.export(metric, path, with_backbone=own, card=card)
+        exported = drawn_metric(metric)
+        own = bool(config.backbone_rate) or not export.has_official_backbone(exported, config.weights_dir)
+        written = export.export(exported, path, with_backbone=own, card=card)
         if after:
             print(evaluate.table(before, after, (self.start.name, path.stem)))
         print("written: " + ", ".join(map(str, written)))

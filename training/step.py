@@ -8,17 +8,20 @@ with L the cross-entropy of people's judgment with what the two distances say. I
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from rlpips_jax.metric import Metric
+from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.metric import Metric, distance
 from rlpips_jax.ranking import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
+
+AnyMetric = TypeVar("AnyMetric", Metric, Ensemble, Metric | Ensemble)
 
 Trained = dict[str, Any]
 """What is learnt: "heads", and as told "ranking", "log_floors" and "backbone"."""
@@ -84,7 +87,9 @@ Means = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 """Loss, natural and attacked, as in `Report`."""
 
 
-def first_state(config: Training, metric: Metric, optimiser: optax.GradientTransformation, sample: Any) -> State:
+def first_state(
+    config: Training, metric: Metric | Ensemble, optimiser: optax.GradientTransformation, sample: Any
+) -> State:
     """The state before the first step.
 
     Args:
@@ -93,6 +98,7 @@ def first_state(config: Training, metric: Metric, optimiser: optax.GradientTrans
         optimiser: from `make_optimiser`.
         sample: images `(n, h, w, 3)`, uint8, on which floors are measured.
     """
+    metric = drawn_metric(metric)
     heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     trained: Trained = {"heads": metric.parameters["heads"]}
     if config.recipe.initial_heads == "equal":
@@ -136,12 +142,19 @@ def initial_floors(metric: Metric, sample: Any, share: float) -> tuple[Float[Arr
     return tuple(share * jnp.median(large * jnp.linalg.norm(feature, axis=-1)) for feature in features)
 
 
-def with_parameters(metric: Metric, **parameters: Any) -> Metric:
+def drawn_metric(metric: Metric | Ensemble) -> Metric:
+    """What an ensemble draws at random; any other metric itself."""
+    return metric.metric if isinstance(metric, Ensemble) else metric
+
+
+def with_parameters(metric: AnyMetric, **parameters: Any) -> AnyMetric:
     """The metric with some of its parameters replaced."""
+    if isinstance(metric, Ensemble):
+        return replace(metric, metric=with_parameters(metric.metric, **parameters))
     return replace(metric, parameters={**metric.parameters, **parameters})
 
 
-def with_trained(metric: Metric, trained: Trained) -> Metric:
+def with_trained(metric: AnyMetric, trained: Trained) -> AnyMetric:
     """The metric as it is trained."""
     parameters = {name: trained[name] for name in ("heads", "backbone") if name in trained}
     if "log_floors" in trained:
@@ -173,14 +186,14 @@ def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.Gr
 
 def make_step(
     config: Training, optimiser: optax.GradientTransformation
-) -> Callable[[State, Metric, Groups], tuple[State, Report]]:
+) -> Callable[[State, Metric | Ensemble, Groups], tuple[State, Report]]:
     """The jitted step `state, metric, groups -> state, report`; it gives the memory of its state away.
 
     The metric holds what is not trained. What is drawn depends on seed and step alone.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: State, metric: Metric, groups: Groups) -> tuple[State, Report]:
+    def step(state: State, metric: Metric | Ensemble, groups: Groups) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
         gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)
         norm = optax.tree.norm(gradient)
@@ -200,7 +213,9 @@ def make_step(
     return step
 
 
-def _accumulated(config: Training, trained: Trained, metric: Metric, groups: Groups, key: Any) -> tuple[Trained, Means]:
+def _accumulated(
+    config: Training, trained: Trained, metric: Metric | Ensemble, groups: Groups, key: Any
+) -> tuple[Trained, Means]:
     """Gradient of a batch, which passes through the network in parts, and what is to be said of it."""
     differentiate = jax.grad(functools.partial(_loss, config), has_aux=True)
     if config.accumulate == 1:
@@ -227,7 +242,9 @@ def losses(config: Training, groups: Collection[str], group: str) -> tuple[float
     return (1.0, 0.0) if group == ORDINAL else (0.0, config.recipe.natural_weight)
 
 
-def _loss(config: Training, trained: Trained, metric: Metric, groups: Groups, key: Any) -> tuple[Array, Means]:
+def _loss(
+    config: Training, trained: Trained, metric: Metric | Ensemble, groups: Groups, key: Any
+) -> tuple[Array, Means]:
     """The loss of a step, and what is to be said of it."""
     metric = with_trained(metric, trained)
     total, natural, attacked = jnp.zeros(()), jnp.full((), jnp.nan), jnp.full((), jnp.nan)
@@ -240,7 +257,7 @@ def _loss(config: Training, trained: Trained, metric: Metric, groups: Groups, ke
             total += natural_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
             natural = _agreement(d0, d1, batch.judgment)
         if attacked_weight:
-            d0, d1 = attacked_distances(config, metric, images, batch.judgment, attacking)
+            d0, d1 = attacked_distances(config, drawn_metric(metric), images, batch.judgment, attacking)
             total += attacked_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
             # Of both groups, the ordinal ones count, which come last.
             attacked = _agreement(d0, d1, batch.judgment)
@@ -252,8 +269,13 @@ def _as_floats(batch: Batch) -> Images:
     return reference, p0, p1
 
 
-def _distances(config: Training, metric: Metric, images: Images, key: Any) -> tuple[Array, Array]:
-    """Of p0 and p1 from the reference, with dropout."""
+def _distances(config: Training, metric: Metric | Ensemble, images: Images, key: Any) -> tuple[Array, Array]:
+    """Of p0 and p1 from the reference, with dropout; by an ensemble, under the same transformations and masks."""
+    if isinstance(metric, Ensemble):
+        reference, *others = images
+        drawn = {"key": key, "samples": config.samples, "value_range": VALUE_RANGE}
+        d0, d1 = (distance(reference, other, metric, **drawn) for other in others)
+        return d0, d1
     reference, p0, p1 = (metric.features(each, value_range=VALUE_RANGE) for each in images)
     first, second = jax.random.split(key)
     return (

@@ -11,7 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from convert.program import main as convert
-from rlpips_jax.backbones import SQUEEZE, TINY
+from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
@@ -92,6 +92,25 @@ def test_a_network_that_nobody_publishes_travels_with_its_heads(tiny, tmp_path) 
     path = path_of(tiny, tmp_path, robust=True)
     assert export(tiny, path, with_backbone=False, card=CARD) == [path]
     equal(native.read(path, TINY)[0], jax.device_get(tiny.parameters))
+
+
+def test_what_an_ensemble_learnt_is_loaded_as_one(drawn, tmp_path) -> None:
+    """Its SqueezeNet has other layers than LPIPS's, and checkpoints of the `lpips` package know those alone."""
+    ensemble = rl.Ensemble(drawn(ELPIPS_SQUEEZE))
+    path = path_of(ensemble, tmp_path, robust=False)
+    assert path.name == "elpips-squeeze.safetensors"
+    assert export(ensemble.metric, path, with_backbone=True, card=CARD) == [path]
+    loaded = rl.load(path)
+    assert isinstance(loaded, rl.Ensemble)
+    equal(jax.device_get(loaded.metric.parameters), jax.device_get(ensemble.metric.parameters))
+
+
+def test_an_ensemble_keeps_its_scale_too(tiny, fast_compilation) -> None:
+    ensemble = rl.Ensemble(tiny)
+    larger = with_parameters(ensemble, heads=tuple(7 * head for head in tiny.parameters["heads"]))
+    found = rescaled(larger, ensemble, draw_triplets(2)).metric.parameters["heads"]
+    for one, expected in zip(found, tiny.parameters["heads"], strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-5)
 
 
 def test_another_version_has_no_name(squeeze, tmp_path) -> None:

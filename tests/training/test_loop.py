@@ -440,3 +440,8 @@ def test_the_published_rate_falls_after_each_epoch() -> None:
     plan, shares = planned(protocol="published", epochs=1, decay_epochs=2)
     assert plan == Plan(12, 8, 4)
     np.testing.assert_allclose(shares, [*np.ones(8), *np.full(4, 0.5)], atol=1e-6)
+
+
+def test_attacks_on_ensembles_are_not_trained_against(photographs, tmp_path) -> None:
+    with pytest.raises(TrainingError, match="python -m training natural"):
+        train(Lin(metric="elpips-tiny", out=tmp_path / "run", photographs=photographs["photographs"]))

@@ -172,6 +172,22 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.backbone_rate, rel=0.02)
 
 
+def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups, fast_compilation) -> None:
+    """Without a difference between p0 and p1 there is no slope, whatever is drawn."""
+    ensemble, batch = rl.Ensemble(tiny), groups[JUDGED]
+    step, state = begin(Natural(rate=1e-2), ensemble)
+    before = copied(state.trained)
+    assert before.keys() == {"heads"}
+    state, report = step(state, ensemble, {JUDGED: batch._replace(p1=batch.p0)})
+    assert float(report.loss) == pytest.approx(np.log(2), rel=1e-6)
+    assert float(report.gradient) < 1e-6
+    state, report = step(state, ensemble, groups)
+    assert abs(float(report.loss) - np.log(2)) > 0.01
+    assert float(report.gradient) > 0.01
+    assert not same(before, state.trained)
+    assert same(with_trained(ensemble, state.trained).metric.parameters["heads"], state.trained["heads"])
+
+
 def test_heads_alone_are_trained_where_nothing_else_is_asked_for(tiny) -> None:
     _, state = begin(Lin(), tiny)
     assert state.trained.keys() == {"heads"}
