@@ -1,6 +1,7 @@
 """`rlpips evaluate`, `certify` and `attack`: what they print and write, resumption, and errors that teach."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.evaluation import measurement, ordinal, two_afc_score, write_npz
+from rlpips_jax.cli.evaluate import Evaluate
+from rlpips_jax.evaluation import exposure, measurement, ordinal, two_afc_score, write_npz
 
 COUNT = 6
 
@@ -106,10 +108,66 @@ def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: P
     assert "2 px" in out
 
 
+def test_attacks_adapt_to_ensembles() -> None:
+    """Fresh draws, transfer, and all draws known; metrics that are not random have none of it."""
+    tiny = rl.load("lpips-tiny")
+    ensemble = rl.Ensemble(tiny)
+    options = Evaluate(
+        data=(), attack=("pgd", "distort"), epsilon=("1/255",), draws=(1, 4), fixed_key=True, surrogate="lpips-tiny"
+    )
+    assert [threat.words for threat in options._threats(tiny, tiny)] == ["-", "pgd linf", "distort linf"]
+    assert [threat.words for threat in options._threats(ensemble, tiny)] == [
+        *("-", "pgd linf, 1 draws", "pgd linf, 4 draws", "pgd linf, key known", "pgd linf, on lpips-tiny"),
+        *("distort linf, 1 draws", "distort linf, 4 draws", "distort linf, key known"),
+    ]
+
+
+def test_ensembles_beside_metrics(
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_compilation: None
+) -> None:
+    """And once more, from what is there."""
+    random = ("--metric", "elpips-tiny", "--samples", 1, "--draws", 1)
+    arguments = (*random, "--limit", 3, "--attack", "distort", "--steps", 1, "--epsilon", "8/255")
+    status, out, _ = evaluate(command, data, tmp_path, *arguments)
+    assert status == 0
+    rows = [re.split(r"  +", line) for line in out.splitlines() if "-tiny" in line]
+    assert [row[1:3] for row in rows] == [
+        *(["lpips-tiny", "-"], ["elpips-tiny", "-"]),
+        *(["lpips-tiny", "distort linf"], ["elpips-tiny", "distort linf, 1 draws"]),
+    ]
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    for metric in ("lpips-tiny", "elpips-tiny"):
+        (exposed,) = (document for document in found if "exposure" in document and document["metric"] == metric)
+        (natural,) = (document for document in found if not document["threat"] and document["metric"] == metric)
+        distances, usual = (
+            np.array([json.loads(line) for line in (tmp_path / document["columns"]).read_text().splitlines()[1:]])
+            for document in (exposed, natural)
+        )
+        assert exposed["exposure"]["usual"]["distance"] == pytest.approx(usual.mean(), rel=1e-5)
+        assert exposed["exposure"]["distance"]["mean"] == pytest.approx(distances[0, 0].mean() / usual.mean(), rel=1e-5)
+    monkeypatch.setattr(exposure, "distort", None)
+    assert evaluate(command, data, tmp_path, *arguments)[:2] == (0, out)
+
+
+def test_impostors_stay_within_a_share_of_what_is_usual(
+    command: Command, data: Path, tmp_path: Path, fast_compilation: None
+) -> None:
+    status, out, _ = evaluate(command, data, tmp_path, "--attack", "impostor", "--bound", 0.25, "--steps", 2)
+    assert status == 0
+    (found,) = (d for path in tmp_path.glob("*.json") if "exposure" in (d := json.loads(path.read_text())))
+    assert found["threat"]["steps"] == 8
+    assert 0 < found["exposure"]["distance"]["mean"] <= 0.25 * (1 + 1e-5)
+    assert "0.25 usual" in out
+    assert "impostor" in (tmp_path / "table.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--epsilon", "1/255"), "--epsilon needs an attack"),
+        (("--surrogate", "lpips-tiny"), "--surrogate needs an attack"),
+        (("--attack", "pgd", "--draws", 0), "--draws must be 1 or more"),
+        (("--attack", "impostor", "--bound", 0), "--bound must be above 0"),
         (("--attack", "pgd", "--epsilon", "2"), "from 0 to 1"),
         (("--attack", "pgd", "--epsilon", "x"), "not a number such as 2/255"),
         (("--attack", "pgd", "--norm", "linf", "l2", "--epsilon", "0.1"), "cannot be right for l2, linf"),
