@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
-from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
+from rlpips_jax.geometry.comparison import NOISE, Comparison, compared_by, digest, judged
 from rlpips_jax.geometry.descent import (
     BEGIN,
     PACE,
@@ -30,9 +30,6 @@ from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 STARTS = ("mean", "noise")
 """Where an average may begin: the mean of all pixels, or grey noise, 0.5 + 0.2 N(0, 1), as E-LPIPS's authors do."""
-
-NO_STEP = 2**32 - 1
-"""Folded into a key, gives one that no step uses."""
 
 
 class Average(NamedTuple):
@@ -159,7 +156,7 @@ def average(
         return _Spread(compared, compared.prepared(reduced(x, size)), power, count, per_step)
 
     found, objective = descend(first, objective_at, plan)
-    distances = judged(compared, found, x, plan.judging_key)
+    distances = judged(compared, found, x, plan.key)
     return Average(from_unit_range(found[0], value_range), distances, objective)
 
 
@@ -172,7 +169,7 @@ def _start(start: Any, images: Float[Array, "n h w 3"], key: Any, value_range: V
             return images.mean(axis=0, keepdims=True)
         if key is None:
             raise GeometryError("noise is drawn, and needs a key: pass key=jax.random.key(0)")
-        noise = jax.random.normal(jax.random.fold_in(key, NO_STEP), (1, *images.shape[1:]), images.dtype)
+        noise = jax.random.normal(jax.random.fold_in(key, NOISE), (1, *images.shape[1:]), images.dtype)
         return jnp.clip(0.5 + 0.2 * noise, 0, 1)
     image = in_unit_range(start, value_range, "start")
     if image.shape != images.shape[1:]:

@@ -24,6 +24,9 @@ from rlpips_jax.metric import Features, Metric, distance
 JUDGMENTS = 16
 """Draws over which the distances of a randomised metric are averaged in results."""
 
+NOISE, JUDGMENT = 2**32 - 1, 2**32 - 2
+"""Folded into a key, give keys for a noisy start and for judging. Steps fold in their number; `split` counts alike."""
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["metric"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
@@ -133,11 +136,11 @@ def distances(
 def judged(
     compared: Comparison, x: Float[Array, "_ h w 3"], y: Float[Array, "_ h w 3"], key: Any
 ) -> Float[Array, " n"]:
-    """Distances of pairs; of a randomised metric the mean over draws."""
+    """Distances of pairs; of a randomised metric the mean over draws that no step with this key has seen."""
     pair: tuple[Any, Any] = compared.prepared(x), compared.prepared(y)
     if not compared.drawing:
         return compared.between(*pair, key)
-    keys = jax.random.split(key, JUDGMENTS)
+    keys = jax.random.split(jax.random.fold_in(key, JUDGMENT), JUDGMENTS)
     return jax.lax.map(lambda one: compared.between(*pair, one), keys).mean(axis=0)
 
 

@@ -91,11 +91,6 @@ class Descent:
     progress: bool
     watch: Callable[[Progress], Any] | None
 
-    @property
-    def judging_key(self) -> Any:
-        """A key that no step uses."""
-        return jax.random.fold_in(self.key, sum(self.steps))
-
 
 class State(NamedTuple):
     """Where a descent stands."""

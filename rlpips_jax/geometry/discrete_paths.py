@@ -145,7 +145,7 @@ def geodesic(
 
     found, objective = descend(moving, objective_at, plan)
     path = jnp.concatenate([ends[:1], found, ends[1:]])
-    distances = judged(compared, path[:-1], path[1:], plan.judging_key)
+    distances = judged(compared, path[:-1], path[1:], plan.key)
     whole = from_unit_range(path, value_range)
     # Floats there and back differ by their rounding.
     for place, end in ((0, a), (-1, b)):

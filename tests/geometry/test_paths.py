@@ -171,3 +171,26 @@ def test_distances_are_means_over_draws(ends: Ends) -> None:
     assert found[0] == 0
     assert 0.5 * exact[1] < found[1] < 1.5 * exact[1]
     assert found[1] != exact[1]
+
+
+def test_who_judges_has_draws_that_no_step_had(ends: Ends) -> None:
+    """One key for both, as the commands have it: a step that had a judge's draw would make it biased."""
+    seen: set[bytes] = set()
+
+    def drawn(x: Any, y: Any, key: Any) -> Any:
+        jax.debug.callback(lambda data: seen.add(np.asarray(data).tobytes()), jax.random.key_data(key))
+        return mean_square(x, y, key)
+
+    key = jax.random.key(0)
+    options: dict[str, Any] = {"steps": 20, "exponent": 1, "key": key}
+    result = geometry.geodesic(ends[0], ends[1], 3, drawn, **options)
+    jax.effects_barrier()
+    of_all = set(seen)
+    seen.clear()
+    again = geometry.distances(result.frames[:-1], result.frames[1:], drawn, key=key)
+    jax.effects_barrier()
+    assert len(seen) == 16
+    assert len(of_all - seen) == 20
+    np.testing.assert_array_equal(again, result.distances)
+    steps = {np.asarray(jax.random.key_data(jax.random.fold_in(key, step))).tobytes() for step in range(20)}
+    assert steps == of_all - seen
