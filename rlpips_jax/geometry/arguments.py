@@ -11,22 +11,31 @@ from rlpips_jax.errors import GeometryError
 from rlpips_jax.images import check_images, check_value_range
 
 
-def in_unit_range(images: Any, value_range: Any, name: str, metric: Any = None) -> Float[Array, "..."]:
-    """Images as a descent has them: floats in [0, 1].
+def checked(images: Any, value_range: Any, name: str, metric: Any = None) -> Array | np.ndarray:
+    """Images as arrays, values untouched, whatever holds them.
 
     Raises:
         ImageError: they break the convention of `rlpips_jax.images`, or are too small for the metric.
     """
-    black, white = check_value_range(value_range)
     limits: dict[str, Any] = {}
     if (minimum := getattr(metric, "minimum_size", None)) is not None:
         limits = {"minimum_size": minimum, "user": getattr(metric, "name", "this metric")}
-    (images,) = check_images((black, white), **limits, **{name: images})
+    return check_images(check_value_range(value_range), **limits, **{name: images})[0]
+
+
+def unit_range(images: Array | np.ndarray, value_range: Any) -> Float[Array, "..."]:
+    """Checked images as a descent has them: floats in [0, 1]."""
+    black, white = check_value_range(value_range)
     array = jnp.asarray(images)
     if array.dtype == jnp.uint8:
         return array.astype(jnp.float32) / 255
     array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
     return jnp.clip((array - black) / (white - black), 0, 1)
+
+
+def in_unit_range(images: Any, value_range: Any, name: str, metric: Any = None) -> Float[Array, "..."]:
+    """`unit_range` of images that are `checked` first."""
+    return unit_range(checked(images, value_range, name, metric), value_range)
 
 
 def from_unit_range(images: Float[Array, "..."], value_range: Any) -> Float[Array, "..."]:

@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.errors import GeometryError, ImageError
-from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
+from rlpips_jax.geometry.arguments import (
+    check_count,
+    check_exponent,
+    checked,
+    from_unit_range,
+    in_unit_range,
+    unit_range,
+)
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
 from rlpips_jax.geometry.descent import (
     BEGIN,
@@ -111,7 +118,8 @@ def geodesic(
     """
     metric, compared = compared_by(metric, samples)
     check_count("frames", frames, least=3)
-    first, last = (in_unit_range(image, value_range, name, metric) for name, image in (("a", a), ("b", b)))
+    a, b = (checked(image, value_range, name, metric) for name, image in (("a", a), ("b", b)))
+    first, last = (unit_range(image, value_range) for image in (a, b))
     if first.ndim != 3 or first.shape != last.shape:
         raise ImageError(f"a and b must be two images (h, w, 3) of one size, got {first.shape} and {last.shape}")
     ends = jnp.stack([first, last])

@@ -61,6 +61,28 @@ def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.n
     assert float((again**2).sum()) < float((straight**2).sum())
 
 
+class Held:
+    """An image that is no array of NumPy or JAX but can be read as one, as PyTorch's tensors are."""
+
+    dtype = "held"
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = image
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.image
+
+
+def test_ends_may_be_any_arrays(ends: Ends, wrong_types: None) -> None:
+    bytes_ = [np.rint(255 * end).astype(np.uint8) for end in ends]
+    options: dict[str, Any] = {"steps": 1, "key": jax.random.key(0)}
+    known = geometry.geodesic(*bytes_, 3, mean_square, **options)
+    held: list[Any] = [Held(image) for image in bytes_]
+    found = geometry.geodesic(*held, 3, mean_square, **options)
+    np.testing.assert_array_equal(found.frames, known.frames)
+    np.testing.assert_allclose(found.frames[0], bytes_[0] / 255, rtol=1e-6)
+
+
 class Stop(Exception):
     """What `watch` raises."""
 
