@@ -44,7 +44,7 @@ class Geodesic(DescentOptions):
         a, b = self.pictures([self.a, self.b], metric)
         with self.descending(self.out) as arguments:
             result = geometry.geodesic(a, b, self.frames, metric, **arguments)
-        straight = geometry.crossfade(a / np.float32(255), b / np.float32(255), self.frames)
+        straight = geometry.crossfade(a, b, self.frames)
         paths = {
             "geodesic": np.rint(np.asarray(result.frames) * 255).astype(np.uint8),
             "crossfade": np.rint(np.asarray(straight) * 255).astype(np.uint8),

@@ -162,18 +162,30 @@ def geodesic(
     return Geodesic(whole, distances, objective)
 
 
-def crossfade(
-    a: Float[Array | np.ndarray, "h w 3"], b: Float[Array | np.ndarray, "h w 3"], frames: int
-) -> Float[Array, "n h w 3"]:
+def crossfade(a: Images, b: Images, frames: int, *, value_range: ValueRange = UNIT_RANGE) -> Float[Array, "n h w 3"]:
     """Frames that lead from one image to another in a straight line: (1 - t) a + t b, t from 0 to 1 in equal steps.
 
     Args:
-        a: the first frame, floats.
-        b: the last frame, of the same shape.
-        frames: how many, with these two.
+        a: the first frame, `(h, w, 3)`, uint8 or floats in `value_range`.
+        b: the last frame, of the same size.
+        frames: how many there are with these two, 2 or more.
+        value_range: black and white of floating-point images, and of the frames.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, or differ in size.
+        GeometryError: `frames` makes no sense.
     """
-    share = jnp.linspace(0, 1, frames, dtype=a.dtype)[:, None, None, None]
-    return (1 - share) * a + share * b
+    check_count("frames", frames, least=2)
+    ends = (checked(image, value_range, name) for name, image in (("a", a), ("b", b)))
+    # Bytes alone are converted, so that ends of floats stay exactly what they are.
+    first, last = (
+        from_unit_range(unit_range(end, value_range), value_range) if end.dtype == np.uint8 else jnp.asarray(end)
+        for end in ends
+    )
+    if first.ndim != 3 or first.shape != last.shape:
+        raise ImageError(f"a and b must be two images (h, w, 3) of one size, got {first.shape} and {last.shape}")
+    share = jnp.linspace(0, 1, frames, dtype=jnp.promote_types(first.dtype, last.dtype))[:, None, None, None]
+    return (1 - share) * first + share * last
 
 
 def _steps(compared: Comparison, ends: Any, variable: Float[Array, "m h w 3"], key: Any) -> Float[Array, " m+1"]:

@@ -47,6 +47,29 @@ def test_under_squared_pixel_differences_it_is_a_crossfade(ends: Ends) -> None:
     np.testing.assert_allclose(result.distances, result.distances.mean(), rtol=0.1)
 
 
+def test_a_crossfade_is_a_straight_line_whatever_its_ends_are_in(ends: Ends, wrong_types: None) -> None:
+    a, b = (np.rint(255 * end).astype(np.uint8) for end in ends)
+    t = np.array([0, 0.25, 0.5, 0.75, 1])[:, None, None, None]
+    line = ((1 - t) * a + t * b) / 255
+    np.testing.assert_allclose(geometry.crossfade(a, b, 5), line, atol=1e-6)
+    np.testing.assert_allclose(geometry.crossfade(a, b, 5, value_range=(-1, 1)), 2 * line - 1, atol=1e-6)
+    np.testing.assert_allclose(geometry.crossfade(a, np.float32(b / 255), 5), line, atol=1e-6)
+    in_bytes = geometry.crossfade(np.float32(a), np.float32(b), 5, value_range=(0, 255))
+    np.testing.assert_allclose(in_bytes, 255 * line, atol=1e-4)
+    held: list[Any] = [Held(a), Held(b)]
+    np.testing.assert_allclose(geometry.crossfade(*held, 5), line, atol=1e-6)
+    np.testing.assert_array_equal(geometry.crossfade(ends[0], ends[1], 2), np.stack(ends))
+    with pytest.raises(rl.ImageError, match="a and b must be two images"):
+        geometry.crossfade(a, b[:4], 5)
+    with pytest.raises(rl.ImageError, match="a and b must be two images"):
+        geometry.crossfade(a[None], b[None], 5)
+    with pytest.raises(rl.ImageError, match=r"outside value_range=\(0, 1\)"):
+        geometry.crossfade(np.float32(a), np.float32(b), 5)
+    for frames in (1, 2.5):
+        with pytest.raises(rl.GeometryError, match="frames must be a whole number, 2 or more, got"):
+            geometry.crossfade(a, b, frames)  # type: ignore[arg-type]
+
+
 def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.ndarray) -> None:
     a, b = 255 * photographs[:2]
     result = geometry.geodesic(a, b, 4, metric, steps=20, value_range=(0, 255))
@@ -56,7 +79,7 @@ def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.n
     assert 0 <= float(result.frames.min()) < float(result.frames.max()) <= 255
     again = rl.distance(result.frames[:-1], result.frames[1:], metric, value_range=(0, 255))
     np.testing.assert_allclose(result.distances, again, rtol=1e-3)
-    fade = geometry.crossfade(a, b, 4)
+    fade = geometry.crossfade(a, b, 4, value_range=(0, 255))
     straight = rl.distance(fade[:-1], fade[1:], metric, value_range=(0, 255))
     assert float((again**2).sum()) < float((straight**2).sum())
 
