@@ -17,8 +17,17 @@ from rlpips_jax.cli.options import MetricOptions, check_files
 from rlpips_jax.cli.results import write_whole
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.evaluation.patches import read_uint8
-from rlpips_jax.geometry import STEPS
+from rlpips_jax.geometry import LATE, STEPS
 from rlpips_jax.metric import Metric
+
+BY_START = f"(default: {LATE.begin:g} and {LATE.pace:g} from what is near, 0 and 1 from noise)"
+"""Of `--begin` and `--pace`."""
+
+DESCENT = ("steps", "coarsest", "begin", "pace", "exponent", "key")
+"""Options that averages and paths take by these names."""
+
+SETTINGS = ("square", "steps", "coarsest", "begin", "pace", "exponent", "seed")
+"""Options that documents name."""
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -36,6 +45,12 @@ class DescentOptions(MetricOptions):
     coarsest: Annotated[int, tyro.conf.arg(metavar="PX")] = 64
     """Height or width that the first level does not go below; each further one doubles it."""
 
+    begin: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint=BY_START)] = None
+    """Time in the published course of the learning rate at which each level begins: 0 is its beginning."""
+
+    pace: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint=BY_START)] = None
+    """Time that a step takes there: 1 is as published."""
+
     exponent: float = 2.0
     """Of the distances in what is minimised: 2 for their squares."""
 
@@ -49,7 +64,7 @@ class DescentOptions(MetricOptions):
     @property
     def settings(self) -> dict[str, Any]:
         """For documents."""
-        return {name: getattr(self, name) for name in ("square", "steps", "coarsest", "exponent", "seed")}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def pictures(self, paths: list[Path], metric: Metric) -> list[Picture]:
         """The pictures, cut if asked for, checked for the metric."""
@@ -65,7 +80,7 @@ class DescentOptions(MetricOptions):
     def descending(self, out: Path) -> Iterator[dict[str, Any]]:
         """Within, Ctrl-C has an effect between steps. Gives the arguments that say how to descend."""
         snapshot = out / "snapshot.npz"
-        arguments = {name: getattr(self, name) for name in ("steps", "coarsest", "exponent", "key")}
+        arguments = {name: getattr(self, name) for name in DESCENT}
         try:
             with interrupts.deferred():
                 yield {

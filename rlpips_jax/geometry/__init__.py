@@ -8,16 +8,19 @@ Both minimise a sum of squared distances by gradient descent, first on reduced i
 
 from rlpips_jax.geometry.barycenters import STARTS, Average, average
 from rlpips_jax.geometry.comparison import distances
-from rlpips_jax.geometry.descent import BLOCK, STEPS, Progress, published_rate
+from rlpips_jax.geometry.descent import BLOCK, LATE, PUBLISHED, STEPS, Progress, Schedule, published_rate
 from rlpips_jax.geometry.discrete_paths import Geodesic, crossfade, geodesic
 
 __all__ = [
     "BLOCK",
+    "LATE",
+    "PUBLISHED",
     "STARTS",
     "STEPS",
     "Average",
     "Geodesic",
     "Progress",
+    "Schedule",
     "average",
     "crossfade",
     "distances",

@@ -15,8 +15,8 @@ from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
 from rlpips_jax.geometry.comparison import NOISE, Comparison, compared_by, digest, judged
 from rlpips_jax.geometry.descent import (
-    BEGIN,
-    PACE,
+    LATE,
+    PUBLISHED,
     STEPS,
     Progress,
     Rate,
@@ -80,8 +80,8 @@ def average(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
-    begin: float | int = BEGIN,
-    pace: float | int = PACE,
+    begin: float | int | None = None,
+    pace: float | int | None = None,
     images_per_step: int | None = None,
     key: Any = None,
     samples: int = 1,
@@ -106,9 +106,9 @@ def average(
         coarsest: smallest height or width that images are reduced to, in pixels.
         exponent: of the distances. LPIPS is itself a mean of squares: 1 minimises the sum of squares of its root.
         rate: learning rate by the time t, in units of the whole range of values.
-        begin: t at the first step of each level. By default late, as it begins near; from far away take 0.
-        pace: by how much t grows with each step. E-LPIPS's authors begin at 0, from noise, at a pace of 1, and take
-            100,000 steps in one level.
+        begin: t at the first step of each level. None for 0, as published, from noise and from an image given, which
+            may be far away; and for 2,000 from the mean, which is near: the full rate would lead away from it.
+        pace: by how much t grows with each step. None for 1, as published, or 50 from the mean.
         images_per_step: of how many images, drawn anew, each step takes the distance: less work with many images and
             a randomised metric (others know all images beforehand). None for all.
         key: of everything drawn; needed from "noise", by randomised metrics and functions, and for `images_per_step`.
@@ -135,6 +135,7 @@ def average(
     per_step = count if images_per_step is None else check_count("images_per_step", images_per_step, most=count)
     power = check_exponent(exponent)
     first = _start(start, x, key, value_range)
+    near = isinstance(start, str) and start == "mean"
     run = {"what": "average", "images": digest(np.asarray(x)), "start": digest(np.asarray(first))}
     plan = planned(
         x.shape,
@@ -142,6 +143,7 @@ def average(
         steps=steps,
         coarsest=coarsest,
         rate=rate,
+        schedule=LATE if near else PUBLISHED,
         begin=begin,
         pace=pace,
         key=key,

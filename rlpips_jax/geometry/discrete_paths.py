@@ -22,8 +22,8 @@ from rlpips_jax.geometry.arguments import (
 )
 from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
 from rlpips_jax.geometry.descent import (
-    BEGIN,
-    PACE,
+    LATE,
+    PUBLISHED,
     STEPS,
     Progress,
     Rate,
@@ -75,8 +75,8 @@ def geodesic(
     coarsest: int = 64,
     exponent: float | int = 2,
     rate: Rate = published_rate,
-    begin: float | int = BEGIN,
-    pace: float | int = PACE,
+    begin: float | int | None = None,
+    pace: float | int | None = None,
     key: Any = None,
     samples: int = 1,
     value_range: ValueRange = UNIT_RANGE,
@@ -99,8 +99,8 @@ def geodesic(
         coarsest: as in `average`.
         exponent: as in `average`.
         rate: as in `average`.
-        begin: as in `average`.
-        pace: as in `average`.
+        begin: as in `average`, with a crossfade in place of the mean.
+        pace: as in `average`, with a crossfade in place of the mean.
         key: of everything drawn; needed by randomised metrics and functions.
         samples: as in `average`.
         value_range: black and white of floating-point images.
@@ -138,6 +138,7 @@ def geodesic(
         steps=steps,
         coarsest=coarsest,
         rate=rate,
+        schedule=LATE if start is None else PUBLISHED,
         begin=begin,
         pace=pace,
         key=key,

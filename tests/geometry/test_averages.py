@@ -1,6 +1,8 @@
 """Averages: what they must be where that is known, and what they promise."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,6 +68,36 @@ def test_of_two_images_it_is_in_the_middle_whatever_the_exponent(images: np.ndar
         images[:2], mean_square, start="noise", exponent=2, steps=2000, begin=0, pace=5, key=jax.random.key(0)
     )
     np.testing.assert_allclose(result.image, images[:2].mean(axis=0), atol=5e-3)
+
+
+@pytest.mark.parametrize("start", ["noise", "far"])
+def test_by_default_it_gets_there_from_anywhere(start: Any) -> None:
+    """From noise, and from an image given, by the schedule that was published."""
+    grey = np.stack([np.full((16, 16, 3), level, np.float32) for level in (0.2, 0.6)])
+    begin = np.ones((16, 16, 3), np.float32) if start == "far" else start
+    options: dict[str, Any] = {"start": begin, "exponent": 1, "coarsest": 16, "key": jax.random.key(0)}
+    found = geometry.average(grey, mean_square, **options)
+    np.testing.assert_allclose(found.image, 0.4, atol=1e-2)
+    published = geometry.average(grey, mean_square, begin=0, pace=1, **options)
+    np.testing.assert_array_equal(found.image, published.image)
+
+
+def test_the_schedule_is_the_starts_unless_it_is_given(images: np.ndarray, tmp_path: Path) -> None:
+    for number, (start, options, schedule) in enumerate(
+        [
+            ("mean", {}, geometry.LATE),
+            ("noise", {}, geometry.PUBLISHED),
+            (images[0], {}, geometry.PUBLISHED),
+            ("mean", {"begin": 0, "pace": 1}, geometry.PUBLISHED),
+            ("noise", {"pace": 3}, (0, 3)),
+        ]
+    ):
+        snapshot = tmp_path / f"{number}.npz"
+        key = jax.random.key(0)
+        geometry.average(images, mean_square, start=start, steps=1, snapshot=snapshot, key=key, **options)
+        with np.load(snapshot) as archive:
+            run = json.loads(str(archive["run"]))
+        assert (run["begin"], run["pace"]) == schedule
 
 
 def test_the_range_of_values_is_the_users(images: np.ndarray) -> None:
