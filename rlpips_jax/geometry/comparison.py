@@ -45,6 +45,10 @@ class Fixed:
         """Distances of pairs; one is compared with all where its leading axis is 1."""
         return self.metric.between(x, y)
 
+    def powers(self, x: Features, y: Features, key: Any, exponent: int | float) -> Float[Array, " n"]:
+        """Powers of the distances of pairs."""
+        return self.between(x, y, key) ** exponent
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,24 @@ class Drawn:
                 f"pair, {x.shape[:1]}: take no mean"
             )
         return distances
+
+    def powers(
+        self, x: Float[Array, "_ h w 3"], y: Float[Array, "_ h w 3"], key: Any, exponent: int | float
+    ) -> Float[Array, " n"]:
+        """Powers of the distances of pairs, without bias for the exponents 1 and 2.
+
+        The square of an estimate is E[d]^2 + Var(d) in expectation; the product of two independent ones is E[d]^2.
+        """
+        if exponent != 2:
+            return self.between(x, y, key) ** exponent
+        keys = jax.random.split(key)
+        if isinstance(self.function.func, _OfMetric):
+            # Such a distance takes long to compile: once for both.
+            one, other = jax.lax.map(lambda each: self.between(x, y, each), keys)
+        else:
+            # What a function does without its key is done once for both.
+            one, other = (self.between(x, y, each) for each in keys)
+        return one * other
 
 
 @dataclass(frozen=True)
@@ -103,10 +125,11 @@ def comparison(metric: Any, samples: int) -> Comparison:
     )
 
 
-def compared_by(metric: Any, samples: Any) -> tuple[Any, Comparison]:
-    """The metric, and the distance by it."""
+def compared_by(metric: Any, samples: Any, exponent: int | float = 1) -> tuple[Any, Comparison]:
+    """The metric, and the distance by it, whose `powers` take so many samples, rounded up."""
     metric = load() if metric is None else metric
-    return metric, comparison(metric, check_count("samples", samples))
+    samples = check_count("samples", samples)
+    return metric, comparison(metric, -(-samples // 2) if exponent == 2 else samples)
 
 
 def distances(

@@ -20,7 +20,7 @@ from rlpips_jax.geometry.arguments import (
     in_unit_range,
     unit_range,
 )
-from rlpips_jax.geometry.comparison import Comparison, compared_by, digest, judged
+from rlpips_jax.geometry.comparison import Comparison, compared_by, comparison, digest, judged
 from rlpips_jax.geometry.descent import (
     LATE,
     PUBLISHED,
@@ -61,7 +61,12 @@ class _Energy:
     exponent: int | float
 
     def __call__(self, variable: Float[Array, "m h w 3"], key: Any) -> Float[Array, ""]:
-        return jnp.sum(_steps(self.compared, self.ends, variable, key) ** self.exponent)
+        moving = self.compared.prepared(variable)
+        path = jax.tree.map(lambda end, inner: jnp.concatenate([end[:1], inner, end[1:]]), self.ends, moving)
+        left, right = (
+            jax.tree.map(lambda leaf, part=part: leaf[part], path) for part in (slice(None, -1), slice(1, None))
+        )
+        return jnp.sum(self.compared.powers(left, right, key, self.exponent))
 
 
 def geodesic(
@@ -78,7 +83,7 @@ def geodesic(
     begin: float | int | None = None,
     pace: float | int | None = None,
     key: Any = None,
-    samples: int = 1,
+    samples: int = 2,
     value_range: ValueRange = UNIT_RANGE,
     snapshot: str | PathLike[str] | None = None,
     progress: bool = False,
@@ -116,14 +121,14 @@ def geodesic(
         GeometryError: an argument makes no sense, or the objective is not finite.
         SnapshotError: the snapshot cannot be read or written, or is of another run.
     """
-    metric, compared = compared_by(metric, samples)
+    power = check_exponent(exponent)
+    metric, compared = compared_by(metric, samples, power)
     check_count("frames", frames, least=3)
     a, b = (checked(image, value_range, name, metric) for name, image in (("a", a), ("b", b)))
     first, last = (unit_range(image, value_range) for image in (a, b))
     if first.ndim != 3 or first.shape != last.shape:
         raise ImageError(f"a and b must be two images (h, w, 3) of one size, got {first.shape} and {last.shape}")
     ends = jnp.stack([first, last])
-    power = check_exponent(exponent)
     if start is None:
         between = crossfade(first, last, frames)
     else:
@@ -154,7 +159,7 @@ def geodesic(
 
     found, objective = descend(moving, objective_at, plan)
     path = jnp.concatenate([ends[:1], found, ends[1:]])
-    distances = judged(compared, path[:-1], path[1:], plan.key)
+    distances = judged(comparison(metric, 1), path[:-1], path[1:], plan.key)
     whole = from_unit_range(path, value_range)
     # Floats there and back differ by their rounding.
     for place, end in ((0, a), (-1, b)):
@@ -187,11 +192,3 @@ def crossfade(a: Images, b: Images, frames: int, *, value_range: ValueRange = UN
         raise ImageError(f"a and b must be two images (h, w, 3) of one size, got {first.shape} and {last.shape}")
     share = jnp.linspace(0, 1, frames, dtype=jnp.promote_types(first.dtype, last.dtype))[:, None, None, None]
     return (1 - share) * first + share * last
-
-
-def _steps(compared: Comparison, ends: Any, variable: Float[Array, "m h w 3"], key: Any) -> Float[Array, " m+1"]:
-    """Distances between neighbours."""
-    moving = compared.prepared(variable)
-    path = jax.tree.map(lambda end, inner: jnp.concatenate([end[:1], inner, end[1:]]), ends, moving)
-    left, right = (jax.tree.map(lambda leaf, part=part: leaf[part], path) for part in (slice(None, -1), slice(1, None)))
-    return compared.between(left, right, key)

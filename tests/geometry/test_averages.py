@@ -16,6 +16,7 @@ from rlpips_jax import geometry
 from rlpips_jax.geometry.barycenters import _Spread
 from rlpips_jax.geometry.comparison import compared_by
 from rlpips_jax.geometry.descent import enlarged, reduced, sizes_of
+from rlpips_jax.geometry.discrete_paths import _Energy
 
 
 def mean_square(x: Any, y: Any, key: Any) -> Any:
@@ -61,6 +62,27 @@ def test_random_metrics_and_random_subsets_lead_to_the_same(images: np.ndarray) 
     )
     np.testing.assert_allclose(result.image, images.mean(axis=0), atol=0.1)
     assert np.abs(result.image - images.mean(axis=0)).mean() < 0.02
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_what_is_minimised_is_a_power_of_the_mean_distance(images: np.ndarray, exponent: int) -> None:
+    """Not its mean square, which is the variance more: a third of the square here."""
+    compared = compared_by(uneven, 1)[1]
+    x = jnp.asarray(images)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    spread = _Spread(compared, compared.prepared(x[2:4]), exponent, 2, 2)
+    energy = _Energy(compared, compared.prepared(jnp.stack([x[0], x[3]])), exponent)
+    steps = mean_square(x[jnp.array([0, 1, 2])], x[jnp.array([1, 2, 3])], None)
+    away = jax.vmap(lambda key: spread(x[:1], key))(keys).mean()
+    along = jax.vmap(lambda key: energy(x[1:3], key))(keys).mean()
+    exact = mean_square(x[:1], x[2:4], None)
+    np.testing.assert_allclose(away, (exact**exponent).sum(), rtol=0.05)
+    np.testing.assert_allclose(along, (steps**exponent).sum(), rtol=0.05)
+
+
+def uneven(x: Any, y: Any, key: Any) -> Any:
+    """The mean square in expectation, with a third of its square as variance."""
+    return mean_square(x, y, key) * jax.random.uniform(key, maxval=2)
 
 
 def test_of_two_images_it_is_in_the_middle_whatever_the_exponent(images: np.ndarray) -> None:
