@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
-from rlpips_jax.geometry.comparison import NOISE, Comparison, compared_by, comparison, digest, judged
+from rlpips_jax.geometry.comparison import NOISE, Comparison, compared_by, comparison, judged
 from rlpips_jax.geometry.descent import (
     LATE,
     PUBLISHED,
@@ -26,6 +26,7 @@ from rlpips_jax.geometry.descent import (
     published_rate,
     reduced,
 )
+from rlpips_jax.geometry.signatures import digest
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 STARTS = ("mean", "noise")
@@ -117,7 +118,8 @@ def average(
             once, for squares twice.
         value_range: black and white of floating-point images.
         snapshot: file that the state is kept in, every ten seconds and in the end. If it is there, the descent goes on
-            from it, to the same result bit for bit; one of another run is refused.
+            from it, to the same result bit for bit; one of another run is refused. A function is known by its code
+            and all that it uses, or by a text that it has as an attribute `signature`.
         progress: draw a progress bar (on a terminal).
         watch: is called after every `BLOCK` steps with a `Progress`; what it raises ends the descent, after a snapshot.
 

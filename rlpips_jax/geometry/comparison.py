@@ -5,13 +5,11 @@ in every step.
 """
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -165,18 +163,3 @@ def judged(
         return compared.between(*pair, key)
     keys = jax.random.split(jax.random.fold_in(key, JUDGMENT), JUDGMENTS)
     return jax.lax.map(lambda one: compared.between(*pair, one), keys).mean(axis=0)
-
-
-def signature(metric: Any) -> str:
-    """A line by which the metric of one run is told from that of another."""
-    if (known := getattr(metric, "signature", None)) is not None:
-        return str(known)
-    function = metric.func if isinstance(metric, Partial) else metric
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
-    return " ".join([name, *(digest(np.asarray(leaf)) for leaf in jax.tree.leaves(metric) if not callable(leaf))])
-
-
-def digest(array: np.ndarray) -> str:
-    """The beginning of the SHA-256 of an array's shape, type and values."""
-    text = f"{array.dtype}{array.shape}".encode()
-    return hashlib.sha256(text + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry import snapshots
 from rlpips_jax.geometry.arguments import check_count, checked_key
-from rlpips_jax.geometry.comparison import signature
+from rlpips_jax.geometry.signatures import signature
 
 BLOCK = 10
 """Steps that are one call of a compiled program."""
@@ -92,7 +92,7 @@ class Descent:
         begin: t at the first step of each level.
         pace: by how much t grows with each step.
         key: of everything that is drawn.
-        run: everything else that the result follows from, for snapshots.
+        run: everything that the result follows from, for snapshots.
         snapshot: file to keep the state in; None for none.
         progress: whether to draw a progress bar.
         watch: is called after every `BLOCK` steps.
@@ -183,7 +183,8 @@ def planned(
     rates = [f"{float(rate(t)):.6g}" for t in (0, 10, 100, 1000, 10_000)]
     everything = {
         **run,
-        "metric": signature(metric),
+        # Only snapshots need to know it, and of some functions it cannot be said.
+        "metric": None if snapshot is None else signature(metric),
         "sizes": [list(size) for size in sizes],
         "steps": counts,
         "begin": float(begin),

@@ -20,7 +20,7 @@ from rlpips_jax.geometry.arguments import (
     in_unit_range,
     unit_range,
 )
-from rlpips_jax.geometry.comparison import Comparison, compared_by, comparison, digest, judged
+from rlpips_jax.geometry.comparison import Comparison, compared_by, comparison, judged
 from rlpips_jax.geometry.descent import (
     LATE,
     PUBLISHED,
@@ -33,6 +33,7 @@ from rlpips_jax.geometry.descent import (
     published_rate,
     reduced,
 )
+from rlpips_jax.geometry.signatures import digest
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 

@@ -105,15 +105,14 @@ def test_by_default_it_gets_there_from_anywhere(start: Any) -> None:
 
 
 def test_the_schedule_is_the_starts_unless_it_is_given(images: np.ndarray, tmp_path: Path) -> None:
-    for number, (start, options, schedule) in enumerate(
-        [
-            ("mean", {}, geometry.LATE),
-            ("noise", {}, geometry.PUBLISHED),
-            (images[0], {}, geometry.PUBLISHED),
-            ("mean", {"begin": 0, "pace": 1}, geometry.PUBLISHED),
-            ("noise", {"pace": 3}, (0, 3)),
-        ]
-    ):
+    cases: list[tuple[Any, dict[str, Any], tuple[float, float]]] = [
+        ("mean", {}, geometry.LATE),
+        ("noise", {}, geometry.PUBLISHED),
+        (images[0], {}, geometry.PUBLISHED),
+        ("mean", {"begin": 0, "pace": 1}, geometry.PUBLISHED),
+        ("noise", {"pace": 3}, (0, 3)),
+    ]
+    for number, (start, options, schedule) in enumerate(cases):
         snapshot = tmp_path / f"{number}.npz"
         key = jax.random.key(0)
         geometry.average(images, mean_square, start=start, steps=1, snapshot=snapshot, key=key, **options)

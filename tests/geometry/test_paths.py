@@ -53,21 +53,22 @@ def test_a_crossfade_is_a_straight_line_whatever_its_ends_are_in(ends: Ends, wro
     line = ((1 - t) * a + t * b) / 255
     np.testing.assert_allclose(geometry.crossfade(a, b, 5), line, atol=1e-6)
     np.testing.assert_allclose(geometry.crossfade(a, b, 5, value_range=(-1, 1)), 2 * line - 1, atol=1e-6)
-    np.testing.assert_allclose(geometry.crossfade(a, np.float32(b / 255), 5), line, atol=1e-6)
-    in_bytes = geometry.crossfade(np.float32(a), np.float32(b), 5, value_range=(0, 255))
+    np.testing.assert_allclose(geometry.crossfade(a, (b / 255).astype(np.float32), 5), line, atol=1e-6)
+    in_bytes = geometry.crossfade(a.astype(np.float32), b.astype(np.float32), 5, value_range=(0, 255))
     np.testing.assert_allclose(in_bytes, 255 * line, atol=1e-4)
     held: list[Any] = [Held(a), Held(b)]
-    np.testing.assert_allclose(geometry.crossfade(*held, 5), line, atol=1e-6)
+    np.testing.assert_allclose(geometry.crossfade(held[0], held[1], 5), line, atol=1e-6)
     np.testing.assert_array_equal(geometry.crossfade(ends[0], ends[1], 2), np.stack(ends))
     with pytest.raises(rl.ImageError, match="a and b must be two images"):
         geometry.crossfade(a, b[:4], 5)
     with pytest.raises(rl.ImageError, match="a and b must be two images"):
         geometry.crossfade(a[None], b[None], 5)
     with pytest.raises(rl.ImageError, match=r"outside value_range=\(0, 1\)"):
-        geometry.crossfade(np.float32(a), np.float32(b), 5)
-    for frames in (1, 2.5):
+        geometry.crossfade(a.astype(np.float32), b.astype(np.float32), 5)
+    counts: list[Any] = [1, 2.5]
+    for frames in counts:
         with pytest.raises(rl.GeometryError, match="frames must be a whole number, 2 or more, got"):
-            geometry.crossfade(a, b, frames)  # type: ignore[arg-type]
+            geometry.crossfade(a, b, frames)
 
 
 def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.ndarray) -> None:
@@ -99,9 +100,9 @@ class Held:
 def test_ends_may_be_any_arrays(ends: Ends, wrong_types: None) -> None:
     bytes_ = [np.rint(255 * end).astype(np.uint8) for end in ends]
     options: dict[str, Any] = {"steps": 1, "key": jax.random.key(0)}
-    known = geometry.geodesic(*bytes_, 3, mean_square, **options)
+    known = geometry.geodesic(bytes_[0], bytes_[1], 3, mean_square, **options)
     held: list[Any] = [Held(image) for image in bytes_]
-    found = geometry.geodesic(*held, 3, mean_square, **options)
+    found = geometry.geodesic(held[0], held[1], 3, mean_square, **options)
     np.testing.assert_array_equal(found.frames, known.frames)
     np.testing.assert_allclose(found.frames[0], bytes_[0] / 255, rtol=1e-6)
 
