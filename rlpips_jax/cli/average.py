@@ -31,16 +31,21 @@ class Average(DescentOptions):
     start: Literal["mean", "noise"] = "mean"
     """Begin with the mean of the pixels, or with noise."""
 
+    images_per_step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Pictures, drawn anew, that each step looks at: less work with an ensemble and many pictures."""
+
     out: Path = Path("average")
     """Folder to write to."""
 
     def run(self) -> int:
         if len(self.images) < 2:
             raise GeometryError(f"an average is of two pictures or more, got {len(self.images)}")
-        metric = self.load()
+        metric = self.load_any()
         pictures = np.stack(self.pictures(list(self.images), metric))
         with self.descending(self.out) as arguments:
-            result = geometry.average(pictures, metric, start=self.start, **arguments)
+            result = geometry.average(
+                pictures, metric, start=self.start, images_per_step=self.images_per_step, **arguments
+            )
         found = np.rint(np.asarray(result.image) * 255).astype(np.uint8)
         mean = np.rint(pictures.mean(axis=0)).astype(np.uint8)
         columns = {
@@ -70,6 +75,7 @@ class Average(DescentOptions):
                 "signature": metric.signature,
                 "metric": metric.name,
                 "start": self.start,
+                "images_per_step": self.images_per_step,
                 **self.settings,
                 "distances": [
                     {"image": str(path), "average": columns["average"][place], "mean": columns["mean of pixels"][place]}

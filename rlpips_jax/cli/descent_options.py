@@ -18,15 +18,14 @@ from rlpips_jax.cli.results import write_whole
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.geometry import LATE, STEPS
-from rlpips_jax.metric import Metric
 
 BY_START = f"(default: {LATE.begin:g} and {LATE.pace:g} from what is near, 0 and 1 from noise)"
 """Of `--begin` and `--pace`."""
 
-DESCENT = ("steps", "coarsest", "begin", "pace", "exponent", "key")
+DESCENT = ("steps", "coarsest", "begin", "pace", "exponent", "samples", "key")
 """Options that averages and paths take by these names."""
 
-SETTINGS = ("square", "steps", "coarsest", "begin", "pace", "exponent", "seed")
+SETTINGS = ("square", "steps", "coarsest", "begin", "pace", "exponent", "samples", "seed")
 """Options that documents name."""
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -54,6 +53,9 @@ class DescentOptions(MetricOptions):
     exponent: float = 2.0
     """Of the distances in what is minimised: 2 for their squares."""
 
+    samples: int = 2
+    """Of an ensemble, transformations that each step looks through."""
+
     seed: int = 0
     """Of what is drawn."""
 
@@ -66,7 +68,7 @@ class DescentOptions(MetricOptions):
         """For documents."""
         return {name: getattr(self, name) for name in SETTINGS}
 
-    def pictures(self, paths: list[Path], metric: Metric) -> list[Picture]:
+    def pictures(self, paths: list[Path], metric: Any) -> list[Picture]:
         """The pictures, cut if asked for, checked for the metric."""
         if self.square is not None and self.square < 1:
             raise GeometryError(f"--square must be 1 or more pixels, got {self.square}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -10,7 +10,6 @@ import tyro
 from rlpips_jax import geometry, reports
 from rlpips_jax.cli.descent_options import DescentOptions
 from rlpips_jax.image_files import save_animation, save_image
-from rlpips_jax.metric import Metric
 
 TILE = 160
 """Pixels of a frame on the strip."""
@@ -40,7 +39,7 @@ class Geodesic(DescentOptions):
     """Folder to write to."""
 
     def run(self) -> int:
-        metric = self.load()
+        metric = self.load_any()
         a, b = self.pictures([self.a, self.b], metric)
         with self.descending(self.out) as arguments:
             result = geometry.geodesic(a, b, self.frames, metric, **arguments)
@@ -79,7 +78,7 @@ class Geodesic(DescentOptions):
         )
         return 0
 
-    def _write(self, paths: dict[str, np.ndarray], steps: dict[str, np.ndarray], metric: Metric) -> None:
+    def _write(self, paths: dict[str, np.ndarray], steps: dict[str, np.ndarray], metric: Any) -> None:
         frames = paths["geodesic"]
         digits = len(str(self.frames - 1))
         for number, frame in enumerate(frames):

@@ -42,6 +42,16 @@ def test_average_writes_pictures_and_numbers(command: Command, pictures: list[Pa
     assert f"sum of distances to the power of 2, average: {squares['average']:.6f}"[:-1] in printed
 
 
+def test_the_published_schedule_can_be_asked_for(command: Command, pictures: list[Path], tmp_path: Path) -> None:
+    found = []
+    for number, options in enumerate([(), ("--begin", 2000, "--pace", 50), ("--begin", 0, "--pace", 1)]):
+        out = tmp_path / str(number)
+        assert command("average", *pictures[:2], "--out", out, *QUICK, *options)[0] == 0
+        found.append(rl.load_image(out / "average.png"))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.any(found[0] != found[2])
+
+
 def test_geodesic_goes_on_after_ctrl_c(
     command: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
