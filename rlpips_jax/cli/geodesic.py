@@ -80,9 +80,7 @@ class Geodesic(DescentOptions):
 
     def _write(self, paths: dict[str, np.ndarray], steps: dict[str, np.ndarray], metric: Any) -> None:
         frames = paths["geodesic"]
-        digits = len(str(self.frames - 1))
-        for number, frame in enumerate(frames):
-            save_image(self.out / "frames" / f"{number:0{digits}}.png", frame)
+        save_frames(self.out / "frames", frames)
         # There and back, so that it never jumps.
         turn = [*range(self.frames), *range(self.frames - 2, 0, -1)]
         seconds = [PAUSE if place in (0, self.frames - 1) else SECONDS for place in turn]
@@ -99,6 +97,16 @@ class Geodesic(DescentOptions):
             rows, title=f"Shortest path under {metric.name}", notes=(metric.signature,), size=TILE
         )
         save_image(self.out / "strip.png", strip)
+
+
+def save_frames(folder: Path, frames: np.ndarray) -> None:
+    """Writes numbered pictures, in place of those of another path; other files stay."""
+    for path in folder.glob("*.png"):
+        if path.stem.isdecimal():
+            path.unlink()
+    digits = len(str(len(frames) - 1))
+    for number, frame in enumerate(frames):
+        save_image(folder / f"{number:0{digits}}.png", frame)
 
 
 def _next(distances: np.ndarray, place: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import rlpips_jax as rl
 from rlpips_jax.cli import interrupts
+from rlpips_jax.cli.geodesic import save_frames
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -85,6 +86,16 @@ def test_geodesic_goes_on_after_ctrl_c(
             if name == "path.png":
                 animation.seek(4)
                 np.testing.assert_array_equal(np.asarray(animation.convert("RGB")), frames[2])
+
+
+def test_frames_of_a_longer_path_do_not_stay(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 3), np.uint8)
+    save_frames(tmp_path, frames)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number:02}.png" for number in range(11)]
+    (tmp_path / "mine.png").write_text("")
+    save_frames(tmp_path, frames[5:8])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "2.png", "mine.png"]
+    np.testing.assert_array_equal(rl.load_image(tmp_path / "2.png"), frames[7])
 
 
 def test_errors_name_what_was_wrong(command: Command, pictures: list[Path], tmp_path: Path) -> None:
