@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +14,7 @@ from jaxtyping import Shaped, UInt8
 from rlpips_jax.decoding import cause, load_image
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_range
+from rlpips_jax.whole_files import replacing
 
 __all__ = ["SUFFIXES", "image_paths", "load_image", "save_animation", "save_image"]
 
@@ -103,19 +103,12 @@ def save_animation(
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all is written to it; makes its folder."""
-    # Short, so that any name that fits has a temporary one that fits.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    """A file that takes the place of `path` when all is written to it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with replacing(path) as file:
             yield file
-        os.replace(temporary, path)
     except Exception as error:  # Encoders raise many kinds, for instance for sides too long for the format.
         raise ImageFileError(f"{path} cannot be written: {cause(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:

@@ -25,7 +25,7 @@ PACKAGE = "rlpips_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("errors",),
+    ("errors", "whole_files"),
     ("warning",),
     ("decoding",),
     ("images", "image_files", "convolution", "expectation", "recomputation", "squared_distances"),

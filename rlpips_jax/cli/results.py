@@ -8,10 +8,8 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
-import secrets
 import shlex
 import sys
 import time
@@ -27,6 +25,7 @@ from jaxtyping import Shaped
 from rlpips_jax import __version__, reports
 from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.journal import Journal
+from rlpips_jax.whole_files import replacing
 
 Column = Shaped[np.ndarray, " n"]
 
@@ -139,14 +138,8 @@ class Recording:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is whole, or as it was before; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _text(value: np.generic) -> str:

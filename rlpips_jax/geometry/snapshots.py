@@ -3,10 +3,7 @@
 The file is a NumPy archive; its member `run` is a JSON document of everything that the run's numbers follow from.
 """
 
-import contextlib
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlpips_jax.errors import SnapshotError
+from rlpips_jax.whole_files import replacing
 
 FORMAT = 1
 
@@ -33,24 +31,15 @@ def write(path: Path, run: Run, arrays: Mapping[str, Any]) -> None:
     Raises:
         SnapshotError: it cannot be written; the one before is as it was.
     """
-    # Short, so that any name that fits has a temporary one that fits.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with replacing(path, durable=True) as file:
             np.savez(
                 file, allow_pickle=False, run=np.asarray(_text(run)), **{k: np.asarray(v) for k, v in arrays.items()}
             )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise SnapshotError(
             f"the snapshot {path} cannot be written: {error.strerror or error}; free some space, or name another file"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def read(path: Path, run: Run) -> dict[str, np.ndarray] | None:
