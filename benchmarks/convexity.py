@@ -8,8 +8,10 @@ points (Kettunen et al. 2019 claim nearly that of E-LPIPS). At points t_i in equ
 - quasi-convexity by max over i < j < k of f(t_j) - max(f(t_i), f(t_k)),
 
 where f(t) = d(x, y(t)) / max over t of d(x, y(t)). What is within the margin counts as rounding, not as a break: pixel
-L2, which is convex, shows how much that is. An ensemble sees all points of a segment under the same draws. Writes
-convexity.md, convexity.png and convexity.json.
+L2, which is convex, shows how much that is. A segment whose maximum is 0 or no number has no f: it is left out, and the
+table says so. An ensemble sees all points of a segment under the same transformations and masks. Segments of one
+photograph are alike, so intervals come from a bootstrap over photographs. Writes convexity.md and convexity.json, and a
+plot with --plot.
 """
 
 import itertools
@@ -23,22 +25,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 import rlpips_jax as rl
 from benchmarks.attack_gallery import middles
 from benchmarks.report import Table, record
+from rlpips_jax.errors import RlpipsError
 from rlpips_jax.evaluation.distortions import apply, draw
+from rlpips_jax.loading import PREFIX
 from rlpips_jax.metric import Metric
 
 KINDS = ("blur", "noise", "jpeg", "contrast", "brightness", "color", "down", "warp", "quantize")
 
 PIXELS = "pixel L2"
 
-COLOURS = ("#71717a", "#c2410c", "#0f766e", "#4338ca", "#be185d", "#a16207")
+COLOURS = ("#71717a", "#c2410c", "#0f766e", "#4338ca", "#be185d", "#a16207", "#0369a1", "#4d7c0f")
+FILL = {"o": "full", "s": "none"}
+"""How markers are filled, by their shape."""
 
-Measure = Callable[[Any, Any], Any]
-"""`x, y -> (n,)`, the same draws in every call."""
+Measure = Callable[[Any, Any, int], Any]
+"""`x, y, number -> (n,)`, the same draws in every call with one number."""
+
+RESAMPLES = 10_000
+"""Of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +58,30 @@ class Convexity:
     """Folder of photographs."""
     out: Path = Path("convexity")
     """Folder for the results."""
-    metrics: tuple[str, ...] = ("lpips-alex", "lpips-squeeze")
-    """Metrics beside pixel L2: names, or paths of weight files."""
+    plot: Path | None = None
+    """Picture to draw the shares and an example in; PNG."""
+    metrics: tuple[str, ...] = (
+        "lpips-alex",
+        "lpips-squeeze",
+        "lpips-tiny",
+        "rlpips-alex",
+        "elpips-squeeze",
+        "ensemble:rlpips-alex",
+    )
+    """Metrics beside pixel L2, ensembles too: names, or paths of weight files."""
     weights_dir: Path | None = None
     """Folder with their weights."""
     size: int = 64
     """Height and width that the middle of each photograph is reduced to."""
     count: int = 24
     """Most photographs."""
-    segments: int = 10
+    segments: int = 5
     """Segments of each photograph; each has two kinds of distortion."""
-    points: int = 13
+    points: int = 11
     """Points of a segment, with its ends."""
     margin: float = 1e-3
     """Share of the largest distance of a segment that counts as rounding."""
-    samples: int = 32
+    samples: int = 64
     """Draws of an ensemble, the same for all points."""
     batch: int = 60
     """Pairs at once."""
@@ -71,8 +89,26 @@ class Convexity:
     """Of distortions and draws."""
 
 
+class Segments(NamedTuple):
+    """Straight lines between images.
+
+    Attributes:
+        references: photographs, one for each segment.
+        starts: what it leads from.
+        ends: what it leads to.
+        photographs: `(n,)`, number of each reference.
+    """
+
+    references: UInt8[np.ndarray, "n h w 3"]
+    starts: UInt8[np.ndarray, "n h w 3"]
+    ends: UInt8[np.ndarray, "n h w 3"]
+    photographs: Int[np.ndarray, " n"]
+
+
 class Breaks(NamedTuple):
     """By how much each segment breaks a property, as a share of its largest distance; 0 where it does not.
+
+    NaN where the largest distance is 0 or no number.
 
     Attributes:
         convexity: `(n,)`.
@@ -85,24 +121,37 @@ class Breaks(NamedTuple):
 
 def main(config: Convexity) -> None:
     """Measures, prints the table, and writes it with the plot."""
-    references, starts, ends = segments(middles(config.images, config.count, config.size), config.segments, config.seed)
-    found = {}
+    if config.points < 3:
+        raise RlpipsError(f"--points must be 3 or more, or nothing lies between two others; got {config.points}")
+    lines = segments(middles(config.images, config.count, config.size), config.segments, config.seed)
+    values, found = {}, {}
     for name, measure in measures(config).items():
-        values = profiles(measure, references, starts, ends, config.points, config.batch)
-        found[name] = breaks(values)
-        print(table({name: found[name]}, config.margin).rows[0], flush=True)
+        values[name] = profiles(measure, lines, config.points, config.batch)
+        found[name] = breaks(values[name])
+        print(table({name: found[name]}, lines.photographs, config.margin).rows[0], flush=True)
     config.out.mkdir(parents=True, exist_ok=True)
-    text = str(table(found, config.margin))
+    text = str(table(found, lines.photographs, config.margin))
     print(text)
     (config.out / "convexity.md").write_text(text, encoding="utf-8")
-    document = {**record(config), "breaks": {name: [part.tolist() for part in each] for name, each in found.items()}}
+    document = {
+        **record(config),
+        "photographs": lines.photographs.tolist(),
+        "distances": {name: numbers(each) for name, each in values.items()},
+        "breaks": {name: [numbers(part) for part in each] for name, each in found.items()},
+    }
     (config.out / "convexity.json").write_text(json.dumps(document, default=str), encoding="utf-8")
-    rl.save_image(config.out / "convexity.png", plot(found, config.margin))
+    if config.plot is not None:
+        rl.save_image(config.plot, plot(found, values, lines.photographs, config.margin))
+
+
+def numbers(array: Float[np.ndarray, "..."]) -> list[Any]:
+    """An array as JSON can say it: null for what is no number."""
+    return np.where(np.isfinite(array), array.astype(object), np.array(None)).tolist()
 
 
 def measures(config: Convexity) -> dict[str, Measure]:
     """Every distance as a function of two batches that gives the same for the same."""
-    found: dict[str, Measure] = {PIXELS: pixel_l2}
+    found: dict[str, Measure] = {PIXELS: lambda x, y, number: pixel_l2(x, y)}
     for name in config.metrics:
         metric = rl.load(name, weights_dir=config.weights_dir)
         found[short(name)] = of_metric(metric, jax.random.key(config.seed), config.samples)
@@ -111,15 +160,18 @@ def measures(config: Convexity) -> dict[str, Measure]:
 
 def short(name: str) -> str:
     """A metric's name; of a weight file its folder's too, as training gives all files one name."""
-    path = Path(name)
-    return "/".join(path.with_suffix("").parts[-2:]) if path.suffix == ".safetensors" else name
+    path = Path(name.removeprefix(PREFIX))
+    if path.suffix != ".safetensors":
+        return name
+    return (PREFIX if name.startswith(PREFIX) else "") + "/".join(path.with_suffix("").parts[-2:])
 
 
 def of_metric(metric: Any, key: Any, samples: int) -> Measure:
-    """The distance by a metric; by an ensemble with this key, so that pair i of every batch has the same draws."""
-    options: dict[str, Any] = {} if isinstance(metric, Metric) else {"key": key, "samples": samples}
+    """The distance by a metric; by an ensemble with a key for each number, so that pair i always has the same draws."""
     distance: Any = rl.distance
-    return lambda x, y: distance(x, y, metric, **options)
+    if isinstance(metric, Metric):
+        return lambda x, y, number: distance(x, y, metric)
+    return lambda x, y, number: distance(x, y, metric, key=jax.random.fold_in(key, number), samples=samples)
 
 
 @jax.jit
@@ -128,49 +180,42 @@ def pixel_l2(x: Float[jax.Array, "n h w 3"], y: Float[jax.Array, "n h w 3"]) -> 
     return jnp.sqrt(jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
 
 
-def segments(
-    photographs: UInt8[np.ndarray, "m h w 3"], count: int, seed: int
-) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]]:
-    """References and the two ends of each segment: different kinds of distortion, strengths drawn from .05 to 1."""
+def segments(photographs: UInt8[np.ndarray, "m h w 3"], count: int, seed: int) -> Segments:
+    """Segments of each photograph between different kinds of distortion, strengths drawn from .05 to 1."""
     rng = np.random.default_rng(seed)
     pairs = list(itertools.combinations(KINDS, 2))
     rows = []
-    for photograph in photographs:
+    for number, photograph in enumerate(photographs):
         for place in rng.permutation(len(pairs))[:count]:
             ends = [
                 apply(photograph, kind, float(rng.uniform(0.05, 1)), draw(kind, photograph.shape, rng))
                 for kind in pairs[place]
             ]
-            rows.append((photograph, *ends))
-    references, starts, ends = (np.stack(column) for column in zip(*rows, strict=True))
-    return references, starts, ends
+            rows.append((photograph, *ends, np.int64(number)))
+    return Segments(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def profiles(
-    measure: Measure,
-    references: UInt8[np.ndarray, "n h w 3"],
-    starts: UInt8[np.ndarray, "n h w 3"],
-    ends: UInt8[np.ndarray, "n h w 3"],
-    points: int,
-    batch: int,
-) -> Float[np.ndarray, "n points"]:
+def profiles(measure: Measure, lines: Segments, points: int, batch: int) -> Float[np.ndarray, "n points"]:
     """d(x, y(t)) for t from 0 to 1 in equal steps; points are one call each, so that draws are shared by all."""
     columns = []
+    count = len(lines.references)
     for share in np.linspace(0, 1, points, dtype=np.float32):
         parts = []
-        for at in range(0, len(references), batch):
-            # The last batch is filled up: another size would be another program, and other draws.
-            rows = np.minimum(np.arange(at, at + batch), len(references) - 1)
-            x, a, b = (images[rows].astype(np.float32) / 255 for images in (references, starts, ends))
-            parts.append(np.asarray(measure(x, (1 - share) * a + share * b), np.float64))
-        columns.append(np.concatenate(parts)[: len(references)])
+        for at in range(0, count, batch):
+            # The last batch is filled up: another size would be another program.
+            rows = np.minimum(np.arange(at, at + batch), count - 1)
+            x, a, b = (images[rows].astype(np.float32) / 255 for images in lines[:3])
+            parts.append(np.asarray(measure(x, (1 - share) * a + share * b, at), np.float64))
+        columns.append(np.concatenate(parts)[:count])
     return np.stack(columns, axis=1)
 
 
 def breaks(values: Float[np.ndarray, "n points"]) -> Breaks:
     """By how much each segment's values break convexity and quasi-convexity, over all three points i < j < k."""
-    values = values / values.max(axis=1, keepdims=True)
+    largest = values.max(axis=1, keepdims=True)
+    values = values / np.where(np.isfinite(largest) & (largest > 0), largest, np.nan)
     count = values.shape[1]
+    # What is no number stays so, as in `maximum`.
     convexity, quasi_convexity = np.zeros(len(values)), np.zeros(len(values))
     for i, j, k in itertools.combinations(range(count), 3):
         left, middle, right = values[:, i], values[:, j], values[:, k]
@@ -180,49 +225,120 @@ def breaks(values: Float[np.ndarray, "n points"]) -> Breaks:
     return Breaks(convexity, quasi_convexity)
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+def interval(broken: Bool[np.ndarray, " n"], photographs: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """95 % interval of the share of broken segments, by a bootstrap over photographs.
+
+    Where none or all are broken, a bootstrap has nothing to show: there it is Wilson's interval of as many trials as
+    there are photographs, as if all segments of one were one.
+    """
+    _, place = np.unique(photographs, return_inverse=True)
+    counts, sums = np.bincount(place), np.bincount(place, broken)
+    if (share := float(broken.mean())) in (0, 1):
+        return wilson(share, len(counts))
+    drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of independent trials."""
     z = 1.959964
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return float(centre - half), float(centre + half)
 
 
-def table(found: Mapping[str, Breaks], margin: float) -> Table:
+class Share(NamedTuple):
+    """How many segments break a property.
+
+    Attributes:
+        share: of those that were measured.
+        low: bound of its 95 % interval.
+        high: the other bound.
+        median: of how much they break it; NaN if none does.
+    """
+
+    share: float
+    low: float
+    high: float
+    median: float
+
+
+def share_of(part: Float[np.ndarray, " n"], photographs: Int[np.ndarray, " n"], margin: float) -> Share | None:
+    """The share that breaks a property by more than a margin; None if no segment was measured."""
+    measured = np.isfinite(part)
+    if not measured.any():
+        return None
+    broken = part[measured] > margin
+    median = float(np.median(part[measured][broken])) if broken.any() else float("nan")
+    return Share(float(broken.mean()), *interval(broken, photographs[measured]), median)
+
+
+def table(found: Mapping[str, Breaks], photographs: Int[np.ndarray, " n"], margin: float) -> Table:
     """Share of segments that break each property, with its interval, and by how much they break it."""
     header = ("metric", "segments", "convexity broken", "by (median)", "quasi-convexity broken", "by (median)")
     rows: list[Sequence[str]] = []
     for name, each in found.items():
-        cells = []
+        count, measured = len(photographs), int(np.isfinite(each.convexity).sum())
+        cells = [str(count) if measured == count else f"{measured} of {count}"]
         for part in each:
-            broken = part[part > margin]
-            share = len(broken) / len(part)
-            low, high = interval(share, len(part))
-            cells += [f"{share:.3f} ({low:.3f} to {high:.3f})", f"{np.median(broken):.3f}" if len(broken) else "-"]
-        rows.append((name, str(len(each.convexity)), *cells))
+            share = share_of(part, photographs, margin)
+            cells.append("-" if share is None else f"{share.share:.3f} ({share.low:.3f} to {share.high:.3f})")
+            cells.append("-" if share is None or np.isnan(share.median) else f"{share.median:.3f}")
+        rows.append((name, *cells))
     title = f"Segments between distorted photographs that break convexity by more than {margin:g} of their maximum"
     return Table(title, header, rows)
 
 
-def plot(found: Mapping[str, Breaks], margin: float) -> UInt8[np.ndarray, "H W 3"]:
-    """The share of segments that break each property by more than a margin, for every margin."""
+def plot(
+    found: Mapping[str, Breaks],
+    values: Mapping[str, Float[np.ndarray, "n points"]],
+    photographs: Int[np.ndarray, " n"],
+    margin: float,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The share of broken segments by metric, and every metric's profile of the segment that is broken most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(11, 0.4 * len(found) + 2.6), layout="constrained", dpi=110)
     canvas = FigureCanvasAgg(figure)
-    margins = np.geomspace(1e-5, 1, 200)
-    titles = ("convexity broken by more than", "quasi-convexity broken by more than")
-    for axes, field, title in zip(figure.subplots(1, 2, sharey=True), Breaks._fields, titles, strict=True):
-        for (name, each), colour in zip(found.items(), itertools.cycle(COLOURS), strict=False):
-            part = getattr(each, field)
-            axes.plot(margins, [(part > least).mean() for least in margins], color=colour, label=name)
-        axes.axvline(margin, color="#a1a1aa", linewidth=1, linestyle=":")
-        axes.set(xscale="log", xlim=(1e-5, 1), ylim=(-0.02, 1.02), title=title)
-        axes.set_xlabel("share of the largest distance of the segment")
+    shares, example = figure.subplots(1, 2)
+    names = list(found)
+    for offset, field, marker in ((-0.12, "convexity", "o"), (0.12, "quasi_convexity", "s")):
+        for place, name in enumerate(names):
+            share = share_of(getattr(found[name], field), photographs, margin)
+            if share is None:
+                continue
+            ends = [[share.share - share.low], [share.high - share.share]]
+            shares.errorbar(
+                share.share,
+                place + offset,
+                xerr=np.maximum(ends, 0),
+                color=COLOURS[place % len(COLOURS)],
+                marker=marker,
+                fillstyle=FILL[marker],
+                capsize=3,
+            )
+        shares.plot(
+            [], [], color="#18181b", linestyle="", marker=marker, label=field.replace("_", "-"), fillstyle=FILL[marker]
+        )
+    shares.set_yticks(range(len(names)), names)
+    shares.invert_yaxis()
+    shares.set(xlim=(-0.02, 1.02), title="segments that are broken, and 95 % intervals")
+    shares.legend(frameon=False, loc="lower right")
+
+    worst = int(np.argmax(sum(np.nan_to_num(each.convexity) for each in found.values())))
+    for place, name in enumerate(names):
+        profile = values[name][worst]
+        if np.isnan(found[name].convexity[worst]):
+            continue
+        t = np.linspace(0, 1, len(profile))
+        colour, style = COLOURS[place % len(COLOURS)], "-" if place < len(COLOURS) else "--"
+        example.plot(t, profile / profile.max(), color=colour, linestyle=style, label=name)
+    example.set(xlabel="t", ylim=(0, 1.05), title="d(x, y(t)) / largest, in the segment that is broken most")
+    example.legend(frameon=False, fontsize="small")
+    for axes in (shares, example):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("segments")
-    figure.axes[0].legend(frameon=False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
