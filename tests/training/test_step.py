@@ -69,7 +69,7 @@ def groups() -> Groups:
     return {JUDGED: draw_batch(0)}
 
 
-def begin(config: Training, metric: Metric, optimiser: Any = None) -> tuple[Any, State]:
+def begin(config: Training, metric: Metric | rl.Ensemble, optimiser: Any = None) -> tuple[Any, State]:
     """A step and the state before it."""
     optimiser = make_optimiser(config, constant) if optimiser is None else optimiser
     sample = np.asarray(draw_batch(1).reference)
