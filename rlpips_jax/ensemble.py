@@ -234,12 +234,12 @@ def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any
         estimators.together(count, n, level, height, width, ensemble.metric.max_batch)
         for level, count in zip(levels, counts, strict=True)
     )
-    total = jnp.zeros(())
+    parts = []
     for level, drawn in zip(levels, estimators.stratified_samples(key, counts, n, chunks), strict=True):
-        weight = probabilities[level - 1] / counts[level - 1]
         part = summed((of_level(level),), ensemble.metric, arguments, Draws(drawn), forward_mode=forward_mode)
-        total += part * weight
-    return total
+        # A number of Python's own leaves the type as it is in 64-bit mode too.
+        parts.append(part * float(probabilities[level - 1] / counts[level - 1]))
+    return functools.reduce(jnp.add, parts)
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,12 @@ def sample_transformations(
             "the transformations outside"
         )
     if scale_level is None:
-        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), float(jax.random.uniform(of_level))))
+        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), float(jax.random.uniform(of_level, dtype=jnp.float32))))
     if transpose is None:
-        transpose = bool(jax.random.bernoulli(of_transpose))
+        transpose = bool(jax.random.bernoulli(of_transpose, np.float32(0.5)))
     if not 1 <= scale_level <= len(probabilities):
         raise EnsembleError(f"scale_level is {scale_level}; images of {h}x{w} have 1 to {len(probabilities)}")
-    return from_uniform(jax.random.uniform(of_images, (n, NUMBERS)), scale_level, transpose)
+    return from_uniform(jax.random.uniform(of_images, (n, NUMBERS), jnp.float32), scale_level, transpose)
 
 
 def from_uniform(numbers: Float[Array, "n 9"], scale_level: int, transpose: bool) -> Transformation:

@@ -207,6 +207,14 @@ def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
         np.testing.assert_allclose(rl.distance(x, y, other, key=KEY, samples=2), expected, rtol=1e-5)
 
 
+def test_64_bit_mode_changes_no_type(ensemble: Ensemble) -> None:
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
+    with jax.enable_x64(True):
+        for estimator in estimators.ESTIMATORS:
+            call = functools.partial(rl.distance, metric=replace(ensemble, estimator=estimator), key=KEY, samples=8)
+            assert jax.eval_shape(call, x, y).dtype == np.float32, estimator
+
+
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def replicates(ensemble: Ensemble, x: jax.Array, y: jax.Array, key: jax.Array, count: int, samples: int) -> jax.Array:
     def one(key: jax.Array) -> jax.Array:

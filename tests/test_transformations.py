@@ -152,6 +152,17 @@ def test_host_draws() -> None:
     assert level_probabilities(20, 1000).tolist() == [1]
 
 
+def test_64_bit_mode_changes_no_draw() -> None:
+    t = sample_transformations(KEY, 2, 130, 128)
+    with jax.enable_x64(True):
+        found = sample_transformations(KEY, 2, 130, 128)
+        transformed = jax.eval_shape(transform, jax.ShapeDtypeStruct((2, 130, 128, 3), jnp.float32), found)
+    assert transformed.dtype == np.float32
+    assert jax.tree.structure(found) == jax.tree.structure(t)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(t), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("samples", [1, 4, 7, 8, 16, 31, 32, 100])
 @pytest.mark.parametrize("side", [64, 128, 256])
 def test_allocation(samples: int, side: int) -> None:
