@@ -54,19 +54,19 @@ class Transformation:
 
     Attributes:
         scale_level: s, one for all.
-        transpose: one for all.
         scale_offset: `(n, 2)`, rows and columns that are added before, 0 to s - 1.
         offset: `(n, 2)`, o along y and x, 0 to 7.
         flip: `(n,)`, an index into `FLIPS`.
+        transpose: one for all.
         permutation: `(n, 3)`: channel c becomes what channel `permutation[c]` was.
         color: `(n, 3)`, factors of the channels, in the order after the permutation.
     """
 
     scale_level: int
-    transpose: bool
     scale_offset: Int[Array, "n 2"]
     offset: Int[Array, "n 2"]
     flip: Int[Array, " n"]
+    transpose: bool
     permutation: Int[Array, "n 3"]
     color: Float[Array, "n 3"]
 
@@ -78,7 +78,7 @@ def level_probabilities(height: int, width: int) -> Float[np.ndarray, " levels"]
 
 
 def sample_transformations(
-    key: Any, n: int, h: int, w: int, *, scale_level: int | None = None, transpose: bool | None = None
+    key: Any, n: int, h: int, w: int, scale_level: int | None = None, transpose: bool | None = None
 ) -> Transformation:
     """Draws a transformation for each of n images, independently but for scale level and transposition.
 

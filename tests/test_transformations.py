@@ -26,6 +26,8 @@ from rlpips_jax.transformations import (
 
 KEY = jax.random.key(0)
 DRAWS = 4000
+STEPS = ("scale_level", "scale_offset", "offset", "flip", "transpose", "permutation", "color")
+"""What decides each step of a transformation."""
 
 
 def by_numpy(image: np.ndarray, t: Transformation) -> np.ndarray:
@@ -148,6 +150,11 @@ def test_host_draws() -> None:
     found = [sample_transformations(jax.random.key(seed), 1, 256, 256) for seed in range(200)]
     evenly(np.array([t.scale_level for t in found]) - 1, level_probabilities(256, 256))
     evenly(np.array([int(t.transpose) for t in found]), np.full(2, 1 / 2))
+    # Fields come in the order of the steps, and so do positional arguments.
+    chosen = sample_transformations(KEY, 1, 256, 256, 3, True)
+    assert (chosen.scale_level, chosen.transpose) == (3, True)
+    again = Transformation(3, *(getattr(chosen, name) for name in STEPS[1:]))
+    assert all(getattr(again, name) is getattr(chosen, name) for name in STEPS)
     np.testing.assert_allclose(level_probabilities(256, 256), np.array([144, 36, 16, 9]) / 205)
     assert level_probabilities(20, 1000).tolist() == [1]
 
