@@ -212,11 +212,14 @@ def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any
     Args:
         ensemble: whose estimator draws.
         function: which closes over nothing that is traced; what it gives for an example depends on it alone.
-        arguments: a pytree of images `(n, k, h, w, 3)` in [0, 1], all of one n, h and w.
+        arguments: a pytree of images `(n, k, h, w, 3)` in [0, 1], all of one n, h and w. What is drawn does not depend
+            on k.
         key: a key of `jax.random`.
         samples: draws.
     """
-    n, _, height, width, _ = jax.tree.leaves(arguments)[0].shape
+    shapes = [leaf.shape for leaf in jax.tree.leaves(arguments)]
+    n, _, height, width, _ = shapes[0]
+    images = n * max(shape[1] for shape in shapes)
     probabilities = level_probabilities(height, width)
     counts = estimators.allocation(samples, height, width) if ensemble.estimator == "stratified" else None
     forward_mode = ensemble.metric.forward_mode
@@ -231,12 +234,13 @@ def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any
         return summed(functions, ensemble.metric, arguments, draws, forward_mode=forward_mode) / samples
     levels = range(1, len(counts) + 1)
     chunks = tuple(
-        estimators.together(count, n, level, height, width, ensemble.metric.max_batch)
-        for level, count in zip(levels, counts, strict=True)
+        estimators.together(count, n, level, height, width) for level, count in zip(levels, counts, strict=True)
     )
     parts = []
     for level, drawn in zip(levels, estimators.stratified_samples(key, counts, n, chunks), strict=True):
-        part = summed((of_level(level),), ensemble.metric, arguments, Draws(drawn), forward_mode=forward_mode)
+        most = estimators.at_once(level, height, width, ensemble.metric.max_batch)
+        draws = Draws(estimators.cut(drawn, images, most))
+        part = summed((of_level(level),), ensemble.metric, arguments, draws, forward_mode=forward_mode)
         # A number of Python's own leaves the type as it is in 64-bit mode too.
         parts.append(part * float(probabilities[level - 1] / counts[level - 1]))
     return functools.reduce(jnp.add, parts)
@@ -287,9 +291,15 @@ class _Chunk:
         parts = [getattr(transformation, name) for name in FIELDS]
         if dropout is not None:
             parts.append(dropout.seeds)
-        if metric.max_batch is not None:
-            metric = replace(metric, max_batch=max(1, metric.max_batch // images.shape[1]))
-        return _in_blocks(metric, block, images, *parts)
+        if metric.max_batch is None:
+            return block(images, *parts)
+        n, k, *size = images.shape
+        if k <= metric.max_batch:
+            return _in_blocks(replace(metric, max_batch=metric.max_batch // k), block, images, *parts)
+        # Each image alone, with its own copy of what it shares.
+        alone = images.reshape(n * k, 1, *size)
+        features = _in_blocks(metric, block, alone, *(jnp.repeat(part, k, axis=0) for part in parts))
+        return tuple(feature.reshape(n, k, *feature.shape[2:]) for feature in features)
 
 
 def _with_transposed_kernels(metric: Metric, transposed: Bool[Array, ""]) -> Metric:

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
 from rlpips_jax.errors import EnsembleError, ImageError
+from rlpips_jax.estimators import at_once
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric, distance
+from rlpips_jax.metric import Metric, _blocks, distance
 
 BLOCK = 8
 """Samples of a block."""
@@ -258,4 +259,13 @@ def _to_reference(
     metric: Metric, features_of: FeaturesOf, arguments: tuple[Float[Array, "n 1 h w 3"], Float[Array, "n k h w 3"]]
 ) -> Float[Array, "n k"]:
     reference, images = arguments
-    return jnp.asarray(distances(metric, features_of(images), features_of(reference), images, reference))
+    others = features_of(reference)
+    k, height, width, _ = images.shape[1:]
+
+    def block(images: Float[Array, "j h w 3"]) -> Float[Array, " j"]:
+        return distances(metric, features_of(images[None]), others, images[None], reference)[0]
+
+    most = at_once(1, height, width, metric.max_batch)
+    if k <= most:
+        return block(images[0])[None]
+    return jax.lax.map(block, _blocks(images[0], most)).reshape(1, -1)[:, :k]

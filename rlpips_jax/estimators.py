@@ -25,13 +25,13 @@ from rlpips_jax.transformations import FLIPS, NUMBERS, PERMUTATIONS, SHIFTS, lev
 ESTIMATORS = ("plain", "published", "stratified")
 
 PIXELS_TOGETHER = 1 << 18
-"""Of the images, transformed, of the samples that pass through the network at once: bounds memory."""
+"""Of all images, transformed, that pass through the network at once: bounds memory."""
 ALLOWANCE = 1.25
 """Levels get fixed numbers of samples where that makes the variance at most so much larger, if levels were alike."""
 
 
 class Samples(NamedTuple):
-    """Draws of samples in chunks that pass through the network at once.
+    """Draws of samples in chunks that are transposed, and pass through the network, together.
 
     Attributes:
         numbers: `(chunks, c, n, 9)`, uniform, for `transformations.from_uniform`.
@@ -61,14 +61,40 @@ def allocation(samples: int, height: int, width: int) -> tuple[int, ...] | None:
     return tuple(int(count) for count in counts)
 
 
-def together(samples: int, n: int, level: int, height: int, width: int, max_batch: int | None = None) -> int:
-    """How many of a level's samples pass through the network at once: a divisor, that leaves two chunks or more."""
-    pixels = n * np.prod([-(-length // level) + SHIFTS for length in (height, width)])
-    most = int(min(PIXELS_TOGETHER // max(pixels, 1), samples // 2))
-    if max_batch is not None:
-        most = min(most, max_batch // max(n, 1))
-    most = max(1, most)
-    return next(size for size in range(most, 0, -1) if samples % size == 0)
+def at_once(level: int, height: int, width: int, max_batch: int | None = None) -> int:
+    """How many images may pass through the network at once."""
+    pixels = np.prod([-(-length // level) + SHIFTS for length in (height, width)])
+    most = int(PIXELS_TOGETHER // pixels)
+    return max(1, most if max_batch is None else min(most, max_batch))
+
+
+def together(samples: int, n: int, level: int, height: int, width: int) -> int:
+    """How many of a level's samples are transposed together: a divisor, that leaves two chunks or more.
+
+    What is drawn depends on it, so it does not depend on what else bounds memory.
+    """
+    return _divisor(samples, min(at_once(level, height, width) // max(n, 1), samples // 2))
+
+
+def cut(chunks: Samples, images: int, most: int) -> Samples:
+    """The same samples, in chunks so small that no more than so many images pass through the network at once.
+
+    Args:
+        chunks: of samples.
+        images: of a sample.
+        most: that may pass; a sample that has more makes a chunk alone.
+    """
+    count, together = chunks.numbers.shape[:2]
+    size = _divisor(together, most // max(images, 1))
+    numbers, seeds = (
+        each.reshape(count * (together // size), size, *each.shape[2:]) for each in (chunks.numbers, chunks.seeds)
+    )
+    return Samples(numbers, jnp.repeat(chunks.transposed, together // size), seeds)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is not above `most`, or 1."""
+    return next((size for size in range(most, 1, -1) if number % size == 0), 1)
 
 
 class _Bits(NamedTuple):
@@ -107,7 +133,7 @@ def stratified_samples(key: Any, counts: tuple[int, ...], n: int, chunks: tuple[
         key: a key of `jax.random`.
         counts: of samples on each level.
         n: images.
-        chunks: samples of each level that pass through the network at once, divisors of their numbers.
+        chunks: samples of each level that are transposed together, divisors of their numbers.
     """
     bits = _bits(key, sum(counts), n)
     numbers = latin_hypercube(bits.places, bits.within, counts)

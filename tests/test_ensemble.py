@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax import attacks, estimators
+from rlpips_jax import attacks, estimation, estimators
 from rlpips_jax.backbones import (
     ELPIPS_SQUEEZE,
     ELPIPS_VGG,
@@ -201,10 +201,61 @@ def test_vmap(ensemble: Ensemble) -> None:
 
 def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(3))
-    expected = rl.distance(x, y, ensemble, key=KEY, samples=2)
+    expected = rl.distance(x, y, ensemble, key=KEY, samples=8)
     for options in ({"max_batch": 2}, {"remat": True}):
         other = replace(ensemble, metric=replace(ensemble.metric, **options))
-        np.testing.assert_allclose(rl.distance(x, y, other, key=KEY, samples=2), expected, rtol=1e-5)
+        np.testing.assert_allclose(rl.distance(x, y, other, key=KEY, samples=8), expected, rtol=1e-5)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All of a program, those of loops and branches too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def together(function: Callable[..., Any], *arguments: Any) -> int:
+    """Images that are in the network at once."""
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    found = [each for each in equations(program) if each.primitive.name == "conv_general_dilated"]
+    return max(each.invars[0].aval.shape[0] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("k", "side", "max_batch", "most"),
+    [(2, 40, None, 8), (7, 40, None, 28), (7, 40, 9, 7), (7, 40, 4, 4), (7, 40, 1, 1), (30, 100, None, 22)],
+)
+def test_images_that_are_compared_at_once(ensemble: Ensemble, k: int, side: int, max_batch: Any, most: int) -> None:
+    """All of as many samples as there may be; of one sample, if it has more, as many as there may be."""
+    ensemble = replace(ensemble, metric=replace(ensemble.metric, max_batch=max_batch))
+    images = np.zeros((k, side, side, 3), np.float32)
+
+    def run(ensemble: Ensemble, images: np.ndarray) -> jax.Array:
+        return estimation._comparison_blocks(ensemble, images[0], images, KEY, 8, (0, 1))
+
+    assert together(run, ensemble, images) == most
+
+
+def test_a_comparison_in_blocks(ensemble: Ensemble) -> None:
+    x, y = (np.asarray(each[:, :SMALL, :SMALL]) for each in pairs(5))
+    bounded = replace(ensemble, metric=replace(ensemble.metric, max_batch=2))
+    found, expected = (rl.compare(x[0], y, each, key=KEY, max_samples=64) for each in (bounded, ensemble))
+    np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-5)
+    np.testing.assert_allclose(found.difference_errors, expected.difference_errors, rtol=1e-4)
+
+
+def test_an_objective_of_several_images_keeps_to_max_batch(ensemble: Ensemble) -> None:
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
+
+    def margins(ensemble: Ensemble) -> Any:
+        return attacks.expected_ranking(ensemble, x, x + 0.5 * (y - x), y, attacked="reference", samples=8, key=KEY)
+
+    bounded = replace(ensemble, metric=replace(ensemble.metric, max_batch=1))
+    assert together(margins(bounded), x) == 1
+    np.testing.assert_allclose(margins(bounded)(x), margins(ensemble)(x), rtol=1e-4)
 
 
 def test_64_bit_mode_changes_no_type(ensemble: Ensemble) -> None:

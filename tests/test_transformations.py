@@ -187,7 +187,19 @@ def test_allocation(samples: int, side: int) -> None:
         chunk = estimators.together(count, 2, level, side, side)
         assert count % chunk == 0
         assert count == 1 or chunk <= count // 2
-    assert estimators.together(counts[0], 2, 1, side, side, max_batch=2) == 1
+
+
+@pytest.mark.parametrize(("images", "most", "size"), [(2, 64, 6), (4, 8, 2), (5, 17, 3), (9, 8, 1)])
+def test_what_bounds_memory_changes_no_draw(images: int, most: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    numbers, seeds = rng.random((4, 6, 2, NUMBERS), np.float32), rng.integers(0, 9, (4, 6, 2, 2), np.uint32)
+    transposed = np.array([True, False, True, True])
+    samples = estimators.Samples(*map(jnp.asarray, (numbers, transposed, seeds)))
+    found = estimators.cut(samples, images, most)
+    assert found.numbers.shape[:2] == (24 // size, size)
+    np.testing.assert_array_equal(found.numbers.reshape(24, 2, NUMBERS), numbers.reshape(24, 2, NUMBERS))
+    np.testing.assert_array_equal(found.seeds.reshape(24, 2, 2), seeds.reshape(24, 2, 2))
+    np.testing.assert_array_equal(np.repeat(found.transposed, size), np.repeat(transposed, 6))
 
 
 def test_errors() -> None:
