@@ -49,6 +49,7 @@ from rlpips_jax.transformations import (
     level_probabilities,
     sample_transformations,
     transform,
+    transform_units,
 )
 
 __all__ = [
@@ -283,7 +284,7 @@ class _Chunk:
         def block(images: Float[Array, "n k h w 3"], *parts: Array) -> Features:
             n, k, *size = images.shape
             of_images = {name: jnp.repeat(part, k, axis=0) for name, part in zip(FIELDS, parts, strict=False)}
-            transformed = transform(images.reshape(n * k, *size), replace(transformation, **of_images))
+            transformed = transform_units(images.reshape(n * k, *size), replace(transformation, **of_images))
             masks = None if dropout is None else replace(dropout, seeds=parts[-1])
             features = _normalised(metric, _scaled(metric, transformed, UNIT_RANGE), masks)
             return tuple(feature.reshape(n, k, *feature.shape[1:]) for feature in features)

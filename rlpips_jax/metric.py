@@ -35,7 +35,7 @@ from rlpips_jax.errors import EnsembleError, ImageError, MetricError, WeightsMis
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric, to_unit
 from rlpips_jax.recomputation import recomputed
 from rlpips_jax.squared_distances import Rows, prepared, squared_distances
-from rlpips_jax.transformations import Transformation, transform
+from rlpips_jax.transformations import Transformation, transform_units
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
 
@@ -463,7 +463,7 @@ def _transformed(
 def _transform(
     images: Images, transformation: Transformation, value_range: ValueRange, dtype: str
 ) -> Float[Array, "n h w 3"]:
-    return transform(to_unit(images, value_range, dtype), transformation)
+    return transform_units(to_unit(images, value_range, dtype), transformation)
 
 
 def _metric(metric: Any, transformation: Any = None) -> Metric:

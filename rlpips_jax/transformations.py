@@ -24,7 +24,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from rlpips_jax.errors import EnsembleError
+from rlpips_jax.errors import EnsembleError, ImageError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
 
 SHIFTS = 8
 """Offsets of the second step, along each axis."""
@@ -132,12 +133,31 @@ def from_uniform(numbers: Float[Array, "n 9"], scale_level: int, transpose: bool
     )
 
 
-def transform(images: Float[Array, "n h w 3"], transformation: Transformation) -> Float[Array, "n i j 3"]:
-    """Images in [0, 1] after a transformation, in [0, 1] still.
+def transform(
+    images: Images, transformation: Transformation, *, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, "n i j 3"]:
+    """Images after a transformation, in [0, 1].
+
+    Args:
+        images: `(n, h, w, 3)`, uint8 or floats in `value_range`.
+        transformation: of n images, or of one for all.
+        value_range: black and white of floating-point images.
 
     Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, or are no batch.
         EnsembleError: the transformation is of another number of images, or they are too small to be reflected.
     """
+    value_range = check_value_range(value_range)
+    (images,) = check_images(value_range, images=images)
+    if images.ndim != 4:
+        raise ImageError(f"a transformation takes a batch (n, h, w, 3), got {images.shape}: pass images[None]")
+    images = jnp.asarray(images)
+    units = to_unit(images, value_range, jnp.promote_types(images.dtype, jnp.float32))
+    return transform_units(units, transformation)
+
+
+def transform_units(images: Float[Array, "n h w 3"], transformation: Transformation) -> Float[Array, "n i j 3"]:
+    """`transform`, of images that are in [0, 1] already and checked."""
     n, height, width, _ = images.shape
     count = transformation.flip.shape
     if count not in ((n,), (1,)):

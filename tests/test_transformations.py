@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from rlpips_jax import estimators
-from rlpips_jax.errors import EnsembleError
+from rlpips_jax.errors import EnsembleError, ImageError
 from rlpips_jax.transformations import (
     FLIPS,
     NUMBERS,
@@ -59,6 +59,19 @@ def test_transform_follows_the_definition(level: int, size: tuple[int, int]) -> 
     for seed in range(8):
         t = sample_transformations(jax.random.key(seed), 1, *size, scale_level=level, transpose=seed % 2 == 1)
         np.testing.assert_allclose(run(image[None], t)[0], by_numpy(image, t), rtol=1e-5, atol=1e-6)
+
+
+def test_transform_takes_images_as_all_functions_do() -> None:
+    t = sample_transformations(KEY, 1, 16, 20, transpose=False)
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 20, 3), np.uint8)
+    expected = by_numpy(np.float32(image[0] / 255), t)
+    symmetric = np.float32(image / 127.5 - 1)
+    for found in (transform(image, t), transform(symmetric, t, value_range=(-1, 1))):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ImageError, match=r"value_range=\(-1, 1\) would fit"):
+        transform(symmetric, t)
+    with pytest.raises(ImageError, match=r"takes a batch \(n, h, w, 3\), got \(16, 20, 3\): pass images\[None\]"):
+        transform(image[0], t)
 
 
 def test_gradients_are_those_of_a_linear_map() -> None:
