@@ -45,6 +45,7 @@ from rlpips_jax.transformations import (
     FIELDS,
     SHIFTS,
     Transformation,
+    check_key,
     from_uniform,
     level_probabilities,
     sample_transformations,
@@ -124,11 +125,7 @@ class Ensemble(RandomDistance):
         value_range = check_value_range(value_range)
         x, y = check_images(value_range, x=x, y=y, minimum_size=self.minimum_size, user=self.name)
         samples = check_samples(samples)
-        if key is None:
-            raise EnsembleError(
-                f"{self.name} is random: give a key, as in distance(x, y, ensemble, key=jax.random.key(0)); the same "
-                "key gives the same number"
-            )
+        check_key(key, self.name)
         return _distance(self, x, y, key, samples, value_range)
 
 

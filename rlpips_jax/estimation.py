@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
-from rlpips_jax.errors import EnsembleError, ImageError
+from rlpips_jax.errors import EnsembleError, ImageError, MetricError
 from rlpips_jax.estimators import at_once
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 from rlpips_jax.metric import Metric, _blocks, distance
+from rlpips_jax.transformations import check_key
 
 BLOCK = 8
 """Samples of a block."""
@@ -96,11 +96,12 @@ def estimate(
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
-        EnsembleError: `ensemble` is none, or a number makes no sense.
+        EnsembleError: `ensemble` is none, there is no key, or a number makes no sense.
     """
     _check_ensemble(ensemble)
+    check_key(key, ensemble.name)
     for name, wanted in (("relative_error", relative_error), ("absolute_error", absolute_error)):
-        if not (np.isfinite(wanted) and wanted >= 0):
+        if not (_is_number(wanted) and 0 <= wanted < np.inf):
             raise EnsembleError(f"{name} must be a number, 0 or more, got {wanted!r}")
     most = _most_calls(max_samples)
     value_range = check_value_range(value_range)
@@ -146,8 +147,12 @@ def compare(
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in size.
+        MetricError: `metric` is none.
         EnsembleError: an ensemble without a key, or a number makes no sense.
     """
+    if not isinstance(metric, Metric | Ensemble):
+        name = repr(metric) if isinstance(metric, str) else "'elpips-squeeze'"
+        raise MetricError(f"metric must be what rlpips_jax.load({name}) gives, got {metric!r}")
     value_range = check_value_range(value_range)
     (reference,), (images,) = (
         check_images(value_range, minimum_size=metric.minimum_size, user=metric.name, **{name: array})
@@ -158,14 +163,13 @@ def compare(
             f"one reference (h, w, 3) and two images or more (k, h, w, 3) of its size are needed, got "
             f"{reference.shape} and {images.shape}"
         )
-    if not 0 < confidence < 1:
+    if not (_is_number(confidence) and 0 < confidence < 1):
         raise EnsembleError(f"confidence must lie between 0 and 1, got {confidence!r}")
     if not isinstance(metric, Ensemble):
         copies = np.broadcast_to(np.asarray(reference), images.shape)
         found = np.asarray(distance(copies, images, metric, value_range=value_range), np.float64)
         return _comparison(np.stack([found, found]), looks=1, samples=0)
-    if key is None:
-        raise EnsembleError(f"{metric.name} is random: give a key of jax.random")
+    check_key(key, metric.name)
     most, size = _most_calls(max_samples), _block_size(max_samples)
     looks = most.bit_length()
     blocks: list[Float[np.ndarray, "blocks k"]] = []
@@ -189,6 +193,10 @@ def _check_ensemble(ensemble: Any) -> None:
         )
 
 
+def _is_number(number: Any) -> bool:
+    return isinstance(number, int | float | np.number) and not isinstance(number, bool)
+
+
 def _block_size(max_samples: int) -> int:
     return min(BLOCK, max_samples // BLOCKS)
 
@@ -199,7 +207,7 @@ def _most_calls(max_samples: Any) -> int:
     Raises:
         EnsembleError: not for one.
     """
-    if check_samples(max_samples) < 2 * BLOCKS:
+    if max_samples is None or check_samples(max_samples, "max_samples") < 2 * BLOCKS:
         raise EnsembleError(f"max_samples must be {2 * BLOCKS} or more, to tell an error from, got {max_samples}")
     return max_samples // (_block_size(max_samples) * BLOCKS)
 

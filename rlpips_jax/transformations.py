@@ -78,6 +78,28 @@ def level_probabilities(height: int, width: int) -> Float[np.ndarray, " levels"]
     return weights / weights.sum()
 
 
+def check_key(key: Any, user: str) -> None:
+    """Checks that a key is one.
+
+    Args:
+        key: what a user hands in.
+        user: what is random, for the message.
+
+    Raises:
+        EnsembleError: it is no key of `jax.random`, or more than one.
+    """
+    shape = np.shape(key) if isinstance(key, jax.Array | np.ndarray) else None
+    if shape is not None and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and shape == ()):
+        return
+    # Keys of the old style are the numbers alone, as many as the generator in use takes.
+    if shape in ((2,), (4,)) and key.dtype == np.uint32:
+        return
+    raise EnsembleError(
+        f"{user} is random: give a key of jax.random, one alone, as in key=jax.random.key(0); the same key gives the "
+        f"same number; got {key!r}"
+    )
+
+
 def sample_transformations(
     key: Any, n: int, h: int, w: int, scale_level: int | None = None, transpose: bool | None = None
 ) -> Transformation:
@@ -92,8 +114,9 @@ def sample_transformations(
         transpose: whether images are transposed; None to draw it, which needs a key with a value.
 
     Raises:
-        EnsembleError: a level that images of this size do not have, or something to be drawn by a traced key.
+        EnsembleError: no key, a level that images of this size do not have, or something to be drawn by a traced key.
     """
+    check_key(key, "a transformation")
     of_level, of_transpose, of_images = jax.random.split(key, 3)
     probabilities = level_probabilities(h, w)
     if (scale_level is None or transpose is None) and isinstance(key, Tracer):
@@ -102,7 +125,8 @@ def sample_transformations(
             "the transformations outside"
         )
     if scale_level is None:
-        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), float(jax.random.uniform(of_level, dtype=jnp.float32))))
+        level = float(jax.random.uniform(of_level, dtype=jnp.float32))
+        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), level))
     if transpose is None:
         transpose = bool(jax.random.bernoulli(of_transpose, np.float32(0.5)))
     if not 1 <= scale_level <= len(probabilities):

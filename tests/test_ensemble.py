@@ -33,7 +33,7 @@ from rlpips_jax.ensemble import (
     sample_transformations,
     transform,
 )
-from rlpips_jax.errors import AttackError, EnsembleError, ImageError
+from rlpips_jax.errors import AttackError, EnsembleError, ImageError, MetricError
 from rlpips_jax.estimators import Samples
 from rlpips_jax.metric import Metric
 from rlpips_jax.transformations import from_uniform
@@ -290,6 +290,15 @@ def test_estimators_are_unbiased_and_stratification_helps(ensemble: Ensemble) ->
     assert np.mean(errors["stratified"] ** 2) < 0.7 * np.mean(errors["plain"] ** 2)
 
 
+def test_keys_of_the_old_style(ensemble: Ensemble) -> None:
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
+    found, expected = (
+        jax.eval_shape(functools.partial(rl.distance, metric=ensemble, key=key, samples=2), x, y)
+        for key in (jax.random.PRNGKey(0), KEY)
+    )
+    assert found == expected
+
+
 def test_estimate(ensemble: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     loose = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.2, absolute_error=0)
@@ -337,6 +346,8 @@ def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None
 def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     plain: Any = ensemble.metric
+    nothing: Any = None
+    half: Any = 64.5
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("is random: give a key", lambda: rl.distance(x, y, ensemble)),
         ("samples must be a whole number, 1 or more, got 0", lambda: rl.distance(x, y, ensemble, key=KEY, samples=0)),
@@ -346,12 +357,29 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         ("an Ensemble is needed", lambda: rl.estimate(x, y, plain, key=KEY)),
         ("relative_error must be", lambda: rl.estimate(x, y, ensemble, key=KEY, relative_error=-1)),
         ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=8)),
+        ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=nothing)),
+        ("max_samples must be a whole", lambda: rl.compare(x[0], x, ensemble, key=KEY, max_samples=half)),
         ("is random: give a key", lambda: rl.compare(x[0], x, ensemble)),
         ("confidence must lie between 0 and 1", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=1)),
+        ("confidence must lie between 0", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=nothing)),
     ]
+    for key in (None, 0, "a key", jax.random.split(KEY), np.zeros(2, np.int32)):
+        cases += [
+            ("drawn-mini is random: give a key of jax.random, one", functools.partial(call, key=key))
+            for call in (
+                functools.partial(rl.distance, x, y, ensemble),
+                functools.partial(rl.estimate, x, y, ensemble),
+                functools.partial(rl.compare, x[0], x, ensemble),
+            )
+        ]
+        cases.append(("a transformation is random", functools.partial(sample_transformations, key, 1, 64, 64)))
     for message, call in cases:
         with pytest.raises(EnsembleError, match=message):
             call()
+    unloaded: tuple[tuple[Any, str], ...] = ((None, "elpips-squeeze"), ("lpips-tiny", "lpips-tiny"))
+    for metric, name in unloaded:
+        with pytest.raises(MetricError, match=rf"metric must be what rlpips_jax.load\('{name}'\) gives, got"):
+            rl.compare(x[0], x, metric, key=KEY)
     with pytest.raises(ImageError, match="one reference"):
         rl.compare(x, x, ensemble, key=KEY)
     with pytest.raises(ImageError, match="needs at least 8x8"):

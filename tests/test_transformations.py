@@ -64,8 +64,8 @@ def test_transform_follows_the_definition(level: int, size: tuple[int, int]) -> 
 def test_transform_takes_images_as_all_functions_do() -> None:
     t = sample_transformations(KEY, 1, 16, 20, transpose=False)
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 20, 3), np.uint8)
-    expected = by_numpy(np.float32(image[0] / 255), t)
-    symmetric = np.float32(image / 127.5 - 1)
+    expected = by_numpy((image[0] / 255).astype(np.float32), t)
+    symmetric = (image / 127.5 - 1).astype(np.float32)
     for found in (transform(image, t), transform(symmetric, t, value_range=(-1, 1))):
         np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ImageError, match=r"value_range=\(-1, 1\) would fit"):
