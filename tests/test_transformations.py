@@ -26,6 +26,8 @@ from rlpips_jax.transformations import (
 
 KEY = jax.random.key(0)
 DRAWS = 4000
+COUNTS = (12, 4, 3)
+"""Stratified samples of each level."""
 STEPS = ("scale_level", "scale_offset", "offset", "flip", "transpose", "permutation", "color")
 """What decides each step of a transformation."""
 
@@ -148,6 +150,50 @@ def test_every_position_of_a_stratified_sample_is_uniform() -> None:
         for place in range(count):
             assert stats.kstest(group[:, place], "uniform").pvalue > 1e-3
         np.testing.assert_array_equal(np.sort(np.floor(group * count), axis=1), np.tile(np.arange(count), (DRAWS, 1)))
+
+
+@pytest.fixture(scope="module")
+def stratified() -> list[estimators.Samples]:
+    """Samples of three levels for each of many keys, two images a sample, in chunks of 3, 2 and 1."""
+    draw = jax.vmap(lambda key: estimators.stratified_samples(key, COUNTS, 2, (3, 2, 1)))
+    return jax.tree.map(np.asarray, jax.jit(draw)(jax.random.split(KEY, DRAWS)))
+
+
+def test_half_of_the_stratified_samples_are_transposed(stratified: list[estimators.Samples]) -> None:
+    for samples, chunks in zip(stratified, (4, 2, 3), strict=True):
+        assert samples.transposed.shape == (DRAWS, chunks)
+        turned = np.asarray(samples.transposed).astype(int)
+        assert set(turned.sum(axis=1)) == {chunks // 2, -(-chunks // 2)}
+        for place in range(chunks):
+            evenly(turned[:, place], np.full(2, 1 / 2))
+    # Levels are turned independently, and whatever else is drawn.
+    first, second = (samples.transposed[:, 0] for samples in stratified[:2])
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(DRAWS)
+    numbers = stratified[0].numbers[:, 0, 0, 0].T
+    assert np.abs(np.corrcoef(first, numbers)[0, 1:]).max() < 4 / np.sqrt(DRAWS)
+
+
+def test_numbers_of_each_level_are_spread_and_uniform(stratified: list[estimators.Samples]) -> None:
+    for samples, count in zip(stratified, COUNTS, strict=True):
+        numbers = np.asarray(samples.numbers).reshape(DRAWS, count, 2, NUMBERS)
+        # One in each part, but for rounding.
+        centres = np.arange(count)[:, None, None] + 0.5
+        assert np.abs(np.sort(numbers, axis=1) * count - centres).max() <= 0.5 + 1e-5
+        columns = numbers.reshape(DRAWS, -1).T
+        # Of 378 columns in all.
+        assert min(cast(Any, stats.kstest(column, "uniform")).pvalue for column in columns) > 1e-5
+        # Images, and choices of one image, are independent.
+        of_a_sample = np.corrcoef(numbers[:, 0].reshape(DRAWS, -1).T)
+        assert np.abs(np.triu(of_a_sample, 1)).max() < 5 / np.sqrt(DRAWS)
+
+
+def test_seeds_are_all_different(stratified: list[estimators.Samples]) -> None:
+    seeds = np.concatenate([np.asarray(samples.seeds).reshape(DRAWS, -1, 2) for samples in stratified], axis=1)
+    assert seeds.shape == (DRAWS, 2 * sum(COUNTS), 2)
+    flat = seeds.reshape(-1, 2).astype(np.uint64)
+    assert len(np.unique(flat[:, 0] << np.uint64(32) | flat[:, 1])) == len(flat)
+    bits = np.unpackbits(seeds.reshape(-1, 2).view(np.uint8), axis=1)
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 2.5 / np.sqrt(len(bits))
 
 
 def test_published_draws_cover_the_batch() -> None:
