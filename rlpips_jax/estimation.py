@@ -6,7 +6,9 @@ host, between calls of one compiled program.
 """
 
 import functools
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -128,13 +130,15 @@ def compare(
     confidence: float | int = LEVEL,
     max_samples: int = 4096,
     value_range: ValueRange = UNIT_RANGE,
+    progress: Callable[[Comparison], Any] | None = None,
 ) -> Comparison:
     """Which of several images is closest to a reference.
 
     By an ensemble all are compared under the same transformations and masks (common random numbers), so that a
-    difference is known far better than two distances. After 64 samples, 128, 256, ... it is looked whether the closest
-    is so with the wanted confidence: by Student's test on the differences of blocks, the chances of error summed over
-    the other images and multiplied by the number of looks that there may be.
+    difference is known far better than two distances. After 64 samples, 128, 256, ... and at the end it is looked
+    whether the closest is so with the wanted confidence: by Student's test on the differences of blocks, the chances of
+    error summed over the other images and multiplied by the number of looks that there may be. Identical images count
+    as one; should that be the closest, the confidence is 0, and no more is drawn to tell them apart.
 
     Args:
         reference: `(h, w, 3)`, uint8 or floats in `value_range`.
@@ -142,8 +146,9 @@ def compare(
         metric: an Ensemble, or a Metric, whose distances have no error.
         key: of an ensemble, a key of `jax.random`.
         confidence: at which drawing ends, below 1.
-        max_samples: 16 or more, where it ends in any case.
+        max_samples: 16 or more, where it ends in any case; they are drawn 64 at a time, and no part of 64.
         value_range: black and white of floating-point images.
+        progress: of an ensemble, is called with what is known after every 64 samples; what it raises ends the search.
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in size.
@@ -171,18 +176,42 @@ def compare(
         return _comparison(np.stack([found, found]), looks=1, samples=0)
     check_key(key, metric.name)
     most, size = _most_calls(max_samples), _block_size(max_samples)
-    looks = most.bit_length()
+    # After 1, 2, 4, ... calls, and after the last.
+    looks = (most - 1).bit_length() + 1
+    first, which = _distinct(images)
+    images = images[np.asarray(first)]
     blocks: list[Float[np.ndarray, "blocks k"]] = []
-    for call in range(1 << (looks - 1)):
+    for call in range(most):
         drawn = _comparison_blocks(metric, reference, images, jax.random.fold_in(key, call), size, value_range)
         blocks.extend(np.asarray(drawn))
-        # A power of two of calls.
-        if (call + 1) & call:
+        look = not (call + 1) & call or call + 1 == most
+        if not look and progress is None:
             continue
-        result = _comparison(np.asarray(blocks, np.float64), looks, len(blocks) * size)
-        if result.confidence >= confidence:
+        found = _comparison(np.asarray(blocks, np.float64), looks, len(blocks) * size)
+        result = _of_all(found, which)
+        if progress is not None:
+            progress(result)
+        if look and found.confidence >= confidence:
             break
     return result
+
+
+def _distinct(images: Images) -> tuple[list[int], list[int]]:
+    """The places of the first of each set of identical images, and for each image which of these it is."""
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in np.asarray(images)]
+    first = list(dict.fromkeys(digests))
+    return [digests.index(digest) for digest in first], [first.index(digest) for digest in digests]
+
+
+def _of_all(found: Comparison, which: list[int]) -> Comparison:
+    """The comparison of all images, given that of those that differ."""
+    columns = ("distances", "standard_errors", "differences", "difference_errors")
+    return replace(
+        found,
+        closest=which.index(found.closest),
+        confidence=found.confidence if which.count(found.closest) == 1 else 0.0,
+        **{name: getattr(found, name)[which] for name in columns},
+    )
 
 
 def _check_ensemble(ensemble: Any) -> None:

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import rlpips_jax as rl
-from rlpips_jax import attacks, estimation, estimators
+from rlpips_jax import attacks, estimation, estimators, transformations
 from rlpips_jax.backbones import (
-    ELPIPS_SQUEEZE,
     ELPIPS_VGG,
     INPUT,
+    SQUEEZE,
+    VGG,
     Architecture,
     Convolution,
     Dropout,
@@ -30,16 +32,19 @@ from rlpips_jax.ensemble import (
     _between_pairs,
     _Chunk,
     distance_under,
+    level_probabilities,
     sample_transformations,
-    transform,
 )
 from rlpips_jax.errors import AttackError, EnsembleError, ImageError, MetricError
 from rlpips_jax.estimators import Samples
 from rlpips_jax.metric import Metric
 from rlpips_jax.transformations import from_uniform
+from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from tests.test_transformations import of_record
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 MINI = Architecture(
     name="mini",
@@ -47,18 +52,34 @@ MINI = Architecture(
     pooling=Pooling("max", 3, 2),
     taps=(INPUT, 0, 2),
 )
-"""A network with every kind of layer that compiles in no time."""
+"""A network with every kind of layer."""
+
+SINGLE = replace(MINI, name="single", layers=MINI.layers[:1], taps=(INPUT, 0))
+"""Its first layer, where the network is no matter."""
 
 KEY = jax.random.key(0)
 SMALL = 40
 """Pixels of images that have one scale level."""
 LEVELS = 130
 """Pixels of images that have two scale levels."""
+FEW = 44
+"""Pixels of images that have two where `small_levels` holds; of no others, as programs are kept by shape."""
 
 
 @pytest.fixture(scope="module")
 def ensemble(drawn: Callable[..., Metric]) -> Ensemble:
     return Ensemble(drawn(MINI))
+
+
+@pytest.fixture(scope="module")
+def single(drawn: Callable[..., Metric]) -> Ensemble:
+    return Ensemble(drawn(SINGLE))
+
+
+@pytest.fixture
+def small_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two scale levels at a ninth of the pixels that they take."""
+    monkeypatch.setattr(transformations, "PIXELS_A_LEVEL", FEW // 2)
 
 
 def pairs(n: int, side: int = LEVELS) -> tuple[jax.Array, jax.Array]:
@@ -69,10 +90,21 @@ def pairs(n: int, side: int = LEVELS) -> tuple[jax.Array, jax.Array]:
     return x, jnp.clip(x + rng.normal(0, 0.1, x.shape).astype(np.float32), 0, 1)
 
 
-def read(shared: Path, backbone: str, heads: str, architecture: Architecture) -> Metric:
-    parts = (shared / "weights" / name for name in (f"{backbone}-features.pth", f"elpips_heads/{heads}.npy"))
-    backbone_, heads_ = (from_pytorch(read_checkpoint(path), architecture, path.name) for path in parts)
-    return Metric(jax.tree.map(jnp.asarray, backbone_ | heads_), f"elpips-{architecture.name}", architecture)
+@pytest.fixture
+def weights(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Architecture], Path]:
+    """Makes a folder of weights: of a network as it is kept, and E-LPIPS's heads as they are published."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(architecture: Architecture) -> Path:
+        name = {"squeeze": "squeezenet1_1", "vgg": "vgg16"}[architecture.name]
+        tensors = read_checkpoint(shared / "weights" / f"{name}-features.pth")
+        native.write(
+            tmp_path / f"{architecture.name}.safetensors", from_pytorch(tensors, architecture, name), architecture
+        )
+        (tmp_path / "elpips").symlink_to(shared / "weights" / "elpips_heads")
+        return tmp_path
+
+    return make
 
 
 def goldens(shared: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
@@ -82,18 +114,18 @@ def goldens(shared: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]
 
 
 @pytest.mark.shared
-def test_squeeze_reproduces_the_reference(shared: Path) -> None:
-    metric = read(shared, "squeezenet1_1", "squeeze_full_maxpool", ELPIPS_SQUEEZE)
+def test_squeeze_reproduces_the_reference(shared: Path, weights: Callable[[Architecture], Path]) -> None:
+    ensemble = rl.load("elpips-squeeze", weights_dir=weights(SQUEEZE))
     for record, x, y in goldens(shared):
-        (found,) = distance_under(x, y, metric, of_record(record))
+        (found,) = distance_under(x, y, ensemble.metric, of_record(record))
         np.testing.assert_allclose(found, record["squeeze_maxpool"], rtol=1e-5)
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_vgg_reproduces_the_reference(shared: Path) -> None:
+def test_vgg_reproduces_the_reference(shared: Path, weights: Callable[[Architecture], Path]) -> None:
     """With real weights and with drawn ones, in one program a size."""
-    metric = read(shared, "vgg16", "vgg_full_avg", ELPIPS_VGG)
+    metric = rl.load("elpips-vgg", weights_dir=weights(VGG)).metric
     rng, backbone = np.random.RandomState(0), {}
     for (name,), (_, _, inputs, outputs) in ELPIPS_VGG.convolutions():
         kernel = rng.standard_normal((outputs, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))
@@ -104,10 +136,8 @@ def test_vgg_reproduces_the_reference(shared: Path) -> None:
         "vgg_avg_drawn": replace(metric, parameters=metric.parameters | {"backbone": backbone}),
     }
     for record, x, y in goldens(shared):
-        both = transform(jnp.asarray(np.concatenate([x, y]) / 255, jnp.float32), of_record(record))
         for name, each in metrics.items():
-            features = each.features(jnp.clip(both, 0, 1))
-            found = each.between(*(tuple(feature[place] for feature in features) for place in (0, 1)))
+            (found,) = distance_under(x, y, each, of_record(record))
             np.testing.assert_allclose(found, record[name], rtol=1e-5)
 
 
@@ -166,10 +196,12 @@ def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble)
     np.testing.assert_allclose(outer(2 * x - 1, 2 * y - 1, ensemble)[:, 0], first, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("samples", "side"), [(1, LEVELS), (4, SMALL)])
-def test_gradients(ensemble: Ensemble, samples: int, side: int) -> None:
+@pytest.mark.parametrize(("network", "samples", "side"), [("single", 1, FEW), ("ensemble", 4, SMALL)])
+def test_gradients(network: str, samples: int, side: int, small_levels: None, request: pytest.FixtureRequest) -> None:
     """Those taken with the value, those of recomputed draws, and those of plain differentiation are one."""
+    ensemble = request.getfixturevalue(network)
     x, y = (each[:, :side, :side] for each in pairs(2))
+    assert len(level_probabilities(side, side)) == 1 + (side == FEW)
 
     def loss(y: jax.Array, x: jax.Array, parameters: Any, ensemble: Ensemble) -> jax.Array:
         ensemble = replace(ensemble, metric=replace(ensemble.metric, parameters=parameters))
@@ -247,47 +279,47 @@ def test_a_comparison_in_blocks(ensemble: Ensemble) -> None:
     np.testing.assert_allclose(found.difference_errors, expected.difference_errors, rtol=1e-4)
 
 
-def test_an_objective_of_several_images_keeps_to_max_batch(ensemble: Ensemble) -> None:
+def test_an_objective_of_several_images_keeps_to_max_batch(single: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
 
     def margins(ensemble: Ensemble) -> Any:
         return attacks.expected_ranking(ensemble, x, x + 0.5 * (y - x), y, attacked="reference", samples=8, key=KEY)
 
-    bounded = replace(ensemble, metric=replace(ensemble.metric, max_batch=1))
+    bounded = replace(single, metric=replace(single.metric, max_batch=1))
     assert together(margins(bounded), x) == 1
-    np.testing.assert_allclose(margins(bounded)(x), margins(ensemble)(x), rtol=1e-4)
+    np.testing.assert_allclose(margins(bounded)(x), margins(single)(x), rtol=1e-4)
 
 
-def test_64_bit_mode_changes_no_type(ensemble: Ensemble) -> None:
+def test_64_bit_mode_changes_no_type(single: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     with jax.enable_x64(True):
         for estimator in estimators.ESTIMATORS:
-            call = functools.partial(rl.distance, metric=replace(ensemble, estimator=estimator), key=KEY, samples=8)
+            call = functools.partial(rl.distance, metric=replace(single, estimator=estimator), key=KEY, samples=8)
             assert jax.eval_shape(call, x, y).dtype == np.float32, estimator
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def replicates(ensemble: Ensemble, x: jax.Array, y: jax.Array, key: jax.Array, count: int, samples: int) -> jax.Array:
-    def one(key: jax.Array) -> jax.Array:
-        return rl.distance(x, y, ensemble, key=key, samples=samples)
+def test_pairs_on_several_devices(single: Ensemble) -> None:
+    """Each device draws as it would for its pair alone; gradients by replicated parameters are summed."""
+    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
 
-    return jax.lax.map(one, jax.random.split(key, count))
+    def loss(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
+        return rl.distance(x, y, Ensemble(metric), key=KEY, samples=4).sum()
 
+    step = jax.value_and_grad(loss)
+    (first, one), (second, other) = (jax.jit(step)(single.metric, x[i : i + 1], y[i : i + 1]) for i in range(2))
 
-def test_estimators_are_unbiased_and_stratification_helps(ensemble: Ensemble) -> None:
-    x, y = pairs(2)
-    found = {
-        name: np.asarray(replicates(replace(ensemble, estimator=name), x, y, jax.random.key(place), 63, 32), np.float64)
-        for place, name in enumerate(estimators.ESTIMATORS)
-    }
-    # And levels drawn, where samples are few.
-    found["few"] = np.asarray(replicates(ensemble, x, y, jax.random.key(5), 500, 2), np.float64)
-    assert estimators.allocation(2, LEVELS, LEVELS) is None
-    errors = {name: values.std(0, ddof=1) / np.sqrt(len(values)) for name, values in found.items()}
-    for name in ("published", "stratified", "few"):
-        difference = found[name].mean(0) - found["plain"].mean(0)
-        assert np.all(np.abs(difference) < 3 * np.hypot(errors[name], errors["plain"])), name
-    assert np.mean(errors["stratified"] ** 2) < 0.7 * np.mean(errors["plain"] ** 2)
+    def local(metric: Metric, x: jax.Array, y: jax.Array) -> Any:
+        value, gradient = step(metric, x, y)
+        return value[None], gradient
+
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec("data"), PartitionSpec()))
+    values, gradients = jax.jit(sharded)(single.metric, x, y)
+    np.testing.assert_allclose(values, [first, second], rtol=1e-5)
+    expected = jax.tree.map(jnp.add, one, other)
+    for found, leaf in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, leaf, rtol=1e-3, atol=1e-5 * np.abs(leaf).max())
 
 
 def test_keys_of_the_old_style(ensemble: Ensemble) -> None:
@@ -297,34 +329,6 @@ def test_keys_of_the_old_style(ensemble: Ensemble) -> None:
         for key in (jax.random.PRNGKey(0), KEY)
     )
     assert found == expected
-
-
-def test_estimate(ensemble: Ensemble) -> None:
-    x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
-    loose = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.2, absolute_error=0)
-    tight = rl.estimate(x, y, ensemble, key=KEY, relative_error=0.02, absolute_error=0)
-    assert loose.samples == 64
-    assert tight.samples > 64
-    assert np.all(2 * tight.standard_error <= 0.021 * tight.mean)
-    assert np.all(np.abs(loose.mean - tight.mean) < 4 * loose.standard_error)
-    capped = rl.estimate(x[0], y[0], ensemble, key=KEY, relative_error=0, absolute_error=0, max_samples=200)
-    assert (capped.samples, capped.mean.shape) == (192, ())
-    assert rl.estimate(x, x, ensemble, key=KEY).standard_error.tolist() == [0, 0]
-
-
-def test_compare_shares_its_draws(ensemble: Ensemble) -> None:
-    x, y = (each[0, :SMALL, :SMALL] for each in pairs(1))
-    nearly = y + 0.06 * (x - y)
-    found = rl.compare(x, np.stack([y, nearly]), ensemble, key=KEY)
-    assert found.closest == 1
-    assert found.confidence >= 0.95
-    assert found.differences[1] == 0
-    # Both distances vary by far more than their difference.
-    assert 3 * found.difference_errors[0] < np.hypot(*found.standard_errors)
-    tied = rl.compare(x, np.stack([y, y]), ensemble, key=KEY, max_samples=64)
-    assert tied.confidence <= 0.5
-    plain = rl.compare(x, np.stack([nearly, y]), ensemble.metric)
-    assert (plain.closest, plain.confidence, plain.samples) == (0, 1, 0)
 
 
 def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None:
@@ -376,10 +380,10 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     for message, call in cases:
         with pytest.raises(EnsembleError, match=message):
             call()
-    unloaded: tuple[tuple[Any, str], ...] = ((None, "elpips-squeeze"), ("lpips-tiny", "lpips-tiny"))
-    for metric, name in unloaded:
+    missing: Any
+    for missing, name in ((None, "elpips-squeeze"), ("lpips-tiny", "lpips-tiny")):
         with pytest.raises(MetricError, match=rf"metric must be what rlpips_jax.load\('{name}'\) gives, got"):
-            rl.compare(x[0], x, metric, key=KEY)
+            rl.compare(x[0], x, missing, key=KEY)
     with pytest.raises(ImageError, match="one reference"):
         rl.compare(x, x, ensemble, key=KEY)
     with pytest.raises(ImageError, match="needs at least 8x8"):
@@ -388,7 +392,8 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         attacks.expected_ranking(ensemble, x, x, y, attacked="nobody")
 
 
-def test_an_attack_adapts_to_an_ensemble(ensemble: Ensemble) -> None:
+def test_an_attack_adapts_to_an_ensemble(single: Ensemble) -> None:
+    ensemble = single
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     closer = x + 0.6 * (y - x)
     margins = {}
@@ -404,28 +409,11 @@ def test_an_attack_adapts_to_an_ensemble(ensemble: Ensemble) -> None:
     assert np.all(result.after > result.before)
 
 
-def test_distance_as_an_objective(ensemble: Ensemble) -> None:
+def test_distance_as_an_objective(single: Ensemble) -> None:
+    ensemble = single
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
     objective = attacks.expected_distance_from(ensemble, 2 * x - 1, samples=4, value_range=(-1, 1))
     result = attacks.pgd(objective, 2 * y - 1, key=KEY, epsilon=0.1, steps=2, value_range=(-1, 1))
     assert np.all(result.after > result.before)
     with pytest.raises(AttackError, match=r"value_range=\(-1.0, 1.0\), the attack has \(0.0, 1.0\)"):
         attacks.pgd(objective, y, key=KEY, epsilon=0.1, steps=3)
-
-
-def test_compare_command(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    x, y = (np.asarray(each[0, :64, :64]) for each in pairs(1))
-    paths = [tmp_path / f"{name}.png" for name in ("reference", "noisy", "cleaner")]
-    for path, image in zip(paths, (x, y, y + 0.5 * (x - y)), strict=True):
-        rl.save_image(path, np.rint(255 * image).astype(np.uint8))
-    status, out, _ = command("compare", *paths, "--metric", "elpips-tiny")
-    assert status == 0
-    assert f"{paths[2]} is closest after 64 samples, with confidence " in out
-    status, out, _ = command("compare", *paths, "--metric", "elpips-tiny", "--json")
-    assert json.loads(out)["closest"] == str(paths[2])
-    status, _, err = command("distance", *paths, "--metric", "elpips-tiny")
-    assert status == 2
-    assert "elpips-tiny is random; 'rlpips compare' takes it" in err
-    status, out, _ = command("compare", paths[0], paths[1], paths[1], "--metric", "elpips-tiny", "--max-samples", "16")
-    assert status == 1
-    assert "It is open which is closest" in out

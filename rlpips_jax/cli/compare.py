@@ -7,12 +7,16 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Shaped
 
 from rlpips_jax import reports
+from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.options import MetricOptions, check_files
 from rlpips_jax.decoding import load_image
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.estimation import LEVEL, Comparison, compare
+from rlpips_jax.metric import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,7 @@ class Compare(MetricOptions):
     """Say which of two or more images is closest to a reference, and how sure that is.
 
     By an ensemble such as elpips-squeeze all images are seen under the same random transformations, until the answer is
-    sure. The exit status is 1 if it is not.
+    sure. The exit status is 1 if it is not. Interrupted, it prints the numbers so far.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF IMAGE IMAGE...")]
@@ -44,18 +48,12 @@ class Compare(MetricOptions):
         pictures = {path: load_image(path) for path in self.images}
         metric = self.load_any()
         check_files(metric, pictures)
-        found = compare(
-            pictures[self.images[0]],
-            np.stack([pictures[path] for path in self.images[1:]]),
-            metric,
-            key=jax.random.key(self.seed),
-            confidence=self.confidence,
-            max_samples=self.max_samples,
-        )
-        sure = found.confidence >= self.confidence
+        found, interrupted = self._compare(metric, pictures)
+        sure = found.confidence >= self.confidence and not interrupted
+        status = 130 if interrupted else 0 if sure else 1
         if self.json:
-            print(reports.json_text(self._document(found, metric.signature, sure)))
-            return 0 if sure else 1
+            print(reports.json_text(self._document(found, metric.signature, sure, interrupted)))
+            return status
         print(f"# {metric.signature}\n# reference: {self.images[0]}")
         rows = [
             (str(path), reports.plain(distance), reports.plain(error), reports.plain(difference), reports.plain(of_it))
@@ -66,13 +64,50 @@ class Compare(MetricOptions):
             )
         ]
         print(reports.table(("image", "distance", "error", "beyond the closest", "error of that"), rows))
-        answer = f"{self.images[1 + found.closest]} is closest"
+        closest = self.images[1 + found.closest]
+        answer = f"{closest} is closest"
         samples = f" after {found.samples} samples" if found.samples else ""
+        print("Interrupted. " if interrupted else "", end="")
         print(f"{answer if sure else f'It is open which is closest; {answer} by the numbers'}{samples}, ", end="")
         print(f"with confidence {found.confidence:.4g}.")
-        return 0 if sure else 1
+        for place, path in enumerate(self.images[1:]):
+            if place != found.closest and np.array_equal(pictures[path], pictures[closest]):
+                print(f"{path} is identical to {closest}.")
+        return status
 
-    def _document(self, found: Comparison, signature: str, sure: bool) -> dict[str, Any]:
+    def _compare(
+        self, metric: Metric | Ensemble, pictures: dict[Path, Shaped[np.ndarray, "h w 3"]]
+    ) -> tuple[Comparison, bool]:
+        """What was found, or what was known when Ctrl-C was pressed; and whether it was."""
+        from tqdm import tqdm
+
+        known: list[Comparison] = []
+        hidden = None if isinstance(metric, Ensemble) else True
+        try:
+            with interrupts.deferred(), tqdm(total=self.max_samples, unit="sample", disable=hidden) as bar:
+
+                def note(found: Comparison) -> None:
+                    known[:] = [found]
+                    bar.update(found.samples - bar.n)
+                    bar.set_postfix_str(f"confidence {found.confidence:.4g}")
+                    interrupts.check()
+
+                found = compare(
+                    pictures[self.images[0]],
+                    np.stack(_of_one_type([pictures[path] for path in self.images[1:]])),
+                    metric,
+                    key=jax.random.key(self.seed),
+                    confidence=self.confidence,
+                    max_samples=self.max_samples,
+                    progress=note,
+                )
+        except KeyboardInterrupt:
+            if not known:
+                raise
+            return known[0], True
+        return found, False
+
+    def _document(self, found: Comparison, signature: str, sure: bool, interrupted: bool) -> dict[str, Any]:
         rows = zip(self.images[1:], *(getattr(found, name) for name in COLUMNS), strict=True)
         return {
             "signature": signature,
@@ -80,10 +115,18 @@ class Compare(MetricOptions):
             "closest": str(self.images[1 + found.closest]),
             "confidence": found.confidence,
             "sure": sure,
+            "interrupted": interrupted,
             "samples": found.samples,
             "seed": self.seed,
             "images": [dict(zip(("image", *COLUMNS), (str(row[0]), *row[1:]), strict=True)) for row in rows],
         }
+
+
+def _of_one_type(pictures: list[Shaped[np.ndarray, "h w 3"]]) -> list[Shaped[np.ndarray, "h w 3"]]:
+    """Pictures of 8 bits a channel as floats, if others have more."""
+    if len({picture.dtype for picture in pictures}) == 1:
+        return pictures
+    return [picture / np.float32(255) if picture.dtype == np.uint8 else picture for picture in pictures]
 
 
 COLUMNS = ("distances", "standard_errors", "differences", "difference_errors")
