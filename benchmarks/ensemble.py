@@ -109,6 +109,7 @@ def comparison(config: Ensembles) -> report.Table:
     other = np.clip(x + rng.normal(0, 0.09, x.shape), -1, 1).astype(np.float32)
     rows = []
     for place in range(config.photographs):
+        # It may be sure before the last sample.
         found = compare(
             x[place],
             np.stack([y[place], other[place]]),
@@ -121,9 +122,10 @@ def comparison(config: Ensembles) -> report.Table:
         independent = float(np.hypot(*found.standard_errors))
         common = float(found.difference_errors.max())
         numbers = (*found.distances, independent, common)
-        rows.append((str(place), *(f"{number:.3g}" for number in numbers), f"{independent / common:.1f}"))
-    header = ("pair", "d(a)", "d(b)", "error of d(a) - d(b), independent", "common numbers", "times smaller")
-    return report.Table(f"Common random numbers, {ensemble.name}, {config.samples * 8} samples", header, rows)
+        cells = (f"{number:.3g}" for number in numbers)
+        rows.append((str(place), str(found.samples), *cells, f"{independent / common:.1f}"))
+    header = ("pair", "samples", "d(a)", "d(b)", "error of d(a) - d(b), independent", "common numbers", "times smaller")
+    return report.Table(f"Common random numbers, {ensemble.name}", header, rows)
 
 
 def cost(config: Ensembles) -> report.Table:

@@ -1,0 +1,37 @@
+"""What is measured of ensembles runs, on pictures and a network that are drawn."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ensemble
+from benchmarks.ensemble import Ensembles
+from rlpips_jax.ensemble import ESTIMATORS, Ensemble
+from rlpips_jax.metric import Metric
+from tests.test_ensemble import SINGLE
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
+@pytest.fixture
+def config(drawn: Callable[..., Metric], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ensembles:
+    monkeypatch.setattr(ensemble, "load", lambda _: Ensemble(drawn(SINGLE)))
+    return Ensembles(shared=tmp_path, side=36, photographs=2, samples=8, replicates=3, repeats=2)
+
+
+def test_variance(config: Ensembles) -> None:
+    rows = ensemble.variance(config).rows
+    assert tuple(row[0] for row in rows) == ESTIMATORS
+    assert rows[0][2] == "1.00"
+
+
+def test_comparison(config: Ensembles) -> None:
+    rows = ensemble.comparison(config).rows
+    assert [row[:2] for row in rows] == [("0", "64"), ("1", "64")]
+    assert all(float(row[-1]) > 1 for row in rows)
+
+
+def test_cost_and_compilation(config: Ensembles) -> None:
+    assert [row[0] for row in ensemble.cost(config).rows] == ["distance", "with gradient by y"]
+    assert [row[0] for row in ensemble.compilation(config).rows] == ["1", "8"]
