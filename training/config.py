@@ -91,8 +91,9 @@ class Training:
     """Folder for checkpoints, logs and the trained metric. An interrupted run goes on from here."""
     metric: str = "lpips-alex"
     """Metric to start from, by name or path; of natural also an ensemble, such as elpips-squeeze."""
-    samples: int = 1
-    """Of an ensemble, transformations that the distances of a step average, the same for both of a triplet."""
+    samples: int | None = None
+    """Of an ensemble, transformations that the distances of a step average, by default 1; the same for both of a
+    triplet."""
     weights_dir: Path | None = None
     """Folder to look for weights in first."""
     photographs: Path | None = None

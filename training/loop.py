@@ -105,8 +105,7 @@ def train(config: Training) -> Path:
     run_folder.check(config.out, config.document())
     rows = over_all_devices()
     start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
-    if isinstance(start, Ensemble):
-        _check_ensemble(config)
+    _check_options(config, start)
     export.path_of(start, config.out, robust=not isinstance(config, Natural))
     sets = load_sets(config)
     # Triplets that no loss looks at would only fill the batch.
@@ -142,15 +141,22 @@ def train(config: Training) -> Path:
             return run.finish(state)
 
 
-def _check_ensemble(config: Training) -> None:
-    """Raises a TrainingError for options that an ensemble cannot be trained with."""
+def _check_options(config: Training, start: Metric | Ensemble) -> None:
+    """Raises a TrainingError for options that the metric cannot be trained with."""
+    if not isinstance(start, Ensemble):
+        if config.samples is not None:
+            raise TrainingError(f"--samples is for ensembles, such as --metric elpips-squeeze; {start.name} is none")
+        return
     if not isinstance(config, Natural):
         raise TrainingError(
             f"{config.metric} is an ensemble, whose heads learn from triplets as they are: python -m training natural. "
             "What lin or tune made of a plain metric becomes one by rl.Ensemble"
         )
     if config.recipe.dropout:
-        raise TrainingError("--dropout is for metrics that are not random; an ensemble drops inputs by itself")
+        raise TrainingError(
+            "--dropout is for metrics that are not random; an ensemble drops inputs by itself. --protocol published "
+            "drops out too: give --dropout 0"
+        )
 
 
 def _computing(metric: Metric | Ensemble, config: Training) -> Metric | Ensemble:

@@ -273,7 +273,7 @@ def _distances(config: Training, metric: Metric | Ensemble, images: Images, key:
     """Of p0 and p1 from the reference, with dropout; by an ensemble, under the same transformations and masks."""
     if isinstance(metric, Ensemble):
         reference, *others = images
-        drawn = {"key": key, "samples": config.samples, "value_range": VALUE_RANGE}
+        drawn = {"key": key, "samples": config.samples or 1, "value_range": VALUE_RANGE}
         d0, d1 = (distance(reference, other, metric, **drawn) for other in others)
         return d0, d1
     reference, p0, p1 = (metric.features(each, value_range=VALUE_RANGE) for each in images)

@@ -26,12 +26,11 @@ FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06
 class _State(NamedTuple):
     previous: Float[Array, "n ..."]
     previous_value: Float[Array, " n"]
-    best: Float[Array, "n ..."]
     best_value: Float[Array, " n"]
     best_gradient: Float[Array, "n ..."]
     step_size: Float[Array, " n"]
     rises: Int[Array, " n"]
-    checked_value: Float[Array, " n"]
+    improved: Bool[Array, " n"]
     halved: Bool[Array, " n"]
 
 
@@ -122,36 +121,36 @@ def _apgd(
         return _State(
             previous=variable,
             previous_value=lowest,
-            best=variable,
             best_value=lowest,
             best_gradient=jnp.zeros_like(variable),
             step_size=jnp.broadcast_to(2 * epsilon, images.shape[:1]),
             rises=jnp.zeros(images.shape[0], jnp.int32),
-            checked_value=lowest,
+            improved=jnp.zeros(images.shape[0], bool),
             halved=jnp.zeros(images.shape[0], bool),
         )
 
     def step(state: _State, point: Point) -> tuple[_State, Float[Array, "n ..."]]:
         value = point.value.astype(images.dtype)
 
+        previous_value = state.previous_value if point.again is None else point.again(state.previous)
+
         def choose(condition: Bool[Array, " n"], yes: Array, no: Array) -> Array:
             return jnp.where(balls.per_example(condition, yes), yes, no)
 
-        won = value > state.best_value
-        best = choose(won, point.variable, state.best)
-        best_value = jnp.maximum(value, state.best_value)
-        best_gradient = choose(won, point.gradient, state.best_gradient)
+        best_value = jnp.where(point.improved, value, state.best_value)
+        best_gradient = choose(point.improved, point.gradient, state.best_gradient)
+        improved = state.improved | point.improved
         # The start has nothing before it to rise from.
-        rises = state.rises + ((value > state.previous_value) & (point.index > 0))
+        rises = state.rises + ((value > previous_value) & (point.index > 0))
 
         mark = jnp.asarray(marks)[point.index]
         stalled = rises < PROGRESS * jnp.asarray(intervals)[point.index]
-        stuck = ~state.halved & (state.checked_value >= best_value)
+        stuck = ~state.halved & ~improved
         halve = mark & (stalled | stuck)
         step_size = jnp.where(halve, state.step_size / 2, state.step_size)
-        here = choose(halve, best, point.variable)
+        here = choose(halve, point.best, point.variable)
         gradient = choose(halve, best_gradient, point.gradient)
-        previous = choose(halve, best, state.previous)
+        previous = choose(halve, point.best, state.previous)
 
         eta = balls.per_example(step_size, images)
         ahead = project(here + eta * balls.BALLS[norm].steepest(gradient))
@@ -160,12 +159,11 @@ def _apgd(
         return _State(
             previous=here,
             previous_value=jnp.where(halve, best_value, value),
-            best=best,
             best_value=best_value,
             best_gradient=best_gradient,
             step_size=step_size,
             rises=jnp.where(mark, 0, rises),
-            checked_value=jnp.where(mark, best_value, state.checked_value),
+            improved=improved & ~mark,
             halved=jnp.where(mark, halve, state.halved),
         ), moved
 

@@ -1,7 +1,7 @@
 """Several attacks on the same images: of each example the worst that any of them found."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
@@ -28,8 +28,9 @@ def worst_case(
             functools.partial(square, epsilon=2 / 255, steps=500),
         ])
 
-    An attack draws the same whatever attacks follow it in the list, so that more of them are never weaker; but a
-    randomised objective is judged once more after the choice, with keys that no attack has used.
+    An attack draws the same whatever attacks follow it in the list, so that more of them are never weaker. By a
+    randomised objective all are compared under the same draws, and what is chosen is judged once more; no attack has
+    used the keys of either.
 
     Args:
         objective: as in `pgd`.
@@ -50,16 +51,16 @@ def worst_case(
     attacks = tuple(attacks)
     if not attacks:
         raise AttackError("attacks is empty; worst_case needs one at least")
-    result = worst_of(
-        [
-            run(attack, objective, images, jax.random.fold_in(key, index), value_range)
-            for index, attack in enumerate(attacks)
-        ]
-    )
+    results = [
+        run(attack, objective, images, jax.random.fold_in(key, index), value_range)
+        for index, attack in enumerate(attacks)
+    ]
     if len(attacks) == 1 or not isinstance(objective, Randomised):
-        return result
-    fresh = jax.random.fold_in(key, len(attacks))
-    return _judged(objective, images, result.adversarial, result.trajectory, fresh)
+        return worst_of(results)
+    choice, judge = (jax.random.fold_in(key, len(attacks) + index) for index in range(2))
+    alike = [replace(result, after=_value(objective, result.adversarial, choice)) for result in results]
+    result = worst_of(alike)
+    return _judged(objective, images, result.adversarial, result.trajectory, judge)
 
 
 def worst_of(results: Sequence[AttackResult]) -> AttackResult:
@@ -123,3 +124,8 @@ def _worst_of(results: tuple[AttackResult, ...]) -> AttackResult:
 
 
 _judged = jax.jit(judged)
+
+
+@jax.jit
+def _value(objective: Randomised, images: Float[Array, "n ..."], key: Key) -> Float[Array, " n"]:
+    return objective(images, key).astype(images.dtype)

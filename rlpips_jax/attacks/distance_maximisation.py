@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, distance_objective, judging
+from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, distance_objective, judge_key, measured_distances
 from rlpips_jax.attacks.projected_gradient import pgd
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import Key, as_floats
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
-from rlpips_jax.metric import Metric, distance
+from rlpips_jax.metric import Metric
 
 
 def distort(
@@ -51,14 +51,14 @@ def distort(
 
     Returns:
         An `AttackResult`: `before` is 0, `after` the distance from the image; by an ensemble, with transformations
-        that the attack has not seen.
+        that the attack has not seen (unless `randomness.fixed`).
 
     Raises:
         AttackError: an argument makes no sense; says which and what would.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)
-    judge = jax.random.fold_in(key, 0)
+    judge = judge_key(key)
     objective = distance_objective(metric, images, randomness=randomness, key=judge, value_range=value_range)
     result = pgd(
         objective,
@@ -72,8 +72,8 @@ def distort(
         value_range=value_range,
     )
     if isinstance(metric, Ensemble):
-        drawn = judging(metric, randomness, judge)
-        after = distance(result.adversarial, images, metric, value_range=value_range, **drawn)
+        drawn = {"randomness": randomness, "key": judge, "value_range": value_range}
+        (after,) = measured_distances(metric, images, (result.adversarial,), **drawn)
         result = dataclasses.replace(result, after=after)
     return _from_zero(result)
 

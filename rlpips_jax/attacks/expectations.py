@@ -18,12 +18,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks.objectives import STILL, Objective, Randomised, _check_attacked, distance_from, ranking
-from rlpips_jax.ensemble import SAMPLES, Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
+from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
+from rlpips_jax.errors import EnsembleError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric
+from rlpips_jax.metric import Metric, distance
 
-DRAWS = 8
+DRAWS = 16
 """Transformations that each step averages."""
+JUDGED = 64
+"""Transformations that a distance averages, before and after an attack."""
+JUDGE, CHOICE = 2**30, 2**30 + 1
+"""What a key is folded with for the draws that judge an outcome, and for those by which outcomes are chosen among: no
+attack counts so far."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,14 @@ class Randomness:
     """
 
     draws: int = DRAWS
-    samples: int = SAMPLES
+    samples: int = JUDGED
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        check_samples(self.draws, "draws")
-        check_samples(self.samples)
+        for name in ("draws", "samples"):
+            if getattr(self, name) is None:
+                raise EnsembleError(f"{name} must be a whole number, 1 or more, got None")
+            check_samples(getattr(self, name), name)
 
 
 ADAPTIVE = Randomness()
@@ -182,13 +190,45 @@ def distance_objective(
     return expected_distance_from(metric, images, value_range=value_range, **_drawn(randomness, key))
 
 
-def judging(metric: Metric | Ensemble, randomness: Randomness, key: Any) -> dict[str, Any]:
-    """What `rlpips_jax.distance` needs besides images to judge what an attack has reached: nothing, or key and samples.
+def judge_key(key: Any) -> Any:
+    """Of an attack's key, the one that an ensemble judges the outcome by. The attack draws by no such one."""
+    return jax.random.fold_in(key, JUDGE)
+
+
+def choice_key(key: Any, randomness: Randomness) -> Any:
+    """The one by which outcomes are compared, to choose among them: the judge's only where that is known anyway."""
+    return judge_key(key) if randomness.fixed else jax.random.fold_in(key, CHOICE)
+
+
+def measured_distances(
+    metric: Metric | Ensemble,
+    reference: Images,
+    others: tuple[Images, ...],
+    *,
+    randomness: Randomness,
+    key: Any,
+    value_range: ValueRange,
+) -> list[Float[Array, " n"]]:
+    """Distances of several images from each reference, by an ensemble under the same transformations and masks.
 
     Args:
-        key: which no attack has used, unless the ensemble always draws the same.
+        key: what an ensemble draws by.
     """
-    return {"key": key, "samples": randomness.samples} if isinstance(metric, Ensemble) else {}
+    if not isinstance(metric, Ensemble):
+        return [distance(reference, other, metric, value_range=value_range) for other in others]
+    still, moving = (
+        jnp.stack([unit_images(metric, image, value_range) for image in images], axis=1)
+        for images in ((reference,), others)
+    )
+    found = expectation(metric, _from_first, (still, moving), key, randomness.samples)
+    return list(found.T)
+
+
+def _from_first(
+    metric: Metric, features_of: FeaturesOf, images: tuple[Float[Array, "n 1 h w 3"], Float[Array, "n k h w 3"]]
+) -> Float[Array, "n k"]:
+    reference, others = images
+    return distances(metric, features_of(others), features_of(reference), others, reference)
 
 
 def _drawn(randomness: Randomness, key: Any) -> dict[str, Any]:

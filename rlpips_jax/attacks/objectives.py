@@ -172,8 +172,8 @@ class Negated(Objective):
 
     objective: Any
 
-    def __call__(self, images: Any) -> Float[Array, " n"]:
-        return -self.objective(images)
+    def __call__(self, images: Any, *key: Any) -> Float[Array, " n"]:
+        return -self.objective(images, *key)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=["samples", "goal"])
@@ -328,8 +328,10 @@ def classification(apply: Callable[[Any], Any], labels: Any, *, loss: str = "mar
     return Classification(as_pytree(apply), jnp.asarray(array, jnp.int32), loss, 0.0 if loss == "margin" else None)
 
 
-def negated(objective: Any) -> Negated:
-    """The objective to pull images nearer: minus `objective`, such as `distance_from`."""
+def negated(objective: Any) -> Negated | Randomised:
+    """The objective to pull images nearer: minus `objective`, such as `distance_from` or `expected_distance_from`."""
+    if isinstance(objective, Randomised):
+        return Randomised(Negated(objective.function), objective.samples)
     return Negated(as_pytree(objective))
 
 
@@ -371,8 +373,8 @@ def as_pytree(function: Any, value_range: ValueRange | None = None) -> Any:
     Raises:
         AttackError: it is no function, or an objective of images in another range than `value_range`, the attack's.
     """
-    inner = function.objective if isinstance(function, Negated) else function
-    inner = inner.function if isinstance(inner, Randomised) else inner
+    inner = function.function if isinstance(function, Randomised) else function
+    inner = inner.objective if isinstance(inner, Negated) else inner
     made_for = getattr(inner, "value_range", value_range)
     if value_range is not None and made_for != value_range:
         raise AttackError(

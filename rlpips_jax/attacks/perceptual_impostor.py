@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, distance_objective
+from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, choice_key, distance_objective, judge_key
 from rlpips_jax.attacks.objectives import Objective, Randomised
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
@@ -51,7 +51,8 @@ class ImpostorResult(AttackResult):
     Of iterates outside the bound `trajectory` has minus the metric.
 
     Attributes:
-        distance: `(n,)`, of the adversarial images by the metric, with a fixed key by an ensemble; within the bound.
+        distance: `(n,)`, of the adversarial images by the metric: within the bound, but for the error of an estimate by
+            an ensemble, which judges by other draws than those that were held to the bound.
     """
 
     distance: Float[Array, " n"]
@@ -106,16 +107,15 @@ def impostor(
         raise AttackError(
             f"starts has shape {begin.shape} and images {images.shape}; pass one start for each image, of its size"
         )
-    judge = jax.random.fold_in(key, 0)
-    by = functools.partial(distance_objective, metric, images, key=judge, value_range=value_range)
-    distance = by(randomness=randomness)
+    by = functools.partial(distance_objective, metric, images, value_range=value_range)
+    distance = judged = by(randomness=randomness, key=judge_key(key))
+    objective = known = _Within(distance, images, bound)
     if isinstance(distance, Randomised):
-        # What always draws the same can be held to a bound.
-        known = _Within(by(randomness=dataclasses.replace(randomness, fixed=True)), images, bound)
-        objective: Objective = Randomised(_Within(distance.function, images, bound), 1)
-    else:
-        objective = known = _Within(distance, images, bound)
-    return _impostor(objective, known, begin, key, steps, restarts, value_range)
+        # Only what always draws the same can be held to a bound; it is judged by other draws.
+        fixed = functools.partial(by, randomness=dataclasses.replace(randomness, fixed=True))
+        known, judged = _Within(fixed(key=choice_key(key, randomness)), images, bound), fixed(key=judge_key(key))
+        objective = Randomised(_Within(distance.function, images, bound), 1)
+    return _impostor(objective, known, judged, begin, key, steps, restarts, value_range)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["distance", "images", "bound"], meta_fields=[])
@@ -149,10 +149,11 @@ class _State(NamedTuple):
     multiplier: Float[Array, " n"]
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _impostor(
     objective: Objective,
     known: _Within,
+    judged: Objective,
     begin: Float[Array, "n h w 3"],
     key: Any,
     steps: int,
@@ -200,7 +201,7 @@ def _impostor(
         l2=l2,
         success=l2 > 0,
         trajectory=result.trajectory,
-        distance=jnp.where(linf > 0, known.distance(adversarial), 0).astype(images.dtype),
+        distance=jnp.where(linf > 0, judged(adversarial), 0).astype(images.dtype),
     )
 
 

@@ -33,6 +33,9 @@ class Point(NamedTuple):
         index: the step, from 0.
         key: for what the step draws.
         best: the best variable so far, this one included.
+        improved: `(n,)`, whether it is this one.
+        again: `variable -> (n,)`, the objective of another variable under this step's draws; None where nothing is
+            drawn, as it is then what it was.
         excess: how far outside its constraint each image is, `(n, ...)`; None in attacks without a penalty.
     """
 
@@ -42,6 +45,8 @@ class Point(NamedTuple):
     index: Int[Array, ""]
     key: Any
     best: Any = None
+    improved: Any = None
+    again: Callable[[Any], Float[Array, " n"]] | None = None
     excess: Any = None
 
 
@@ -112,11 +117,12 @@ def search(
             return value_of(variable, key), None
         return _value_and_gradient(objective, render, variable, key)
 
-    def better(best: Any, found: Any, key: Any) -> Any:
-        # Against a random objective the luckier of two draws would win, so both are seen under the same.
-        if isinstance(objective, Randomised):
-            best = (best[0], jnp.where(jnp.isneginf(best[1]), best[1], value_of(best[0], key).astype(best[1].dtype)))
-        return _better(best, found)
+    random = isinstance(objective, Randomised)
+
+    def under(best: Any, key: Any) -> Any:
+        # Of two draws the luckier would win, so both are seen under the same.
+        variable, value = best
+        return variable, jnp.where(jnp.isneginf(value), value, value_of(variable, key).astype(value.dtype))
 
     def one(key: Any) -> tuple[Any, Float[Array, " n"], Float[Array, "steps n"]]:
         begin, _, keys = jax.random.split(key, 3)
@@ -129,8 +135,11 @@ def search(
             if penalty is not None:
                 weight = penalty.weight(state, index)
                 counted, gradient, excess = _penalised(penalty, weight, render, variable, value, gradient)
-            best = better(best, (variable, counted), drawn)
-            state, variable = step(state, Point(variable, value, gradient, index, own, best[0], excess))
+            old = under(best, drawn) if random else best
+            improved, best = counted > old[1], _better(old, (variable, counted))
+            again = functools.partial(value_of, key=drawn) if random else None
+            point = Point(variable, value, gradient, index, own, best[0], improved, again, excess)
+            state, variable = step(state, point)
             return (variable, state, best), counted
 
         variable = start(begin)
@@ -140,7 +149,7 @@ def search(
         (variable, _, best), values = jax.lax.scan(body, (variable, state(variable), nothing), inputs)
         variable = finish(variable)
         last = value_of(variable, end).astype(images.dtype)
-        best = better(best, (variable, last), end)
+        best = _better(under(best, end) if random else best, (variable, last))
         return *best, jnp.concatenate([values.astype(images.dtype), last[None]])
 
     # Of more restarts the first ones are those of fewer.
@@ -148,7 +157,8 @@ def search(
     if restarts == 1:
         variable, value, trajectory = one(keys[0])
     else:
-        variables, values, trajectories = jax.vmap(one)(keys)
+        # An ensemble's programs branch on what is drawn, which `vmap` would take all branches of.
+        variables, values, trajectories = jax.lax.map(one, keys) if random else jax.vmap(one)(keys)
         chosen = jnp.argmax(values, axis=0)
         variable = jax.tree.map(lambda leaf: _pick(leaf, chosen), variables)
         value = _pick(values, chosen)

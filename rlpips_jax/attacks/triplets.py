@@ -11,13 +11,20 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.combination import Attack, run
-from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, judging, triplet_objective
+from rlpips_jax.attacks.expectations import (
+    ADAPTIVE,
+    Randomness,
+    choice_key,
+    judge_key,
+    measured_distances,
+    triplet_objective,
+)
 from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, with_moved
 from rlpips_jax.attacks.search import Key, as_floats
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric, distance
+from rlpips_jax.metric import Metric
 
 Triplets = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, "n h w 3"]]
 """Reference, closer, farther."""
@@ -113,7 +120,8 @@ def attack_triplets(
 
     Returns:
         A `TripletAttackResult`. Distances are those that `rlpips_jax.distance` gives of the images it holds; of an
-        ensemble, with transformations that the attack has not seen.
+        ensemble, with transformations that the attack has not seen (unless `randomness.fixed`). Of several sides the
+        worst is the one that `metric` finds worst.
 
     Raises:
         AttackError: `attacked` names no side, or the attack is no such function.
@@ -141,37 +149,39 @@ def attack_triplets(
         own = jax.random.fold_in(key, ATTACKED.index(side))
         results.append(run(attack, objective, attacked_images(*originals, side), own, value_range))
     adversarial = tuple(result.adversarial for result in results)
-    after = tuple(result.after for result in results)
-    return _worst_side(metric, originals, adversarial, after, judge, sides, randomness, value_range)
+    choice = choice_key(key, randomness)
+    return _worst_side(metric, originals, adversarial, (choice, judge), sides, randomness, value_range)
 
 
-def judge_key(key: Key) -> Key:
-    """Of the key of an attack on triplets, the one that an ensemble judges the outcome by."""
-    return jax.random.fold_in(key, len(ATTACKED))
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _worst_side(
     metric: Metric | Ensemble,
     originals: Triplets,
     adversarial: tuple[Float[Array, "n ..."], ...],
-    after: tuple[Float[Array, " n"], ...],
-    key: Key,
+    keys: tuple[Key, Key],
     sides: tuple[str, ...],
     randomness: Randomness,
     value_range: ValueRange,
 ) -> TripletAttackResult:
-    chosen = jnp.argmax(jnp.stack(after), axis=0)
-    triplets = originals
-    for index, (side, moved) in enumerate(zip(sides, adversarial, strict=True)):
-        here = (chosen == index)[:, None, None, None]
-        attacked = with_moved(originals, moved, side)
-        triplets = tuple(jnp.where(here, new, old) for new, old in zip(attacked, triplets, strict=True))
-    measured = functools.partial(distance, metric=metric, value_range=value_range, **judging(metric, randomness, key))
-    before, now = (
-        TripletDistances(*(measured(reference, other) for other in others))
-        for reference, *others in (originals, triplets)
-    )
+    choice, judge = keys
+
+    def measured(triplet: Triplets, key: Key) -> TripletDistances:
+        reference, *others = triplet
+        found = measured_distances(
+            metric, reference, tuple(others), randomness=randomness, key=key, value_range=value_range
+        )
+        return TripletDistances(*found)
+
+    attacked = [with_moved(originals, moved, side) for side, moved in zip(sides, adversarial, strict=True)]
+    if len(sides) == 1:
+        chosen, triplets = jnp.zeros(len(originals[0]), jnp.int32), attacked[0]
+    else:
+        chosen = jnp.argmax(jnp.stack([measured(triplet, choice).margin for triplet in attacked]), axis=0)
+        triplets = originals
+        for index, triplet in enumerate(attacked):
+            here = (chosen == index)[:, None, None, None]
+            triplets = tuple(jnp.where(here, new, old) for new, old in zip(triplet, triplets, strict=True))
+    before, now = measured(originals, judge), measured(triplets, judge)
     changes = jnp.stack([new - old for new, old in zip(triplets, originals, strict=True)])
     return TripletAttackResult(
         *triplets,

@@ -18,16 +18,17 @@ import tyro
 
 from rlpips_jax import reports
 from rlpips_jax.attacks import Randomness
+from rlpips_jax.attacks.expectations import DRAWS, JUDGED
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
-from rlpips_jax.cli.threats import Threat, epsilon_of
+from rlpips_jax.cli.threats import EXPOSING, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import exposure, measurement
 from rlpips_jax.evaluation.exposure import Exposed
 from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
-from rlpips_jax.evaluation.placement import over_all_devices
+from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.loading import load
 from rlpips_jax.metric import Metric
@@ -72,19 +73,19 @@ class Evaluate(TripletOptions):
     reference; 'worst' is what does most harm to each triplet."""
 
     steps: int = 20
-    """Steps of an attack; of square and noise, queries."""
+    """Steps of an attack; of square and noise, queries, which against an ensemble are two each."""
 
     restarts: int = 1
-    """Starts of an attack, of which the best counts."""
+    """Starts of an attack, of which the best counts; against an ensemble one after another."""
 
     bound: float = 0.5
     """What an impostor may measure, as a share of the metric's mean distance between references and distorted images.
     It takes four times as many --steps."""
 
-    draws: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help_behavior_hint="(default: 16)")] = (16,)
+    draws: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help_behavior_hint=f"(default: {DRAWS})")] = ()
     """Of ensembles: transformations that each step of an attack averages (expectation over transformation)."""
 
-    samples: int = 64
+    samples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {JUDGED})")] = None
     """Of ensembles: transformations that a distance averages, before and after an attack."""
 
     fixed_key: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -107,8 +108,9 @@ class Evaluate(TripletOptions):
 
     def run(self) -> int:
         self._check()
-        sets, metrics = self.sets(), self.metrics()
+        sets, metrics = self.sets(), self.metrics(random=True)
         surrogate = None if self.surrogate is None else load(self.surrogate, weights_dir=self.weights_dir)
+        self._check_uses(metrics, surrogate)
         runs = [
             Run(self, triplets, metric, threat, surrogate if threat.surrogate else None)
             for triplets in sets
@@ -120,7 +122,7 @@ class Evaluate(TripletOptions):
         results: list[tuple[Run, Evaluation]] = []
         with (
             interrupts.deferred(),
-            tqdm(total=sum(len(run.triplets) for run in runs), unit="triplet", disable=None) as bar,
+            tqdm(total=sum(run.count for run in runs), unit="triplet", disable=None) as bar,
         ):
             natural: Distances | None = None
             for run in runs:
@@ -144,13 +146,16 @@ class Evaluate(TripletOptions):
         """Raises an AttackError for arguments that make no sense."""
         counts = {"steps": self.steps, "restarts": self.restarts, "batch": self.batch, "samples": self.samples}
         for name, count in (*counts.items(), *(("draws", draws) for draws in self.draws)):
-            if count < 1:
+            if count is not None and count < 1:
                 raise AttackError(f"--{name} must be 1 or more, got {count}")
         if not 0 < self.bound < float("inf"):
             raise AttackError(f"--bound must be above 0, a share of the metric's usual distance, got {self.bound:g}")
-        for name, given in (("epsilon", self.epsilon), ("surrogate", self.surrogate), ("fixed-key", self.fixed_key)):
-            if given and not self.attack:
-                raise AttackError(f"--{name} needs an attack: --attack pgd")
+        bounded, ranked = ({*self.attack} - set(without) for without in (("impostor",), EXPOSING))
+        options = {"epsilon": (self.epsilon, bounded), "surrogate": (self.surrogate, ranked)}
+        options |= {"fixed-key": (self.fixed_key, self.attack), "draws": (self.draws, self.attack)}
+        for name, (given, users) in options.items():
+            if given and not users:
+                raise AttackError(f"--{name} needs an attack that it is for: --attack pgd")
         units = {
             "spatial" if name == "spatial" else norm for name in self.attack if name != "impostor" for norm in self.norm
         }
@@ -159,6 +164,19 @@ class Evaluate(TripletOptions):
                 f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate one after "
                 "the other into the same --out"
             )
+
+    def _check_uses(self, metrics: Sequence[Metric | Ensemble], surrogate: Metric | Ensemble | None) -> None:
+        """Raises an AttackError for options that none of these metrics has a use for."""
+        if surrogate is not None and all(surrogate.signature == metric.signature for metric in metrics):
+            raise AttackError(f"--surrogate {self.surrogate} is the only --metric; give one that attacks transfer to")
+        random = any(isinstance(metric, Ensemble) for metric in metrics)
+        for name, given, used in (
+            ("samples", self.samples, random),
+            ("fixed-key", self.fixed_key, random),
+            ("draws", self.draws, random or isinstance(surrogate, Ensemble)),
+        ):
+            if given and not used:
+                raise AttackError(f"--{name} is for ensembles, such as --metric elpips-squeeze")
 
     def _threats(self, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
         """To one metric: nothing first, then every attack at every strength."""
@@ -180,13 +198,13 @@ class Evaluate(TripletOptions):
         """An attack as it adapts to a metric, and transferred from the surrogate."""
 
         def against(attacked: Metric | Ensemble, **more: Any) -> list[Threat]:
-            draws = dict.fromkeys(self.draws) if isinstance(attacked, Ensemble) else (0,)
+            draws = dict.fromkeys(self.draws or (DRAWS,)) if isinstance(attacked, Ensemble) else (0,)
             return [dataclasses.replace(threat, draws=count, **more) for count in draws]
 
         threats = against(metric)
         if self.fixed_key and isinstance(metric, Ensemble):
             threats.append(dataclasses.replace(threat, fixed=True))
-        if surrogate is not None and surrogate.name != metric.name:
+        if surrogate is not None and surrogate.signature != metric.signature:
             threats += against(surrogate, surrogate=surrogate.name)
         return threats
 
@@ -208,10 +226,15 @@ class Run:
         what = f" {threat.words} {threat.radii()[0]}" if threat.name else ""
         return f"{self.triplets.name} {self.metric.name}{what}"
 
+    @functools.cached_property
+    def count(self) -> int:
+        """Triplets, or different references."""
+        return len(exposure.different_references(self.triplets).first) if self.threat.exposes else len(self.triplets)
+
     @property
     def randomness(self) -> Randomness:
         """How an ensemble is attacked and judged."""
-        return Randomness(max(1, self.threat.draws), self.options.samples, self.threat.fixed)
+        return Randomness(self.threat.draws or DRAWS, self.options.samples or JUDGED, self.threat.fixed)
 
     @functools.cached_property
     def recording(self) -> Recording:
@@ -227,7 +250,7 @@ class Run:
         }
         words = [self.triplets.name, self.metric.name, threat.name or "natural"]
         if isinstance(self.metric, Ensemble):
-            settings |= {"samples": options.samples, "seed": options.seed, "batch": options.batch}
+            settings |= {"samples": self.randomness.samples, "seed": options.seed, "rows": self._rows}
         if threat.name:
             words += [threat.norm, f"{threat.epsilon:.6g}", threat.attacked]
             settings["threat"] = threat.document() | (
@@ -236,9 +259,15 @@ class Run:
                 else {"seed": options.seed, "batch": options.batch}
             )
         if self.surrogate is not None:
-            settings["threat"]["surrogate_signature"] = self.surrogate.signature
+            settings["threat"] |= {"surrogate_signature": self.surrogate.signature, "rows": self._rows}
         names = Exposed._fields if threat.exposes else Distances._fields
         return Recording(options.out, words, settings, dict.fromkeys(names, np.float32))
+
+    @property
+    def _rows(self) -> int:
+        """Of a batch, which an ensemble's draws depend on."""
+        size = min(self.options.batch, self.count)
+        return size if self.threat.exposes else filled_size(size, over_all_devices())
 
     def evaluation(self, natural: Distances | None, done: Callable[[int], Any]) -> Evaluation:
         """The scores; what is on disk already is not computed again.
@@ -248,7 +277,7 @@ class Run:
             done: is told how many triplets are done.
         """
         started = time.monotonic()
-        columns = self.recording.collect(len(self.triplets), self._compute, done)
+        columns = self.recording.collect(self.count, self._compute, done)
         distances = Distances(*columns)
         if natural is None:
             evaluation = measurement.assess(self.triplets, distances)
@@ -268,13 +297,13 @@ class Run:
         """
         started = time.monotonic()
         compute = functools.partial(self._exposed, natural)
-        exposed = Exposed(*self.recording.collect(len(self.triplets), compute, done))
+        exposed = Exposed(*self.recording.collect(self.count, compute, done))
         results = {
             "usual": {
                 "distance": exposure.usual_distance(natural),
                 "rms": exposure.usual_difference(self.triplets),
             },
-            "distance": dataclasses.asdict(exposure.rise(exposed, natural)),
+            "distance": dataclasses.asdict(exposure.rise(exposed, natural, self.triplets)),
             "rms": dataclasses.asdict(exposure.spread(exposed, self.triplets)),
         }
         self.recording.finish({"exposure": results}, time.monotonic() - started)
@@ -341,7 +370,7 @@ def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
     rows = []
     for document in documents:
         threat = Threat.of(document["threat"])
-        named = (document["metric"], threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
+        named = (_metric(document), threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
         for kind, scores in {"": document["scores"], **(document["by_kind"] if by_kind else {})}.items():
             data = f"{document['data']}: {kind}" if kind else document["data"]
             count = scores["two_afc"]["count"]
@@ -357,13 +386,19 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
         threat, found = Threat.of(document["threat"]), document["exposure"]
         rows.append(
             (
-                *(document["data"], document["metric"], threat.words, str(threat.steps), threat.radii()[0]),
+                *(document["data"], _metric(document), threat.words, str(threat.steps), threat.radii()[0]),
                 reports.plain(np.float32(found["usual"]["distance"])),
                 *(_cell(found[name]) for name in ("distance", "rms")),
                 str(found["distance"]["count"]),
             )
         )
     return reports.table(header, rows)
+
+
+def _metric(document: dict[str, Any]) -> str:
+    """The metric's name, and how many samples an ensemble averages."""
+    samples = document.get("samples")
+    return f"{document['metric']} ({samples})" if samples else document["metric"]
 
 
 def written(folder: Path) -> list[dict[str, Any]]:

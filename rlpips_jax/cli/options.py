@@ -38,7 +38,8 @@ class MetricOptions:
         metric = self.load_any()
         if isinstance(metric, RandomDistance):
             raise EnsembleError(
-                f"{self.metric} is random; 'rlpips compare' takes it, and in Python rlpips_jax.distance and estimate do"
+                f"{self.metric} is random; 'rlpips compare', evaluate, average and geodesic take it, and in Python "
+                "rlpips_jax.distance and estimate do"
             )
         return metric
 

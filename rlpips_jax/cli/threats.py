@@ -69,7 +69,7 @@ class Threat:
     @property
     def _adaptation(self) -> tuple[str, ...]:
         parts = (
-            f"{self.draws} draws" if self.draws else "",
+            f"{self.draws} draw{'s' * (self.draws > 1)}" if self.draws else "",
             "key known" if self.fixed else "",
             f"on {self.surrogate}" if self.surrogate else "",
         )

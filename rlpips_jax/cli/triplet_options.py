@@ -9,11 +9,11 @@ import numpy as np
 import tyro
 
 from rlpips_jax.cli.options import Folder, device_problem
-from rlpips_jax.errors import RlpipsError, TripletsError
+from rlpips_jax.errors import EnsembleError, RlpipsError, TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.loading import load
-from rlpips_jax.metric import DEFAULT
+from rlpips_jax.metric import DEFAULT, Metric
 
 SIZE = 64
 """Pixels of patches cut from photographs, unless stated."""
@@ -80,17 +80,36 @@ class TripletOptions:
             return [dataclasses.replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
         made: list[AnyTriplets] = [ordinal(path, self.count, size=self.size or SIZE)]
         if self.teacher is not None:
-            teacher = load(self.teacher, weights_dir=self.weights_dir)
+            teacher = self.certain(self.teacher, "--teacher")
             made.append(crossed(path, self.count, teacher=teacher, size=self.size or SIZE))
         return [dataclasses.replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
 
-    def metrics(self) -> list[Any]:
-        """The metrics, loaded: each a Metric or an Ensemble."""
+    def metrics(self, *, random: bool = False) -> list[Any]:
+        """The metrics, loaded: each a Metric or, where they may be random, an Ensemble.
+
+        Raises:
+            EnsembleError: one is an ensemble and may not be.
+        """
         if problem := device_problem():
             raise RlpipsError(problem)
-        metrics = [load(name, weights_dir=self.weights_dir) for name in self.metric or (DEFAULT,)]
+        names = self.metric or (DEFAULT,)
+        if random:
+            metrics: list[Any] = [load(name, weights_dir=self.weights_dir) for name in names]
+        else:
+            metrics = [self.certain(name, "--metric") for name in names]
         _check_names("--metric", "metrics", [metric.name for metric in metrics])
         return metrics
+
+    def certain(self, name: str, option: str) -> Metric:
+        """A metric that is not random.
+
+        Raises:
+            EnsembleError: it is an ensemble.
+        """
+        metric = load(name, weights_dir=self.weights_dir)
+        if not isinstance(metric, Metric):
+            raise EnsembleError(f"{option} {name} is random, and a metric that is not is needed, such as lpips-alex")
+        return metric
 
 
 def _check_names(option: str, what: str, names: list[str]) -> None:

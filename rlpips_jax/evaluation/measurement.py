@@ -5,7 +5,7 @@
 
 An attack knows the judgment and works against it: it makes the image that people find closer the farther one for the
 metric. Distances after an attack are measured again, from its images; by an ensemble, with transformations that the
-attack has not seen.
+attack has not seen, unless it is one whose draws are known.
 """
 
 import functools
@@ -18,15 +18,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rlpips_jax.attacks import Randomness, attack_triplets
-from rlpips_jax.attacks.expectations import ADAPTIVE
-from rlpips_jax.attacks.triplets import judge_key
+from rlpips_jax.attacks.expectations import ADAPTIVE, judge_key, measured_distances
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, triplet_distances
-from rlpips_jax.metric import Metric, distance
+from rlpips_jax.images import UNIT_RANGE
+from rlpips_jax.metric import Metric
 
 BATCH = 50
 """Triplets attacked at once."""
@@ -327,7 +327,7 @@ def assess(
         credits["flip_rate"] = np.asarray(scores.flipped(*natural, *attacked, judgment))
 
     def of(chosen: Bool[np.ndarray, " n"]) -> Scores:
-        return Scores(**{name: score_of(credit[chosen]) for name, credit in credits.items()})
+        return Scores(**{name: _score(credit[chosen]) for name, credit in credits.items()})
 
     members = [_kinds(label) for label in triplets.kinds]
     kinds = dict.fromkeys(kind for of_triplet in members for kind in of_triplet)
@@ -341,8 +341,7 @@ def _kinds(label: str) -> tuple[str, ...]:
     return parts if all(part in DISTORTIONS for part in parts) else (label,)
 
 
-def score_of(credits: Float[np.ndarray, " n"]) -> Score:
-    """The mean of what is no NaN, and its interval."""
+def _score(credits: Float[np.ndarray, " n"]) -> Score:
     counted = credits[~np.isnan(credits)]
     if not len(counted):
         return Score(np.nan, np.nan, np.nan, 0)
@@ -357,10 +356,11 @@ class _Drawn(NamedTuple):
     key: Any
     begin: int
 
-    def arguments(self) -> dict[str, Any]:
-        """Of `rlpips_jax.distance`."""
+    @property
+    def judge(self) -> Any:
+        """The key that it draws by."""
         key = jax.random.key(0) if self.key is None else self.key
-        return {"key": judge_key(jax.random.fold_in(key, self.begin)), "samples": self.randomness.samples}
+        return judge_key(jax.random.fold_in(key, self.begin))
 
 
 def _filled(
@@ -370,9 +370,15 @@ def _filled(
     if isinstance(metric, Ensemble):
         rows = _filled_rows(part, size, placement)
         reference, *others = (put(array[rows], placement) for array in (part.reference, part.p0, part.p1))
-        found = [fetch(distance(reference, other, metric, **drawn.arguments())) for other in others]
+        found = [fetch(one) for one in _expected(metric, reference, tuple(others), drawn.judge, drawn.randomness)]
     else:
         rows = _filled_rows(part, size, None)
         filled = Triplets(part.reference[rows], part.p0[rows], part.p1[rows], part.judgment[rows], ("",) * size)
         found = triplet_distances(metric, filled, batch=size, placement=placement)
     return Distances(*(distances[: len(part)] for distances in found))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _expected(ensemble: Ensemble, reference: Any, others: tuple[Any, Any], key: Any, randomness: Randomness) -> Any:
+    drawn = {"randomness": randomness, "key": key, "value_range": UNIT_RANGE}
+    return measured_distances(ensemble, reference, others, **drawn)

@@ -1,7 +1,7 @@
 """Attacks on ensembles: what they reach is judged by other draws, unless all are known; and luck is worth nothing."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ import rlpips_jax as rl
 from rlpips_jax.attacks import (
     ATTACKED,
     Randomness,
+    apgd,
     attack_triplets,
     distort,
+    expectations,
     expected_distance_from,
     expected_ranking,
     impostor,
@@ -23,7 +25,7 @@ from rlpips_jax.attacks import (
     randomised,
     square,
 )
-from rlpips_jax.attacks.triplets import judge_key
+from rlpips_jax.attacks.expectations import judge_key
 from rlpips_jax.backbones import Architecture, Convolution, Pool, Pooling
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
@@ -51,16 +53,53 @@ def ensemble(plain: Metric) -> Ensemble:
     return Ensemble(plain)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_what_was_reached_is_measured_under_the_judges_key(ensemble: Ensemble, triplets: Any, fixed: bool) -> None:
-    randomness = Randomness(draws=2, samples=3, fixed=fixed)
-    result = attack_triplets(ensemble, *triplets, attack=ATTACK, key=KEY, randomness=randomness)
+@pytest.fixture
+def drawn_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The keys by which an ensemble is asked, outside and inside of compiled programs."""
+    keys: list[Any] = []
+    expectation = expectations.expectation
+
+    def recorded(ensemble: Any, function: Any, arguments: Any, key: Any, samples: int) -> Any:
+        jax.debug.callback(lambda data: keys.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
+        return expectation(ensemble, function, arguments, key, samples)
+
+    monkeypatch.setattr(expectations, "expectation", recorded)
+    jax.clear_caches()
+    yield keys
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(("attack", "times"), [("triplets", 2), ("distort", 1), ("impostor", 1)])
+def test_no_step_sees_the_draws_that_judge(
+    ensemble: Ensemble, triplets: Any, drawn_by: list[Any], attack: str, times: int
+) -> None:
+    """Of triplets they judge what was before and what is after."""
+    options: dict[str, Any] = {"key": KEY, "randomness": RANDOMNESS}
+    if attack == "triplets":
+        attack_triplets(ensemble, *triplets, attack=ATTACK, **options)
+    elif attack == "distort":
+        distort(ensemble, triplets[0], epsilon=EPSILON, steps=4, **options)
+    else:
+        impostor(ensemble, triplets[0], bound=0.01, steps=4, **options)
+    jax.effects_barrier()
+    assert drawn_by.count(tuple(np.asarray(jax.random.key_data(judge_key(KEY))).tolist())) == times
+    # Each step has draws of its own.
+    assert len(set(drawn_by)) >= 5
+
+
+def test_what_was_reached_is_measured_under_the_judges_key(ensemble: Ensemble, triplets: Any) -> None:
+    result = attack_triplets(ensemble, *triplets, attack=ATTACK, key=KEY, randomness=RANDOMNESS)
     judged = functools.partial(rl.distance, metric=ensemble, key=judge_key(KEY), samples=3)
     np.testing.assert_allclose(result.before.closer, judged(triplets[0], triplets[1]), rtol=1e-4)
     np.testing.assert_allclose(result.after.closer, judged(triplets[0], result.closer), rtol=1e-4)
     np.testing.assert_allclose(result.after.farther, judged(triplets[0], triplets[2]), rtol=1e-4)
     assert np.all(result.linf <= EPSILON + 1e-6)
-    assert np.all(result.after.margin > result.before.margin)
+    # Whoever knows the draws gets farther on them.
+    known = attack_triplets(
+        ensemble, *triplets, attack=ATTACK, key=KEY, randomness=Randomness(draws=2, samples=3, fixed=True)
+    )
+    np.testing.assert_array_equal(known.before.closer, result.before.closer)
+    assert np.mean(known.after.margin) > np.mean(result.after.margin)
 
 
 def test_known_draws_are_no_longer_random(ensemble: Ensemble, triplets: Any) -> None:
@@ -84,7 +123,7 @@ def test_a_transferred_attack_is_that_on_the_surrogate(plain: Metric, ensemble: 
 def test_one_image_is_driven_away_and_judged_by_other_draws(ensemble: Ensemble, triplets: Any) -> None:
     randomness = Randomness(draws=4, samples=16)
     result = distort(ensemble, triplets[0], key=KEY, epsilon=EPSILON, steps=12, randomness=randomness)
-    judged = functools.partial(rl.distance, metric=ensemble, key=jax.random.fold_in(KEY, 0), samples=16)
+    judged = functools.partial(rl.distance, metric=ensemble, key=judge_key(KEY), samples=16)
     np.testing.assert_allclose(result.after, judged(result.adversarial, triplets[0]), rtol=1e-4)
     noise = jax.random.uniform(KEY, triplets[0].shape, minval=-EPSILON, maxval=EPSILON)
     assert np.mean(result.after) > np.mean(judged(jnp.clip(triplets[0] + noise, 0, 1), triplets[0]))
@@ -93,7 +132,7 @@ def test_one_image_is_driven_away_and_judged_by_other_draws(ensemble: Ensemble, 
 def test_impostors_are_within_the_bound_by_draws_that_no_step_has_seen(ensemble: Ensemble, triplets: Any) -> None:
     usual = rl.distance(triplets[0], triplets[1], ensemble, key=KEY, samples=3)
     result = impostor(ensemble, triplets[0], key=KEY, bound=usual, steps=30, randomness=RANDOMNESS)
-    judged = rl.distance(result.adversarial, triplets[0], ensemble, key=jax.random.fold_in(KEY, 0), samples=3)
+    judged = rl.distance(result.adversarial, triplets[0], ensemble, key=judge_key(KEY), samples=3)
     np.testing.assert_allclose(result.distance, judged, rtol=1e-4)
     assert np.all(judged <= usual * (1 + 1e-5))
     noise = np.linalg.norm((triplets[1] - triplets[0]).reshape(4, -1), axis=1)
@@ -106,7 +145,7 @@ def noisy_height(target: Any, images: Any, key: Any) -> Any:
     return height + 100 * jax.random.normal(key, images.shape[:1])
 
 
-@pytest.mark.parametrize("attack", [pgd, square])
+@pytest.mark.parametrize("attack", [pgd, apgd, square])
 def test_luck_wins_nothing(attack: Any) -> None:
     """The best of many lucky draws would be any iterate; compared under the same draws it is the highest one."""
     images = jnp.full((3, 6, 6, 3), 0.5)

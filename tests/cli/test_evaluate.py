@@ -117,8 +117,8 @@ def test_attacks_adapt_to_ensembles() -> None:
     )
     assert [threat.words for threat in options._threats(tiny, tiny)] == ["-", "pgd linf", "distort linf"]
     assert [threat.words for threat in options._threats(ensemble, tiny)] == [
-        *("-", "pgd linf, 1 draws", "pgd linf, 4 draws", "pgd linf, key known", "pgd linf, on lpips-tiny"),
-        *("distort linf, 1 draws", "distort linf, 4 draws", "distort linf, key known"),
+        *("-", "pgd linf, 1 draw", "pgd linf, 4 draws", "pgd linf, key known", "pgd linf, on lpips-tiny"),
+        *("distort linf, 1 draw", "distort linf, 4 draws", "distort linf, key known"),
     ]
 
 
@@ -132,8 +132,8 @@ def test_ensembles_beside_metrics(
     assert status == 0
     rows = [re.split(r"  +", line) for line in out.splitlines() if "-tiny" in line]
     assert [row[1:3] for row in rows] == [
-        *(["lpips-tiny", "-"], ["elpips-tiny", "-"]),
-        *(["lpips-tiny", "distort linf"], ["elpips-tiny", "distort linf, 1 draws"]),
+        *(["lpips-tiny", "-"], ["elpips-tiny (1)", "-"]),
+        *(["lpips-tiny", "distort linf"], ["elpips-tiny (1)", "distort linf, 1 draw"]),
     ]
     found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     for metric in ("lpips-tiny", "elpips-tiny"):
@@ -166,7 +166,13 @@ def test_impostors_stay_within_a_share_of_what_is_usual(
     [
         (("--epsilon", "1/255"), "--epsilon needs an attack"),
         (("--surrogate", "lpips-tiny"), "--surrogate needs an attack"),
+        (("--surrogate", "lpips-tiny", "--attack", "distort"), "--surrogate needs an attack that it is for"),
+        (("--surrogate", "lpips-tiny", "--attack", "pgd"), "is the only --metric"),
+        (("--epsilon", "1/255", "--attack", "impostor"), "--epsilon needs an attack that it is for"),
+        (("--samples", 4), "--samples is for ensembles"),
+        (("--fixed-key", "--attack", "pgd"), "--fixed-key is for ensembles"),
         (("--attack", "pgd", "--draws", 0), "--draws must be 1 or more"),
+        (("--attack", "pgd", "--draws", 4), "--draws is for ensembles"),
         (("--attack", "impostor", "--bound", 0), "--bound must be above 0"),
         (("--attack", "pgd", "--epsilon", "2"), "from 0 to 1"),
         (("--attack", "pgd", "--epsilon", "x"), "not a number such as 2/255"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import noise, noise_search, pgd
+from rlpips_jax.attacks import Randomness, noise, noise_search, pgd
+from rlpips_jax.attacks.expectations import judge_key
+from rlpips_jax.backbones import Architecture, Convolution, Pooling
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.measurement import (
@@ -25,6 +28,7 @@ from rlpips_jax.evaluation.measurement import (
 from rlpips_jax.evaluation.triplets import IndexedTriplets, Triplets
 
 COUNT = 7
+NETWORK = Architecture("mini", (Convolution(0, 6, 5, stride=4),), Pooling("max", 3, 2), (0,))
 ATTACK = functools.partial(pgd, steps=3)
 
 
@@ -156,3 +160,36 @@ def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(tripl
     assert evaluation.scores.majority.mean == 0.5
     with pytest.raises(TripletsError, match="1 of 7 distances are NaN or infinite"):
         assess(split, tied, Distances(tied.d0, np.asarray([np.nan, 1, 1, 1, 1, 1, 1], np.float32)), 0.1)
+
+
+def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
+    drawn: Callable[..., rl.Metric], triplets: Triplets, fast_compilation: None
+) -> None:
+    """So that an attack without room changes nothing, in a last part that is filled up too."""
+    ensemble = rl.Ensemble(drawn(NETWORK))
+    randomness = Randomness(draws=1, samples=2)
+    natural, attacked = evaluate(ensemble, triplets, ATTACK, [0.0], batch=4, randomness=randomness)
+    for one, other in zip(natural.distances, attacked.distances, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert attacked.scores.flip_rate.mean == 0
+    first = [getattr(triplets, name)[:4] for name in ("reference", "p0")]
+    key = judge_key(jax.random.fold_in(jax.random.key(0), 0))
+    np.testing.assert_allclose(natural.distances.d0[:4], rl.distance(*first, ensemble, key=key, samples=2), rtol=1e-4)
+    (shifted, _) = shift_robustness(ensemble, triplets, (1,), randomness=randomness, batch=4)
+    assert np.all(np.isfinite(shifted.distances.d0))
+
+
+def test_triplets_that_share_images_are_measured_by_an_ensemble_one_by_one(
+    drawn: Callable[..., rl.Metric], triplets: Triplets, fast_compilation: None
+) -> None:
+    ensemble = rl.Ensemble(drawn(NETWORK))
+    images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])
+    indices = np.arange(3 * COUNT).reshape(3, COUNT).T
+    shared = IndexedTriplets(images, indices, np.ones((COUNT, 2), int), triplets.kinds)
+    options: dict[str, Any] = {"randomness": Randomness(samples=2), "batch": 4}
+    for one, other in zip(
+        join(natural_distances(ensemble, shared, **options)),
+        join(natural_distances(ensemble, triplets, **options)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4)

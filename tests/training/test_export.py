@@ -105,14 +105,6 @@ def test_what_an_ensemble_learnt_is_loaded_as_one(drawn, tmp_path) -> None:
     equal(jax.device_get(loaded.metric.parameters), jax.device_get(ensemble.metric.parameters))
 
 
-def test_an_ensemble_keeps_its_scale_too(tiny, fast_compilation) -> None:
-    ensemble = rl.Ensemble(tiny)
-    larger = with_parameters(ensemble, heads=tuple(7 * head for head in tiny.parameters["heads"]))
-    found = rescaled(larger, ensemble, draw_triplets(2)).metric.parameters["heads"]
-    for one, expected in zip(found, tiny.parameters["heads"], strict=True):
-        np.testing.assert_allclose(one, expected, rtol=1e-5)
-
-
 def test_another_version_has_no_name(squeeze, tmp_path) -> None:
     """Loaded by the name of the current version it would scale the channels, which it was not trained with."""
     with pytest.raises(TrainingError, match=r"version 0\.0"):

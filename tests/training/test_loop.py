@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import rlpips_jax as rl
@@ -26,7 +27,7 @@ from rlpips_jax.backbones import TINY
 from rlpips_jax.errors import CheckpointWarning, TrainingError
 from rlpips_jax.weights import native
 from training import evaluate, loop
-from training.config import Lin
+from training.config import Lin, Natural
 from training.logs import RECORDS, MetricLog, read
 from training.loop import Plan, train
 from training.sets import Sets
@@ -445,3 +446,20 @@ def test_the_published_rate_falls_after_each_epoch() -> None:
 def test_attacks_on_ensembles_are_not_trained_against(photographs, tmp_path) -> None:
     with pytest.raises(TrainingError, match="python -m training natural"):
         train(Lin(metric="elpips-tiny", out=tmp_path / "run", photographs=photographs["photographs"]))
+
+
+def test_an_ensemble_learns_and_is_loaded_as_one(
+    photographs, compiled, tmp_path, monkeypatch: pytest.MonkeyPatch, fast_compilation
+) -> None:
+    """On one device: a program for eight takes long to compile."""
+    one = NamedSharding(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]), PartitionSpec("data"))
+    monkeypatch.setattr(loop, "over_all_devices", lambda: one)
+    options = {"metric": "elpips-tiny", "teacher": "lpips-tiny", "triplets": 16, "size": 32, "batch": 16, "steps": 2}
+    path = train(Natural(**options, photographs=photographs["photographs"], rate=1e-2, out=tmp_path / "run"))
+    trained, start = rl.load(path), rl.load("elpips-tiny")
+    assert path.name == "elpips-tiny.safetensors"
+    assert isinstance(trained, rl.Ensemble)
+    before, after = (ensemble.metric.parameters["heads"] for ensemble in (start, trained))
+    assert not np.allclose(before[0], after[0])
+    with pytest.raises(TrainingError, match="--samples is for ensembles"):
+        train(Lin(metric="lpips-tiny", samples=2, out=tmp_path / "other", photographs=photographs["photographs"]))
