@@ -64,6 +64,8 @@ def fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    # What was compiled so rounds otherwise, and other modules would be given it.
+    jax.clear_caches()
 
 
 MAPS = Path("/proc/self/maps")

@@ -172,7 +172,8 @@ def _worst_side(
         )
         return TripletDistances(*found)
 
-    attacked = [with_moved(originals, moved, side) for side, moved in zip(sides, adversarial, strict=True)]
+    pairs = zip(sides, adversarial, strict=True)
+    attacked = [cast(Triplets, with_moved(originals, moved, side)) for side, moved in pairs]
     if len(sides) == 1:
         chosen, triplets = jnp.zeros(len(originals[0]), jnp.int32), attacked[0]
     else:
@@ -180,7 +181,8 @@ def _worst_side(
         triplets = originals
         for index, triplet in enumerate(attacked):
             here = (chosen == index)[:, None, None, None]
-            triplets = tuple(jnp.where(here, new, old) for new, old in zip(triplet, triplets, strict=True))
+            merged = (jnp.where(here, new, old) for new, old in zip(triplet, triplets, strict=True))
+            triplets = cast(Triplets, tuple(merged))
     before, now = measured(originals, judge), measured(triplets, judge)
     changes = jnp.stack([new - old for new, old in zip(triplets, originals, strict=True)])
     return TripletAttackResult(

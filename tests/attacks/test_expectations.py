@@ -132,12 +132,12 @@ def test_one_image_is_driven_away_and_judged_by_other_draws(ensemble: Ensemble, 
 def test_impostors_are_held_to_the_bound_by_draws_that_no_step_has_seen_and_judged_by_others(
     ensemble: Ensemble, triplets: Any
 ) -> None:
-    usual = rl.distance(triplets[0], triplets[1], ensemble, key=KEY, samples=3)
-    result = impostor(ensemble, triplets[0], key=KEY, bound=usual, steps=30, randomness=RANDOMNESS)
-    judged = rl.distance(result.adversarial, triplets[0], ensemble, key=judge_key(KEY), samples=3)
-    np.testing.assert_allclose(result.distance, judged, rtol=1e-4)
-    key = choice_key(KEY, RANDOMNESS)
-    held = rl.distance(result.adversarial, triplets[0], ensemble, key=key, samples=3)
+    randomness = Randomness(draws=4, samples=16)
+    measured = functools.partial(rl.distance, triplets[0], metric=ensemble, samples=16)
+    usual = measured(triplets[1], key=KEY)
+    result = impostor(ensemble, triplets[0], key=KEY, bound=usual, steps=300, randomness=randomness)
+    np.testing.assert_allclose(result.distance, measured(result.adversarial, key=judge_key(KEY)), rtol=1e-4)
+    held = measured(result.adversarial, key=choice_key(KEY, randomness))
     assert np.all(held <= usual * (1 + 1e-5))
     noise = np.linalg.norm((triplets[1] - triplets[0]).reshape(4, -1), axis=1)
     assert np.mean(result.l2) > np.mean(noise)

@@ -54,7 +54,7 @@ def test_each_reference_is_attacked_once_and_parts_make_the_whole(
 
 
 def test_what_is_usual(plain: Triplets) -> None:
-    assert usual_distance(Distances(np.float32([1, 2, 3]), np.float32([3, 4, 5]))) == 3
+    assert usual_distance(Distances(np.array([1.0, 2, 3]), np.array([3.0, 4, 5]))) == 3
     pairs = [(column, triplet) for triplet in INDICES for column in (1, 2)]
     apart = [
         np.linalg.norm((IMAGES[t[0]] / 255.0 - IMAGES[t[c]] / 255.0).ravel()) / np.sqrt(32 * 32 * 3) for c, t in pairs
@@ -72,7 +72,7 @@ def test_the_interval_of_a_ratio_holds_it_as_often_as_stated() -> None:
     triplets = IndexedTriplets(images, indices, np.ones((count, 2), int), ("a",) * count)
     for _ in range(100):
         usual = rng.gamma(1, 1, count)
-        reached = np.float32(3 * usual + 0.3 * rng.standard_normal(count))
+        reached = np.asarray(3 * usual + 0.3 * rng.standard_normal(count), np.float32)
         score = rise(Exposed(reached, reached), Distances(usual, usual), triplets)
         held += score.low <= 3 <= score.high
         assert score.count == count

@@ -388,6 +388,8 @@ def train_to_a_division_by_zero(checkpoints: Checkpoints, state: Any) -> float:
     return 1 / len(checkpoints.steps[2:])
 
 
+# Orbax closes its event loop at the first failure, and what else was being written may fail after that.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_the_run_and_costs_no_checkpoint(tiny_disk) -> None:
     folder = tiny_disk / "checkpoints"
     large = {"w": random_bits((1000, 1000), jnp.float32, 0)}
