@@ -47,7 +47,7 @@ def test_the_closest_is_told(command: Command, paths: list[Path]) -> None:
     assert (document["closest"], document["sure"], document["interrupted"]) == (str(cleaner), True, False)
     status, _, err = command("distance", reference, noisy, cleaner, "--metric", "elpips-tiny")
     assert status == 2
-    assert "elpips-tiny is random; 'rlpips compare' takes it" in err
+    assert "elpips-tiny is random; 'rlpips compare', evaluate, average and geodesic take it" in err
 
 
 def test_identical_files_are_named_at_once(command: Command, paths: list[Path], tmp_path: Path) -> None:
