@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 import rlpips_jax as rl
@@ -452,7 +452,8 @@ def test_an_ensemble_learns_and_is_loaded_as_one(
     photographs, compiled, tmp_path, monkeypatch: pytest.MonkeyPatch, fast_compilation
 ) -> None:
     """On one device: a program for eight takes long to compile."""
-    one = NamedSharding(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]), PartitionSpec("data"))
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    one = NamedSharding(mesh, PartitionSpec("data"))
     monkeypatch.setattr(loop, "over_all_devices", lambda: one)
     options = {"metric": "elpips-tiny", "teacher": "lpips-tiny", "triplets": 16, "size": 32, "batch": 16, "steps": 2}
     path = train(Natural(**options, photographs=photographs["photographs"], rate=1e-2, out=tmp_path / "run"))
