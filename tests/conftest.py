@@ -19,6 +19,11 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 
 REQUIRE_SHARED = os.environ.get("RLPIPS_REQUIRE_SHARED") == "1"
+# Compiling takes most of the time of the tests: here without optimisations, and with them against reference data.
+LEVEL = "--xla_backend_optimization_level"
+if LEVEL not in os.environ["XLA_FLAGS"] and not REQUIRE_SHARED:
+    os.environ["XLA_FLAGS"] += f" {LEVEL}=0"
+
 SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolute()
 
 # Programs that tests start inherit these: nothing reads or writes the caches of whoever runs the tests.
@@ -50,22 +55,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if REQUIRE_SHARED:
             pytest.fail("RLPIPS_REQUIRE_SHARED=1 requires PyTorch too, and it is not installed", pytrace=False)
         pytest.skip("needs PyTorch, which is not installed")
-
-
-@pytest.fixture(scope="module")
-def fast_compilation() -> Iterator[None]:
-    """Without optimisations, for modules of many programs that run for few steps.
-
-    They compile in less than half the time and take ten times as long to run.
-    """
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    # What was compiled so rounds otherwise, and other modules would be given it.
-    jax.clear_caches()
 
 
 MAPS = Path("/proc/self/maps")

@@ -44,8 +44,6 @@ from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from tests.test_transformations import of_record
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 MINI = Architecture(
     name="mini",
     layers=(Convolution(0, 6, 5, stride=4), Pool(1), Fire(2, 4, 4)),

@@ -1,5 +1,7 @@
 """Notebooks run from top to bottom."""
 
+import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,7 +15,8 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws into the notebook
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as its reader has
+    one_device = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])  # as its reader has
+    monkeypatch.setenv("XLA_FLAGS", one_device)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -13,8 +13,6 @@ from rlpips_jax.errors import AttackError
 
 KEY = jax.random.key(3)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def result(after: list[float], steps: int, mark: float) -> AttackResult:
     """A result whose images all have the value `mark`."""

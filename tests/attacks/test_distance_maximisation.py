@@ -15,8 +15,6 @@ from rlpips_jax.metric import Metric
 KEY = jax.random.key(0)
 
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 STEPS = 10
 """With three images and a radius for each, most tests share one program."""
 

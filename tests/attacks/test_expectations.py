@@ -31,8 +31,6 @@ from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.metric import Metric
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 MINI = Architecture(
     name="mini", layers=(Convolution(0, 6, 5, stride=4), Pool(1), Convolution(2, 8, 3)), pooling=Pooling("max", 3, 2),
     taps=(0, 2),

@@ -17,8 +17,6 @@ from rlpips_jax.errors import AttackError
 SHAPE = (2, 4, 4, 3)
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def linear(weights: Any, images: Any) -> Any:
     return jnp.sum(weights * images, axis=(1, 2, 3))

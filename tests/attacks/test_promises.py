@@ -15,7 +15,6 @@ from rlpips_jax.errors import AttackError, ImageError
 
 KEY = jax.random.key(7)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 # Each is a program of its own, for each attack.
 CASES = [

@@ -8,8 +8,6 @@ import pytest
 from rlpips_jax.attacks import random_search, square
 from rlpips_jax.errors import AttackError
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def test_windows_shrink_as_published() -> None:
     sides = random_search.window_sides(10_000, 0.05, 224, 224)

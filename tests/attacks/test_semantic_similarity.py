@@ -14,8 +14,6 @@ from rlpips_jax.metric import Metric
 
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 STEPS = 20
 """With four images, all tests with a random start share one program."""

@@ -16,8 +16,6 @@ from rlpips_jax.metric import Metric
 
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
     """Bytes with edges and gradients."""

@@ -16,8 +16,6 @@ KEY = jax.random.key(0)
 EPSILON = 16 / 255
 ATTACK = functools.partial(pgd, epsilon=EPSILON, steps=10)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def of_sides(tiny: Any, triplets: Any) -> dict[str, Any]:

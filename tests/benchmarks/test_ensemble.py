@@ -11,8 +11,6 @@ from rlpips_jax.ensemble import ESTIMATORS, Ensemble
 from rlpips_jax.metric import Metric
 from tests.test_ensemble import SINGLE
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture
 def config(drawn: Callable[..., Metric], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ensembles:

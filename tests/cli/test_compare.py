@@ -13,8 +13,6 @@ import rlpips_jax as rl
 from rlpips_jax.cli import compare
 from tests.test_ensemble import pairs
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -123,7 +123,7 @@ def test_attacks_adapt_to_ensembles() -> None:
 
 
 def test_ensembles_beside_metrics(
-    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_compilation: None
+    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And once more, from what is there."""
     random = ("--metric", "elpips-tiny", "--samples", 1, "--draws", 1)
@@ -149,9 +149,7 @@ def test_ensembles_beside_metrics(
     assert evaluate(command, data, tmp_path, *arguments)[:2] == (0, out)
 
 
-def test_impostors_stay_within_a_share_of_what_is_usual(
-    command: Command, data: Path, tmp_path: Path, fast_compilation: None
-) -> None:
+def test_impostors_stay_within_a_share_of_what_is_usual(command: Command, data: Path, tmp_path: Path) -> None:
     status, out, _ = evaluate(command, data, tmp_path, "--attack", "impostor", "--bound", 0.25, "--steps", 2)
     assert status == 0
     (found,) = (d for path in tmp_path.glob("*.json") if "exposure" in (d := json.loads(path.read_text())))

@@ -9,8 +9,6 @@ import pytest
 
 import rlpips_jax as rl
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.mark.parametrize("name", ["average", "geodesic"])
 def test_ensembles_are_metrics_too(command: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str) -> None:

@@ -40,9 +40,7 @@ def test_a_reference_of_several_triplets_is_one(indexed: IndexedTriplets, plain:
         np.testing.assert_array_equal(found.of_triplet, [0, 1, 0])
 
 
-def test_each_reference_is_attacked_once_and_parts_make_the_whole(
-    indexed: IndexedTriplets, fast_compilation: None
-) -> None:
+def test_each_reference_is_attacked_once_and_parts_make_the_whole(indexed: IndexedTriplets) -> None:
     metric = rl.load("lpips-tiny")
     whole = list(distorted(metric, indexed, 4 / 255, steps=2, batch=1))
     assert [len(part.distance) for part in whole] == [1, 1]

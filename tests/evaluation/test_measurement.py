@@ -163,7 +163,7 @@ def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(tripl
 
 
 def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
-    drawn: Callable[..., rl.Metric], triplets: Triplets, fast_compilation: None
+    drawn: Callable[..., rl.Metric], triplets: Triplets
 ) -> None:
     """So that an attack without room changes nothing, in a last part that is filled up too."""
     ensemble = rl.Ensemble(drawn(NETWORK))
@@ -180,7 +180,7 @@ def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
 
 
 def test_triplets_that_share_images_are_measured_by_an_ensemble_one_by_one(
-    drawn: Callable[..., rl.Metric], triplets: Triplets, fast_compilation: None
+    drawn: Callable[..., rl.Metric], triplets: Triplets
 ) -> None:
     ensemble = rl.Ensemble(drawn(NETWORK))
     images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])

@@ -12,8 +12,6 @@ from rlpips_jax import geometry
 from rlpips_jax.backbones import Architecture, Convolution, Pooling
 from rlpips_jax.ensemble import Ensemble
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 COARSE = Architecture(
     "coarse", (Convolution(0, 8, 9, stride=4), Convolution(1, 8, 4)), Pooling("max", 2, 2), taps=(0, 1)
 )

@@ -162,7 +162,7 @@ def start(photographs, compiled) -> Callable[..., subprocess.Popen]:
     def run(out: Path, *more: object, moment: str = "never", devices: int = 8) -> subprocess.Popen:
         # CPU programs kept by one process are read by others.
         environment = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -449,7 +449,7 @@ def test_attacks_on_ensembles_are_not_trained_against(photographs, tmp_path) -> 
 
 
 def test_an_ensemble_learns_and_is_loaded_as_one(
-    photographs, compiled, tmp_path, monkeypatch: pytest.MonkeyPatch, fast_compilation
+    photographs, compiled, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On one device: a program for eight takes long to compile."""
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))

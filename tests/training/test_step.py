@@ -172,7 +172,7 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.backbone_rate, rel=0.02)
 
 
-def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups, fast_compilation) -> None:
+def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups) -> None:
     """Without a difference between p0 and p1 there is no slope, whatever is drawn."""
     ensemble, batch = rl.Ensemble(tiny), groups[JUDGED]
     step, state = begin(Natural(rate=1e-2), ensemble)
