@@ -67,7 +67,7 @@ def loss(function: Callable, options: dict, x: jax.Array, kernel: jax.Array) -> 
 def test_gradients_of_image_and_kernel_are_those_of_autodiff(geometry: str) -> None:
     x, kernel, options = drawn(geometry)
     with jax.enable_x64(True):
-        exact = [np.asarray(array, np.float64) for array in (x, kernel)]
+        exact = [jnp.asarray(array, jnp.float64) for array in (x, kernel)]
         value = jax.device_get(plain(*exact, **options))
         gradients = jax.jit(jax.grad(functools.partial(loss, plain, options), argnums=(0, 1)))
         expected = jax.device_get(gradients(*exact))
