@@ -52,12 +52,12 @@ class Digits(NamedTuple):
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
-    """Digits of 8x8 pixels, grey and enlarged to 64x64, and a network that tells them apart."""
+    """Digits of 8x8 pixels, grey and enlarged to 32x32, and a network that tells them apart."""
     from sklearn.datasets import load_digits
 
     read: Any = load_digits()
     labels = np.asarray(read.target)
-    grey = np.clip(np.asarray(jax.image.resize(read.images / 16, (len(labels), 64, 64), "bilinear")), 0, 1)
+    grey = np.clip(np.asarray(jax.image.resize(read.images / 16, (len(labels), 32, 32), "bilinear")), 0, 1)
     images = np.repeat(np.asarray(0.1 + 0.8 * grey, np.float32)[..., None], 3, axis=-1)
 
     network: Any = Classifier()
