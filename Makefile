@@ -45,7 +45,7 @@ $(READY): pyproject.toml constraints.txt
 		+ sys.version.split()[0] + "; choose another with: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv; this takes a minute or two, once."
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling setuptools
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-build-isolation --editable '.[dev]'
 	@touch $(READY)
