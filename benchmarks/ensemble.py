@@ -4,6 +4,7 @@ Each table is a part that runs alone (`--parts cost`), because a part takes minu
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,12 +109,12 @@ def comparison(config: Ensembles) -> report.Table:
     rng = np.random.default_rng(1)
     other = np.clip(x + rng.normal(0, 0.09, x.shape), -1, 1).astype(np.float32)
     rows = []
-    for place in range(config.photographs):
+    for place, name in itertools.product(range(config.photographs), ("plain", ensemble.estimator)):
         # It may be sure before the last sample.
         found = compare(
             x[place],
             np.stack([y[place], other[place]]),
-            ensemble,
+            replace(ensemble, estimator=name),
             key=jax.random.key(place),
             confidence=1 - 1e-12,
             max_samples=config.samples * 8,
@@ -123,9 +124,19 @@ def comparison(config: Ensembles) -> report.Table:
         common = float(found.difference_errors.max())
         numbers = (*found.distances, independent, common)
         cells = (f"{number:.3g}" for number in numbers)
-        rows.append((str(place), str(found.samples), *cells, f"{independent / common:.1f}"))
-    header = ("pair", "samples", "d(a)", "d(b)", "error of d(a) - d(b), independent", "common numbers", "times smaller")
-    return report.Table(f"Common random numbers, {ensemble.name}", header, rows)
+        rows.append((str(place), name, str(found.samples), *cells, f"{independent / common:.1f}"))
+    header = (
+        "pair",
+        "draws",
+        "samples",
+        "d(a)",
+        "d(b)",
+        "error of d(a) - d(b), independent",
+        "common",
+        "times smaller",
+    )
+    title = f"Common random numbers, {ensemble.name}, {Size(config.photographs, config.side)}"
+    return report.Table(title, header, rows)
 
 
 def cost(config: Ensembles) -> report.Table:

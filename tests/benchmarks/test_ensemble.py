@@ -26,7 +26,7 @@ def test_variance(config: Ensembles) -> None:
 
 def test_comparison(config: Ensembles) -> None:
     rows = ensemble.comparison(config).rows
-    assert [row[:2] for row in rows] == [("0", "64"), ("1", "64")]
+    assert [row[:3] for row in rows] == [(pair, draws, "64") for pair in "01" for draws in ("plain", "stratified")]
     assert all(float(row[-1]) > 1 for row in rows)
 
 
