@@ -124,6 +124,9 @@ class Training:
     p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign."""
     initial_heads: Literal["metric", "equal", "drawn"] | None = None
     """Start from the metric's heads, from equal weights of all channels, or (published) from heads drawn at random."""
+    head_range: float | None = None
+    """Keep every weight of the heads within this factor of its start, up and down; without it they need only be 0 or
+    more. Attacks otherwise leave little weight but on the first layers."""
     loss: Literal["ratio", "head"] | None = None
     """How two distances become a judgment: by their ratio, or (published) by a ranking head that is learnt too."""
     attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "pgd"
@@ -231,6 +234,10 @@ class Training:
         for name in RATES:
             if not 0 <= options[name] < math.inf:
                 raise TrainingError(f"--{_option(name)} must be a number, 0 or more, got {options[name]:g}")
+        if self.head_range is not None and not 1 < self.head_range < math.inf:
+            raise TrainingError(f"--head-range must be a factor above 1, got {self.head_range:g}")
+        if self.head_range is not None and self.recipe.initial_heads == "drawn":
+            raise TrainingError("--head-range keeps heads near their start; give --initial-heads metric or equal")
         for name in ("dropout", "average", "b1"):
             if not 0 <= options[name] < 1:
                 raise TrainingError(f"--{_option(name)} must lie in [0, 1), got {options[name]:g}")

@@ -23,6 +23,8 @@ from training.config import Training
 
 AnyMetric = TypeVar("AnyMetric", Metric, Ensemble, Metric | Ensemble)
 
+Heads = tuple[Float[Array, " c"], ...]
+
 Trained = dict[str, Any]
 """What is learnt: "heads", and as told "ranking", "log_floors" and "backbone"."""
 
@@ -100,10 +102,8 @@ def first_state(
     """
     metric = drawn_metric(metric)
     heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    trained: Trained = {"heads": metric.parameters["heads"]}
-    if config.recipe.initial_heads == "equal":
-        trained["heads"] = jax.tree.map(jnp.ones_like, trained["heads"])
-    elif config.recipe.initial_heads == "drawn":
+    trained: Trained = {"heads": known_heads(config, metric)}
+    if config.recipe.initial_heads == "drawn":
         drawn = draw_heads(heads, metric.architecture.channels)
         # A ratio of distances wants them to be 0 or more from the start.
         trained["heads"] = optax.projections.projection_non_negative(drawn) if config.recipe.loss == "ratio" else drawn
@@ -123,7 +123,22 @@ def first_state(
     return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
 
 
-def draw_heads(key: Any, channels: tuple[int, ...]) -> tuple[Float[Array, " c"], ...]:
+def known_heads(config: Training, metric: Metric) -> Heads:
+    """The heads to start from where they are not drawn: the metric's, or equal ones."""
+    heads = metric.parameters["heads"]
+    return jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
+
+
+def projected_heads(config: Training, metric: Metric, heads: Heads) -> Heads:
+    """The nearest heads that are allowed: 0 or more, or within a factor of where they started."""
+    if config.head_range is None:
+        return optax.projections.projection_non_negative(heads)
+    start = known_heads(config, metric)
+    lowest, highest = optax.tree.scale(1 / config.head_range, start), optax.tree.scale(config.head_range, start)
+    return optax.projections.projection_box(heads, lowest, highest)
+
+
+def draw_heads(key: Any, channels: tuple[int, ...]) -> Heads:
     """Heads in U(-1, 1) / sqrt(channels), as PyTorch draws them; the first step clips them."""
     keys = jax.random.split(key, len(channels))
     return tuple(
@@ -200,7 +215,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradient, state.optimiser, state.trained)
         trained: Any = optax.apply_updates(state.trained, updates)
-        trained = trained | {"heads": optax.projections.projection_non_negative(trained["heads"])}
+        trained = trained | {"heads": projected_heads(config, drawn_metric(metric), trained["heads"])}
         average: Any = None
         if state.average is not None:
             # Early averages forget the start sooner.

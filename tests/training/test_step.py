@@ -200,6 +200,20 @@ def test_heads_may_start_equal(tiny) -> None:
     assert all((np.asarray(head) == 1).all() for head in state.trained["heads"])
 
 
+@pytest.mark.parametrize("start", ["metric", "equal"])
+def test_heads_may_have_to_stay_near_their_start(start, tiny, groups) -> None:
+    """A rate this high takes every weight beyond the range in one step, or leaves it where there is no slope."""
+    step, state = begin(Natural(initial_heads=start, head_range=1.25, rate=1e3), tiny)
+    before = copied(state.trained["heads"])
+    state, _ = step(state, tiny, groups)
+    after, before = (np.concatenate(heads) for heads in (state.trained["heads"], before))
+    assert not after[before == 0].any()
+    shares = after[before > 0] / before[before > 0]
+    ends = [np.isclose(shares, end, rtol=1e-6) for end in (1 / 1.25, 1.25)]
+    assert all(end.any() for end in ends)
+    assert (ends[0] | ends[1] | (shares == 1)).all()
+
+
 def test_ratios_start_from_drawn_heads_that_are_not_negative(tiny) -> None:
     """The logarithm of a negative distance is not a number."""
     _, state = begin(Natural(initial_heads="drawn", loss="ratio"), tiny)
