@@ -35,8 +35,8 @@ EPSILONS = ("2/255", "4/255", "8/255")
 MARKERS = {"lin": "o", "tune": "s"}
 
 WAYS = (
-    *("mode", "initial_heads", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch", "average"),
-    "metric",
+    *("mode", "initial_heads", "head_range", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch"),
+    *("average", "metric"),
 )
 """Options that tell curves apart; along one the natural weight changes."""
 
@@ -66,22 +66,24 @@ class TradeOff:
     """Heads to start from: the metric's, or equal weights of all channels."""
     natural_weights: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Weights of the loss on crossed triplets as they are: points of a curve."""
+    head_range: float | None = None
+    """Factor of their start within which heads stay; none if not given."""
     floor: float = 0.0
     """Floor of norms to start from; 0 for the paper's form."""
-    epsilon: str = "3/255"
-    """Radius of the attack in training, in units of [-1, 1]."""
+    epsilon: str | None = None
+    """Radius of the attack in training, in units of [-1, 1]; by default that of the mode."""
     attack_judged: bool = False
     """Attack crossed triplets too."""
-    backbone_rate: float = 2e-4
-    """Learning rate of the backbone in tune."""
+    backbone_rate: float | None = None
+    """Learning rate of the backbone in tune; by default that of the mode."""
     average: float = 0.0
     """Decay of the moving average that is evaluated; 0 for none."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the order and the attack; the triplets are the same for all."""
     steps: int = 300
     """Steps of each run."""
-    batch: int = 80
-    """Triplets a step."""
+    batch: int | None = None
+    """Triplets a step; by default that of the mode."""
     triplets: int = 8000
     """Triplets of each sort that are made of the photographs."""
     validation_triplets: int = 400
@@ -117,7 +119,6 @@ def main(options: TradeOff) -> None:
 
 
 def _grid(options: TradeOff) -> Iterator[Training]:
-    own: dict[str, Any] = {"backbone_rate": options.backbone_rate} if options.mode == "tune" else {}
     for seed in options.seeds:
         for weight in options.natural_weights:
             config = MODES[options.mode](
@@ -129,14 +130,15 @@ def _grid(options: TradeOff) -> Iterator[Training]:
                 epsilon=options.epsilon,
                 attack_judged=options.attack_judged,
                 natural_weight=weight,
+                head_range=options.head_range,
                 floor=options.floor,
+                backbone_rate=options.backbone_rate,
                 average=options.average,
                 batch=options.batch,
                 steps=options.steps,
                 evaluate_every=options.steps,
                 evaluation_epsilons=EPSILONS,
                 seed=seed,
-                **own,
             )
             document = config.document()
             words = [f"{document[name]}".replace("/", "of") for name in (*WAYS, "natural_weight", "seed")]
@@ -192,7 +194,7 @@ def _curves(points: Sequence[Point]) -> dict[tuple[Any, ...], dict[float, list[d
     """The numbers of all seeds, by way and natural weight."""
     curves: dict[tuple[Any, ...], dict[float, list[dict[str, float]]]] = {}
     for point in points:
-        way = tuple(point.options[name] for name in WAYS)
+        way = tuple(point.options.get(name) for name in WAYS)
         along = curves.setdefault(way, {})
         along.setdefault(point.options["natural_weight"], []).append(_columns(point.scores))
     return {way: dict(sorted(along.items())) for way, along in sorted(curves.items(), key=str)}

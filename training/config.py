@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.radii import read_radius
@@ -45,6 +46,7 @@ class Recipe:
         rate: of heads and ranking head.
         b1: of Adam.
         batch: triplets a step.
+        backbone_rate: of the backbone.
     """
 
     initial_heads: str
@@ -58,6 +60,7 @@ class Recipe:
     rate: float
     b1: float
     batch: int
+    backbone_rate: float = 0.0
 
     @property
     def radius(self) -> float:
@@ -71,6 +74,12 @@ RECIPES = {
     "published": Recipe("drawn", "head", "8/255", 50, 0.0, 0.5, 5, 5, 1e-4, 0.5, 50),
 }
 """By protocol."""
+
+TUNED: Mapping[str, Mapping[str, Any]] = {
+    "corrected": {"epsilon": "4/255", "rate": 1e-2, "backbone_rate": 3e-3, "batch": 50},
+    "published": {"backbone_rate": 1e-4},
+}
+"""What is otherwise where the backbone is trained too, by protocol."""
 
 L2_RADII = {"corrected": "1", "published": "3"}
 """Radii in l2, by protocol."""
@@ -137,7 +146,8 @@ class Training:
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball."""
     epsilon: str | None = None
-    """Its radius in units of [-1, 1], by default 3/255, in l2 1; published 8/255, in l2 3. Of spatial, pixels: 0.5."""
+    """Its radius in units of [-1, 1], by default 3/255, of tune 4/255, in l2 1; published 8/255, in l2 3. Of spatial,
+    pixels: 0.5."""
     attack_steps: int | None = None
     """Steps of the attack, by default 4; published 50."""
     attack_judged: bool = False
@@ -151,7 +161,7 @@ class Training:
     """Share of squared differences that are dropped before each head, by default 0; published 0.5."""
 
     batch: int | None = None
-    """Triplets a step, over all devices, by default 80; published 50."""
+    """Triplets a step, over all devices, by default 80, of tune 50; published 50."""
     accumulate: int = 1
     """Parts in which a batch passes through the network, to bound memory."""
     epochs: int | None = None
@@ -161,9 +171,9 @@ class Training:
     steps: int | None = None
     """Steps, instead of whole epochs; their last share decay_epochs / (epochs + decay_epochs) is the fall."""
     rate: float | None = None
-    """Learning rate of Adam for heads and ranking head, by default 3e-2; published 1e-4."""
-    backbone_rate: float = 0.0
-    """Learning rate for the backbone; 0 leaves it as it is."""
+    """Learning rate of Adam for heads and ranking head, by default 3e-2, of tune 1e-2; published 1e-4."""
+    backbone_rate: float | None = None
+    """Learning rate for the backbone, which 0 leaves as it is; by default 0, of tune 3e-3, published 1e-4."""
     b1: float | None = None
     """Adam's decay of the first moment, by default 0.9; published 0.5."""
     floor: float = 0.0
@@ -207,10 +217,13 @@ class Training:
     process: int | None = None
     """Which one this is, from 0."""
 
+    changes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What the mode has otherwise than `RECIPES`, by protocol."""
+
     @functools.cached_property
     def recipe(self) -> Recipe:
         """The protocol's recipe with what was given in place of its own."""
-        recipe = RECIPES[self.protocol]
+        recipe = dataclasses.replace(RECIPES[self.protocol], **self.changes.get(self.protocol, {}))
         if self.attack == "spatial":
             recipe = dataclasses.replace(recipe, epsilon=FLOW)
         elif self.norm == "l2":
@@ -270,7 +283,7 @@ class Lin(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backbone_rate:
+        if self.recipe.backbone_rate:
             raise TrainingError("lin leaves the backbone as it is; give no --backbone-rate, or use tune")
 
 
@@ -278,8 +291,9 @@ class Lin(Training):
 class Tune(Training):
     """R-LPIPS (tune): train heads and backbone against attacks."""
 
+    changes: ClassVar[Mapping[str, Mapping[str, Any]]] = TUNED
+
     out: Path = Path("runs/rlpips-tune")
-    backbone_rate: float = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -330,7 +330,7 @@ class _Run:
             # A loss of ratios leaves the scale of distances open.
             metric = export.rescaled(metric, self.start, _spread(self.sets))
         exported = drawn_metric(metric)
-        own = bool(config.backbone_rate) or not export.has_official_backbone(exported, config.weights_dir)
+        own = bool(config.recipe.backbone_rate) or not export.has_official_backbone(exported, config.weights_dir)
         written = export.export(exported, path, with_backbone=own, card=card)
         if after:
             print(evaluate.table(before, after, (self.start.name, path.stem)))

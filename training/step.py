@@ -112,7 +112,7 @@ def first_state(
     if config.floor or "floors" in metric.parameters:
         floors = metric.parameters.get("floors") or initial_floors(metric, sample, config.floor)
         trained["log_floors"] = jax.tree.map(jnp.log, tuple(floors))
-    if config.backbone_rate:
+    if config.recipe.backbone_rate:
         trained["backbone"] = metric.parameters["backbone"]
     # Copies, as a step gives its state's memory away.
     trained = jax.tree.map(jnp.array, trained)
@@ -188,7 +188,7 @@ def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.Gr
         "heads": config.recipe.rate,
         "ranking": config.recipe.rate,
         "log_floors": config.floor_rate,
-        "backbone": config.backbone_rate,
+        "backbone": config.recipe.backbone_rate,
     }
 
     def adam(rate: float) -> optax.GradientTransformation:

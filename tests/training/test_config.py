@@ -11,7 +11,7 @@ import pytest
 from rlpips_jax import attacks
 from rlpips_jax.errors import TrainingError
 from training.__main__ import main
-from training.config import NOT_DECISIVE, RECIPES, Lin, Natural, Training, Tune, radius
+from training.config import NOT_DECISIVE, RECIPES, TUNED, Lin, Natural, Training, Tune, radius
 
 
 def test_the_published_recipe_is_the_papers() -> None:
@@ -55,9 +55,13 @@ def test_what_is_given_prevails_over_the_protocol() -> None:
 
 
 def test_the_modes_are_what_they_are_called() -> None:
-    assert (Lin().backbone_rate, Lin().attack) == (0, "pgd")
-    assert (Tune().backbone_rate, Tune().attack) == (1e-4, "pgd")
-    assert (Natural().backbone_rate, Natural().attack, Natural().recipe.natural_weight) == (0, "none", 1)
+    assert (Lin().recipe.backbone_rate, Lin().attack) == (0, "pgd")
+    assert (Tune().recipe.backbone_rate, Tune().attack) == (TUNED["corrected"]["backbone_rate"], "pgd")
+    assert Tune(protocol="published").recipe == dataclasses.replace(RECIPES["published"], backbone_rate=1e-4)
+    assert Tune(backbone_rate=1e-5, epsilon="2/255").recipe == dataclasses.replace(
+        Tune().recipe, backbone_rate=1e-5, epsilon="2/255"
+    )
+    assert (Natural().recipe.backbone_rate, Natural().attack, Natural().recipe.natural_weight) == (0, "none", 1)
     # Also where the protocol would weigh it by nothing.
     assert Natural(protocol="published").recipe.natural_weight == 1
 
@@ -153,8 +157,8 @@ def test_help_says_what_there_is_and_what_is_meant_without_it(arguments, capsys)
         return
     for option in ("--photographs", "--epsilon", "--protocol", "--coordinator", "--accumulate"):
         assert option in shown
-    assert "by default 80; published 50" in shown
-    assert "by default 3/255, in l2 1; published 8/255, in l2 3" in shown
+    assert "by default 80, of tune 50; published 50" in shown
+    assert "by default 3/255, of tune 4/255, in l2 1; published 8/255, in l2 3" in shown
     assert "default: corrected" in shown
 
 

@@ -169,7 +169,7 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     moved = jax.tree.map(lambda old, new: np.abs(new - old).max(), first, copied(state.trained))
     assert max(moved["heads"]) == pytest.approx(config.recipe.rate, rel=1e-3)
     assert max(moved["log_floors"]) == pytest.approx(config.floor_rate, rel=1e-3)
-    assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.backbone_rate, rel=0.02)
+    assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.recipe.backbone_rate, rel=0.02)
 
 
 def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups) -> None:
