@@ -28,6 +28,7 @@ def test_the_published_recipe_is_the_papers() -> None:
         "rate": 1e-4,
         "b1": 0.5,
         "batch": 50,
+        "backbone_rate": 0,
     }
     assert (config.size, config.attack, config.recipe.radius) == (64, "pgd", pytest.approx(8 / 255))
     assert Lin(protocol="published", norm="l2").recipe.radius == 3
