@@ -35,7 +35,18 @@ EPSILONS = ("2/255", "4/255", "8/255")
 MARKERS = {"lin": "o", "tune": "s"}
 
 WAYS = (
-    *("mode", "initial_heads", "head_range", "epsilon", "attack_judged", "floor", "backbone_rate", "steps", "batch"),
+    *(
+        "mode",
+        "initial_heads",
+        "first_layer",
+        "head_range",
+        "epsilon",
+        "attack_judged",
+        "floor",
+        "backbone_rate",
+        "steps",
+        "batch",
+    ),
     *("average", "metric"),
 )
 """Options that tell curves apart; along one the natural weight changes."""
@@ -66,6 +77,8 @@ class TradeOff:
     """Heads to start from: the metric's, or equal weights of all channels."""
     natural_weights: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Weights of the loss on crossed triplets as they are: points of a curve."""
+    first_layer: float = 1.0
+    """Share of the first layer's weights to start from."""
     head_range: float | None = None
     """Factor of their start within which heads stay; none if not given."""
     floor: float = 0.0
@@ -130,6 +143,7 @@ def _grid(options: TradeOff) -> Iterator[Training]:
                 epsilon=options.epsilon,
                 attack_judged=options.attack_judged,
                 natural_weight=weight,
+                first_layer=options.first_layer,
                 head_range=options.head_range,
                 floor=options.floor,
                 backbone_rate=options.backbone_rate,

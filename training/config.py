@@ -27,7 +27,7 @@ COUNTS = (
 )
 """Options that are 1 or more."""
 NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
-RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight")
+RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight", "first_layer")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,9 @@ class Training:
     p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign."""
     initial_heads: Literal["metric", "equal", "drawn"] | None = None
     """Start from the metric's heads, from equal weights of all channels, or (published) from heads drawn at random."""
+    first_layer: float = 1.0
+    """Share of the first layer's weights to start from, unless heads are drawn. Attacks leave most weight there, and it
+    says least about anything but distortions; --head-range keeps it low."""
     head_range: float | None = None
     """Keep every weight of the heads within this factor of its start, up and down; without it they need only be 0 or
     more. Attacks otherwise leave little weight but on the first layers."""

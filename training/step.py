@@ -124,9 +124,10 @@ def first_state(
 
 
 def known_heads(config: Training, metric: Metric) -> Heads:
-    """The heads to start from where they are not drawn: the metric's, or equal ones."""
+    """The heads to start from where they are not drawn: the metric's or equal ones, the first layer's by its share."""
     heads = metric.parameters["heads"]
-    return jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
+    first, *others = jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
+    return (first * config.first_layer, *others)
 
 
 def projected_heads(config: Training, metric: Metric, heads: Heads) -> Heads:

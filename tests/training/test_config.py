@@ -112,6 +112,7 @@ def test_every_attack_exists() -> None:
         ("--floor", {"floor": -0.1}),
         ("--b1", {"b1": 1.0}),
         ("--head-range", {"head_range": 1.0}),
+        ("--first-layer", {"first_layer": -0.5}),
         ("--head-range", {"head_range": float("inf")}),
         ("--head-range", {"head_range": 2.0, "protocol": "published"}),
         ("--seed", {"seed": -1}),

@@ -200,6 +200,13 @@ def test_heads_may_start_equal(tiny) -> None:
     assert all((np.asarray(head) == 1).all() for head in state.trained["heads"])
 
 
+def test_the_first_layer_may_start_with_a_share(tiny) -> None:
+    (_, whole), (_, part) = (begin(Lin(first_layer=share), tiny) for share in (1.0, 0.25))
+    first, *others = part.trained["heads"]
+    assert same(first, whole.trained["heads"][0] / 4)
+    assert same(tuple(others), whole.trained["heads"][1:])
+
+
 @pytest.mark.parametrize("start", ["metric", "equal"])
 def test_heads_may_have_to_stay_near_their_start(start, tiny, groups) -> None:
     """A rate this high takes every weight beyond the range in one step, or leaves it where there is no slope."""
