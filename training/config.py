@@ -76,7 +76,7 @@ RECIPES = {
 """By protocol."""
 
 TUNED: Mapping[str, Mapping[str, Any]] = {
-    "corrected": {"epsilon": "4/255", "rate": 1e-2, "backbone_rate": 3e-3, "batch": 50},
+    "corrected": {"natural_weight": 1.5, "rate": 1e-2, "backbone_rate": 3e-3, "batch": 50},
     "published": {"backbone_rate": 1e-4},
 }
 """What is otherwise where the backbone is trained too, by protocol."""
@@ -149,15 +149,15 @@ class Training:
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball."""
     epsilon: str | None = None
-    """Its radius in units of [-1, 1], by default 3/255, of tune 4/255, in l2 1; published 8/255, in l2 3. Of spatial,
-    pixels: 0.5."""
+    """Its radius in units of [-1, 1], by default 3/255, in l2 1; published 8/255, in l2 3. Of spatial, pixels: 0.5."""
     attack_steps: int | None = None
     """Steps of the attack, by default 4; published 50."""
     attack_judged: bool = False
     """Attack judged triplets too where there are ordinal ones. Otherwise the attack is on these, whose order is beyond
     doubt, and the loss without attack on the others."""
     natural_weight: float | None = None
-    """Weight of the loss on judged triplets as they are, beside 1 of the attacked ones; by default 2, published 0."""
+    """Weight of the loss on judged triplets as they are, beside 1 of the attacked ones; by default 2, of tune
+    1.5; published 0."""
     ordinal_share: float = 0.5
     """Share of a batch that is ordinal, where there are both sorts."""
     dropout: float | None = None

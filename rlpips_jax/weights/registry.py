@@ -185,8 +185,8 @@ _HEADS = (
     ),
     Part("lpips-tiny", TINY, shipped=True),
     Part("rlpips-alex", ALEX, shipped=True),
-    Part("rlpips-vgg", VGG),
-    Part("rlpips-squeeze", SQUEEZE),
+    Part("rlpips-vgg", VGG, shipped=True),
+    Part("rlpips-squeeze", SQUEEZE, shipped=True),
     Part("rlpips-tiny", TINY),
 )
 HEADS = {part.name: part for part in _HEADS}

@@ -160,7 +160,7 @@ def test_help_says_what_there_is_and_what_is_meant_without_it(arguments, capsys)
     for option in ("--photographs", "--epsilon", "--protocol", "--coordinator", "--accumulate"):
         assert option in shown
     assert "by default 80, of tune 50; published 50" in shown
-    assert "by default 3/255, of tune 4/255, in l2 1; published 8/255, in l2 3" in shown
+    assert "by default 3/255, in l2 1; published 8/255, in l2 3" in shown
     assert "default: corrected" in shown
 
 
