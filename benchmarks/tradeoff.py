@@ -35,19 +35,8 @@ EPSILONS = ("2/255", "4/255", "8/255")
 MARKERS = {"lin": "o", "tune": "s"}
 
 WAYS = (
-    *(
-        "mode",
-        "initial_heads",
-        "first_layer",
-        "head_range",
-        "epsilon",
-        "attack_judged",
-        "floor",
-        "backbone_rate",
-        "steps",
-        "batch",
-    ),
-    *("average", "metric"),
+    *("mode", "metric", "initial_heads", "first_layer", "head_range", "epsilon", "attack_judged", "floor"),
+    *("backbone_rate", "steps", "batch", "average"),
 )
 """Options that tell curves apart; along one the natural weight changes."""
 
