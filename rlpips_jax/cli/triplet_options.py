@@ -1,7 +1,7 @@
 """Arguments of the subcommands that ask metrics about judged triplets."""
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +9,13 @@ import numpy as np
 import tyro
 
 from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, RlpipsError, TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
-from rlpips_jax.loading import load
+from rlpips_jax.loading import PREFIX, load
 from rlpips_jax.metric import DEFAULT, Metric
+from rlpips_jax.weights import native
 
 SIZE = 64
 """Pixels of patches cut from photographs, unless stated."""
@@ -32,7 +34,8 @@ class TripletOptions:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT})"),
     ] = ()
-    """Name of a metric, or path of a .safetensors file; 'rlpips weights list' shows all. May be given several times."""
+    """Name of a metric, or path of a .safetensors file; 'rlpips weights list' shows all. May be given several times;
+    files of one name are told apart by their folders'."""
 
     weights_dir: Folder = None
     """Folder to look for weights in first."""
@@ -77,12 +80,12 @@ class TripletOptions:
             sets = triplet_files.read(path, size=self.size, split=self.split)
             if self.size is None or path.is_file():
                 return sets
-            return [dataclasses.replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
+            return [replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
         made: list[AnyTriplets] = [ordinal(path, self.count, size=self.size or SIZE)]
         if self.teacher is not None:
             teacher = self.certain(self.teacher, "--teacher")
             made.append(crossed(path, self.count, teacher=teacher, size=self.size or SIZE))
-        return [dataclasses.replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
+        return [replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
 
     def metrics(self, *, random: bool = False) -> list[Any]:
         """The metrics, loaded: each a Metric or, where they may be random, an Ensemble.
@@ -97,6 +100,7 @@ class TripletOptions:
             metrics: list[Any] = [load(name, weights_dir=self.weights_dir) for name in names]
         else:
             metrics = [self.certain(name, "--metric") for name in names]
+        metrics = _told_apart(names, metrics)
         _check_names("--metric", "metrics", [metric.name for metric in metrics])
         return metrics
 
@@ -112,7 +116,25 @@ class TripletOptions:
         return metric
 
 
+def _told_apart(given: Sequence[str], metrics: Sequence[Any]) -> list[Any]:
+    """The metrics, those of a file that share their name with another under their folder's too."""
+    names = [metric.name for metric in metrics]
+    found = []
+    for text, metric in zip(given, metrics, strict=True):
+        if names.count(metric.name) > 1 and text.endswith(native.SUFFIX):
+            metric = _renamed(metric, "/".join(Path(text.removeprefix(PREFIX)).absolute().with_suffix("").parts[-2:]))
+        found.append(metric)
+    return found
+
+
+def _renamed(metric: Any, name: str) -> Any:
+    inside = {"metric": replace(metric.metric, name=name)} if isinstance(metric, Ensemble) else {"name": name}
+    return replace(metric, **inside)
+
+
 def _check_names(option: str, what: str, names: list[str]) -> None:
     """Raises a TripletsError if a table could not tell two apart."""
     if len(set(names)) < len(names):
-        raise TripletsError(f"{option}: {what} must differ in their names, got {', '.join(names)}; rename a file")
+        raise TripletsError(
+            f"{option}: {what} must differ in their names, got {', '.join(names)}; rename a file or a folder"
+        )

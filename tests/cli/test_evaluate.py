@@ -1,8 +1,9 @@
 """`rlpips evaluate`, `certify` and `attack`: what they print and write, resumption, and errors that teach."""
 
+import importlib.resources
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ ATTACK = ("--attack", "pgd", "--steps", 2, "--epsilon", "1/255", "8/255")
 
 def documents(out: Path) -> dict[str, Any]:
     """Results by their attack and radius."""
-    found = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    found = [json.loads(text) for text in _texts(out)]
     threats = (document["threat"] or {"name": "natural", "epsilon": 0} for document in found)
     names = [f"{threat['name']} {round(255 * threat['epsilon'])}" for threat in threats]
     return dict(zip(names, found, strict=True))
@@ -157,6 +158,24 @@ def test_impostors_stay_within_a_share_of_what_is_usual(command: Command, data: 
     assert 0 < found["exposure"]["distance"]["mean"] <= 0.25 * (1 + 1e-5)
     assert "0.25 usual" in out
     assert "impostor" in (tmp_path / "table.txt").read_text()
+
+
+def test_files_of_one_name_are_told_apart_by_folder(command: Command, data: Path, tmp_path: Path) -> None:
+    tiny = importlib.resources.files("rlpips_jax") / "data" / "lpips-tiny.safetensors"
+    files = [tmp_path / folder / "lpips-tiny.safetensors" for folder in ("first", "second")]
+    for path in files:
+        path.parent.mkdir()
+        path.write_bytes(tiny.read_bytes())
+    metrics = ("--metric", files[0], "--metric", f"ensemble:{files[1]}", "--metric", files[1])
+    status, out, _ = evaluate(command, data, tmp_path / "out", *metrics, "--samples", 2)
+    assert status == 0
+    found = {document["metric"] for document in map(json.loads, _texts(tmp_path / "out"))}
+    assert found == {"lpips-tiny", "first/lpips-tiny", "second/lpips-tiny", "ensemble:lpips-tiny"}
+    assert all(name in out for name in found)
+
+
+def _texts(out: Path) -> Iterator[str]:
+    return (path.read_text() for path in out.glob("*.json"))
 
 
 @pytest.mark.parametrize(
