@@ -65,8 +65,8 @@ class Gallery:
     """Of each level."""
     images_per_step: int | None = None
     """Copies that each step of an average looks at; None for all. One is enough for an ensemble."""
-    samples: int = 1
-    """Draws of an ensemble in each step."""
+    samples: int = 2
+    """Draws of an ensemble in each step, half of them for each of two estimates."""
     seed: int = 0
     """Of copies and draws."""
 
