@@ -221,28 +221,50 @@ def _draw(points: Sequence[Point], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = EPSILONS[:2]
-    for axes, epsilon in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
-        for way, along in _curves(points).items():
-            option = dict(zip(WAYS, way, strict=True))
-            means = [{name: np.mean([one[name] for one in seeds]) for name in seeds[0]} for seeds in along.values()]
-            axes.plot(
-                [one["agreement"] for one in means],
-                [one[epsilon] for one in means],
-                marker=MARKERS[option["mode"]],
-                linestyle="--" if option["floor"] else "-",
-                label=f"{option['metric']}, {option['mode']}, {option['epsilon']}"
-                f"{', equal heads' if option['initial_heads'] == 'equal' else ''}{', floor' if option['floor'] else ''}"
-                f"{', crossed attacked too' if option['attack_judged'] else ''}",
+    curves = _curves(points)
+    labels = _labels(list(curves))
+    for axes, epsilon in zip(np.ravel(figure.subplots(1, len(EPSILONS))), EPSILONS, strict=True):
+        for way, along in curves.items():
+            agreements, attacked = (
+                [[one[name] for one in seeds] for seeds in along.values()] for name in ("agreement", epsilon)
             )
+            means = [np.mean(values) for values in agreements], [np.mean(values) for values in attacked]
+            spreads = [np.std(values) for values in agreements], [np.std(values) for values in attacked]
+            option = dict(zip(WAYS, way, strict=True))
+            line = {"marker": MARKERS[option["mode"]], "linestyle": "-" if option["floor"] else "--"}
+            axes.errorbar(*means, *reversed(spreads), label=labels[way], markersize=5, elinewidth=0.8, **line)
+            for weight, *place in zip(along, *means, strict=True):
+                axes.annotate(f"{weight:g}", place, (4, 4), textcoords="offset points", fontsize=8, color="0.3")
         axes.set_title(f"attacked, l-inf {epsilon} in [-1, 1]")
         axes.set_xlabel("agreement with the teacher")
-        axes.set_ylabel("ordinal accuracy")
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(path, dpi=150)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].set_ylabel("ordinal accuracy")
+    handles = figure.axes[0].get_legend_handles_labels()
+    title = "beside each point, the natural weight; bars, the standard deviation over seeds"
+    figure.legend(*handles, title=title, loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _labels(ways: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """What a legend says of each curve: metric, mode, radius, floor, and what else differs among those of one mode."""
+    labels = {}
+    for way in ways:
+        option = dict(zip(WAYS, way, strict=True))
+        alike = [dict(zip(WAYS, other, strict=True)) for other in ways]
+        alike = [other for other in alike if all(other[name] == option[name] for name in ("mode", "metric"))]
+        differing = [
+            f"{name.replace('_', ' ')} {option[name]}"
+            for name in WAYS
+            if name not in ("epsilon", "floor") and len({other[name] for other in alike}) > 1
+        ]
+        floor = f"floor {option['floor']:g}" if option["floor"] else "no floor"
+        labels[way] = ", ".join((option["metric"], option["mode"], str(option["epsilon"]), floor, *differing))
+    return labels
 
 
 if __name__ == "__main__":

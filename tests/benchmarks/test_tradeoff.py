@@ -50,3 +50,13 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     tradeoff._draw(points, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_legends_name_what_tells_curves_of_a_mode_apart() -> None:
+    points = [point(0.9, 0.5, config) for config in (Lin(steps=300), Lin(steps=600), Tune(floor=3.0, steps=1200))]
+    labels = sorted(tradeoff._labels(list(tradeoff._curves(points))).values())
+    assert labels == [
+        "lpips-alex, lin, 3/255, no floor, steps 300",
+        "lpips-alex, lin, 3/255, no floor, steps 600",
+        "lpips-alex, tune, 3/255, floor 3",
+    ]
