@@ -117,18 +117,22 @@ def sample_transformations(
         EnsembleError: no key, a level that images of this size do not have, or something to be drawn by a traced key.
     """
     check_key(key, "a transformation")
-    of_level, of_transpose, of_images = jax.random.split(key, 3)
     probabilities = level_probabilities(h, w)
-    if (scale_level is None or transpose is None) and isinstance(key, Tracer):
-        raise EnsembleError(
-            "scale_level and transpose decide shapes and cannot be drawn by a traced key: under jit give both, or draw "
-            "the transformations outside"
-        )
-    if scale_level is None:
-        level = float(jax.random.uniform(of_level, dtype=jnp.float32))
-        scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), level))
-    if transpose is None:
-        transpose = bool(jax.random.bernoulli(of_transpose, np.float32(0.5)))
+    if scale_level is None or transpose is None:
+        if isinstance(key, Tracer):
+            raise EnsembleError(
+                "scale_level and transpose decide shapes and cannot be drawn by a traced key: under jit give both, or "
+                "draw the transformations outside"
+            )
+        # Numbers, also in a function that is being traced and closes over the key.
+        with jax.ensure_compile_time_eval():
+            of_level, of_transpose, _ = jax.random.split(key, 3)
+            level = float(jax.random.uniform(of_level, dtype=jnp.float32))
+            transposed = bool(jax.random.bernoulli(of_transpose, np.float32(0.5)))
+        if scale_level is None:
+            scale_level = 1 + int(np.searchsorted(np.cumsum(probabilities[:-1]), level))
+        transpose = transposed if transpose is None else transpose
+    of_images = jax.random.split(key, 3)[2]
     if not 1 <= scale_level <= len(probabilities):
         raise EnsembleError(f"scale_level is {scale_level}; images of {h}x{w} have 1 to {len(probabilities)}")
     return from_uniform(jax.random.uniform(of_images, (n, NUMBERS), jnp.float32), scale_level, transpose)

@@ -276,3 +276,9 @@ def test_errors() -> None:
         jax.jit(lambda key: sample_transformations(key, 2, 64, 64, scale_level=1))(KEY)
     given = jax.jit(lambda key: sample_transformations(key, 2, 64, 64, scale_level=1, transpose=False))(KEY)
     assert not given.transpose
+
+
+def test_a_key_with_a_value_draws_inside_a_traced_function_what_it_draws_outside() -> None:
+    image = jax.random.uniform(KEY, (2, 128, 128, 3))
+    drawn = jax.jit(lambda image: transform(image, sample_transformations(KEY, 2, 128, 128)))(image)
+    np.testing.assert_array_equal(drawn, jax.jit(transform)(image, sample_transformations(KEY, 2, 128, 128)))
