@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.geometry.arguments import check_count, check_exponent, from_unit_range, in_unit_range
-from rlpips_jax.geometry.comparison import NOISE, Comparison, compared_by, comparison, judged
+from rlpips_jax.geometry.comparison import JUDGMENTS, NOISE, Comparison, compared_by, comparison, judged
 from rlpips_jax.geometry.descent import (
     LATE,
     PUBLISHED,
@@ -162,7 +162,7 @@ def average(
         return _Spread(compared, compared.prepared(reduced(x, size)), power, count, per_step)
 
     found, objective = descend(first, objective_at, plan)
-    distances = judged(comparison(metric, 1), found, x, plan.key)
+    distances = judged(comparison(metric, JUDGMENTS), found, x, plan.key)
     return Average(from_unit_range(found[0], value_range), distances, objective)
 
 

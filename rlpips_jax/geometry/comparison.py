@@ -146,7 +146,7 @@ def distances(
         ImageError: the images break the convention of `rlpips_jax.images`, differ in size, or are too small.
         GeometryError: a key is missing, or there is no such metric.
     """
-    metric, compared = compared_by(metric, 1)
+    metric, compared = compared_by(metric, JUDGMENTS)
     x, y = (in_unit_range(images, value_range, name, metric) for name, images in (("x", x), ("y", y)))
     if x.ndim != 4 or y.ndim != 4 or x.shape[1:] != y.shape[1:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
         raise ImageError(f"x and y must be batches (n, h, w, 3) of one size, got {x.shape} and {y.shape}")
@@ -157,9 +157,14 @@ def distances(
 def judged(
     compared: Comparison, x: Float[Array, "_ h w 3"], y: Float[Array, "_ h w 3"], key: Any
 ) -> Float[Array, " n"]:
-    """Distances of pairs; of a randomised metric the mean over draws that no step with this key has seen."""
+    """Distances of pairs; of a randomised metric, which takes `JUDGMENTS` samples, or of as many calls of a function,
+    the mean over draws that no step with this key has seen."""
     pair: tuple[Any, Any] = compared.prepared(x), compared.prepared(y)
-    if not compared.drawing:
+    if not isinstance(compared, Drawn):
         return compared.between(*pair, key)
-    keys = jax.random.split(jax.random.fold_in(key, JUDGMENT), JUDGMENTS)
+    key = jax.random.fold_in(key, JUDGMENT)
+    if isinstance(compared.function.func, _OfMetric):
+        # Its own samples balance each other, and say more than so many calls.
+        return compared.between(*pair, key)
+    keys = jax.random.split(key, JUDGMENTS)
     return jax.lax.map(lambda one: compared.between(*pair, one), keys).mean(axis=0)

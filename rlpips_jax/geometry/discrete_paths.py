@@ -20,7 +20,7 @@ from rlpips_jax.geometry.arguments import (
     in_unit_range,
     unit_range,
 )
-from rlpips_jax.geometry.comparison import Comparison, compared_by, comparison, judged
+from rlpips_jax.geometry.comparison import JUDGMENTS, Comparison, compared_by, comparison, judged
 from rlpips_jax.geometry.descent import (
     LATE,
     PUBLISHED,
@@ -160,7 +160,7 @@ def geodesic(
 
     found, objective = descend(moving, objective_at, plan)
     path = jnp.concatenate([ends[:1], found, ends[1:]])
-    distances = judged(comparison(metric, 1), path[:-1], path[1:], plan.key)
+    distances = judged(comparison(metric, JUDGMENTS), path[:-1], path[1:], plan.key)
     whole = from_unit_range(path, value_range)
     # Floats there and back differ by their rounding.
     for place, end in ((0, a), (-1, b)):
