@@ -17,6 +17,7 @@ from rlpips_jax.evaluation.certification import (
     certify_triplets,
 )
 from rlpips_jax.evaluation.measurement import Evaluation, Score, Scores, evaluate, shift_robustness
+from rlpips_jax.evaluation.placement import over_all_devices
 from rlpips_jax.evaluation.scores import (
     best_two_afc_score,
     bootstrap_interval,
@@ -47,6 +48,7 @@ __all__ = [
     "jnd_average_precision",
     "majority_accuracy",
     "ordinal",
+    "over_all_devices",
     "read",
     "read_bapps",
     "read_judgments",

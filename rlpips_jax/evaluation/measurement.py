@@ -120,7 +120,8 @@ def evaluate(
         randomness: of ensembles, how they are attacked and judged.
         key: a key of `jax.random`; None for `jax.random.key(0)`.
         batch: triplets attacked at once.
-        placement: over which devices they are cut, such as `NamedSharding(mesh, PartitionSpec("data"))`; None for one.
+        placement: over which devices they are cut, as `over_all_devices()` has it; None for one. Of several processes
+            each passes the same triplets, and gets all scores.
 
     Returns:
         Without attack first, then one for each epsilon.

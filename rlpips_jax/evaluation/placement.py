@@ -9,7 +9,7 @@ Placement = Sharding | None
 
 
 def over_all_devices() -> NamedSharding:
-    """Over all devices of all processes."""
+    """Over all devices of all processes, along the first axis of a batch."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec("data"))
 
