@@ -6,6 +6,7 @@ transformation ensembles", 2019).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,8 +75,9 @@ def impostor(
 
     Adam on |y - x| / sqrt(h w 3) - multiplier d(y, x), whose multiplier, one for each image, rises at each step
     outside the bound and falls at each within. The best iterate within the bound is kept; where there is none, the
-    segment from the image to the nearest is halved until its end is within. By an ensemble steps draw afresh, and what
-    is kept is held to the bound by transformations that no step has seen.
+    segment from the image to the nearest is halved until its end is within. Unless it is told where to start, it never
+    ends nearer than the image made brighter or darker by as much as the bound allows. By an ensemble steps draw afresh,
+    and what is kept is held to the bound by transformations that no step has seen.
 
     Args:
         metric: from `rlpips_jax.load`; an argument of the compiled program.
@@ -84,8 +86,8 @@ def impostor(
         bound: largest distance by the metric, in its own units. One number, or one for each image.
         steps: gradients that are computed.
         starts: images to begin with, of the same shape, for impostors that look like them: other photographs.
-            None for the negatives of the images, which get farthest with LPIPS of real networks; where the bound is not
-            reached from there in so many steps, begin with the images themselves. Faint noise is added to any.
+            None for the negatives of the images, which get farthest with LPIPS of real networks, and by an ensemble for
+            the images made brighter or darker up to the bound. Faint noise is added to any.
         restarts: starts that are computed side by side, in as many times the memory; their noise differs.
         randomness: of an ensemble, how it is attacked and judged.
         value_range: black and white of the images; impostors stay within.
@@ -101,9 +103,8 @@ def impostor(
     images, value_range = as_floats(images, value_range)
     check_counts(steps=steps, restarts=restarts)
     bound = radius_of("bound", bound, images, units="the metric")
-    black, white = value_range
-    begin = black + white - images if starts is None else as_floats(starts, value_range)[0]
-    if begin.shape != images.shape:
+    begin = None if starts is None else as_floats(starts, value_range)[0]
+    if begin is not None and begin.shape != images.shape:
         raise AttackError(
             f"starts has shape {begin.shape} and images {images.shape}; pass one start for each image, of its size"
         )
@@ -154,7 +155,7 @@ def _impostor(
     objective: Objective,
     known: _Within,
     judged: Objective,
-    begin: Float[Array, "n h w 3"],
+    begin: Float[Array, "n h w 3"] | None,
     key: Any,
     steps: int,
     restarts: int,
@@ -163,10 +164,13 @@ def _impostor(
     images, (black, white) = known.images, value_range
     width = white - black
     adam = optax.scale_by_adam(b1=0.9, b2=0.99)
+    shifted = _shifted(known, value_range) if begin is None else None
+    negative = black + white - images
+    first = begin if shifted is None else shifted if isinstance(objective, Randomised) else negative
 
     def start(key: Any) -> Float[Array, "n h w 3"]:
-        noise = jax.random.normal(key, begin.shape, begin.dtype)
-        return jnp.clip(begin + NOISE * width * noise, black, white)
+        noise = jax.random.normal(key, images.shape, images.dtype)
+        return jnp.clip(first + NOISE * width * noise, black, white)
 
     def state(variable: Float[Array, "n h w 3"]) -> _State:
         return _State(adam.init(variable), jnp.full(images.shape[0], MULTIPLIER, images.dtype))
@@ -190,6 +194,9 @@ def _impostor(
     )
     within = known.holds(known.distance(found))
     adversarial = lax.cond(jnp.all(within), lambda found: found, functools.partial(_nearer, known), found)
+    if shifted is not None:
+        farther = [balls.BALLS["l2"].length(end - images) for end in (shifted, adversarial)]
+        adversarial = jnp.where(balls.per_example(farther[0] > farther[1], images), shifted, adversarial)
     # What moves not at all is at 0, though two programs may round its features differently.
     change = adversarial - images
     linf, l2 = (balls.BALLS[norm].length(change) for norm in ("linf", "l2"))
@@ -208,17 +215,38 @@ def _impostor(
 def _nearer(objective: _Within, found: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
     """What was found, moved towards its image until it is within the bound."""
     images = objective.images
+    already = objective.holds(objective.distance(found))
+    moved = _last_within(objective, lambda share: images + share * (found - images))
+    return jnp.where(balls.per_example(already, images), found, moved)
 
-    def at(share: Float[Array, " n"]) -> Float[Array, "n h w 3"]:
-        return images + balls.per_example(share, images) * (found - images)
+
+def _shifted(objective: _Within, value_range: ValueRange) -> Float[Array, "n h w 3"]:
+    """The images made brighter or darker up to the bound, whichever gets farther."""
+    images, (black, white) = objective.images, value_range
+
+    def towards(end: Any) -> Float[Array, "n h w 3"]:
+        return _last_within(objective, lambda share: jnp.clip(images + share * end, black, white))
+
+    ends = lax.map(towards, jnp.array([white - black, black - white], images.dtype))
+    lighter, darker = (balls.BALLS["l2"].length(end - images) for end in ends)
+    return jnp.where(balls.per_example(lighter > darker, images), *ends)
+
+
+def _last_within(objective: _Within, at: Callable[[Any], Float[Array, "n h w 3"]]) -> Float[Array, "n h w 3"]:
+    """Where a path leaves the bound, by bisection.
+
+    Args:
+        objective: knows the bound.
+        at: images by the share of the path, from 0, which is within, to 1; shares are `(n, 1, 1, 1)`.
+    """
+    images = objective.images
 
     def halve(limits: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         inside, outside = limits
         middle = (inside + outside) / 2
-        holds = objective.holds(objective.distance(at(middle)))
+        holds = balls.per_example(objective.holds(objective.distance(at(middle))), images)
         return (jnp.where(holds, middle, inside), jnp.where(holds, outside, middle)), None
 
-    whole = jnp.ones(images.shape[0], images.dtype)
+    whole = jnp.ones((images.shape[0], 1, 1, 1), images.dtype)
     (share, _), _ = lax.scan(halve, (jnp.zeros_like(whole), whole), length=BISECTIONS)
-    already = objective.holds(objective.distance(found))
-    return jnp.where(balls.per_example(already, images), found, at(share))
+    return at(share)

@@ -139,6 +139,12 @@ def test_impostors_are_held_to_the_bound_by_draws_that_no_step_has_seen_and_judg
     assert np.all(held <= usual * (1 + 1e-5))
     noise = np.linalg.norm((triplets[1] - triplets[0]).reshape(4, -1), axis=1)
     assert np.mean(result.l2) > np.mean(noise)
+    # Nor is a shift of brightness farther, whose gradient is faint.
+    for shift in (-0.2, -0.1, 0.1, 0.2):
+        shifted = jnp.clip(triplets[0] + shift, 0, 1)
+        within = measured(shifted, key=choice_key(KEY, randomness)) <= usual
+        length = np.linalg.norm((shifted - triplets[0]).reshape(4, -1), axis=1)
+        assert np.all(result.l2[within] >= length[within] - 1e-4)
 
 
 def noisy_height(target: Any, images: Any, key: Any) -> Any:

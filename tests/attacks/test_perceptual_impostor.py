@@ -64,6 +64,17 @@ def test_where_no_iterate_is_within_the_bound_the_segment_to_the_image_ends_ther
     assert np.all(result.l2 > 0)
 
 
+def test_it_is_no_nearer_than_a_shift_of_brightness(metric) -> None:
+    images = (pictures(3) / 255).astype(np.float32)
+    result = rl.attacks.impostor(metric, images, key=KEY, bound=0.02, steps=2)
+    shifts = np.linspace(-0.2, 0.2, 17).reshape(-1, 1, 1, 1, 1)
+    shifted = np.clip(images + shifts, 0, 1).astype(np.float32)
+    within = np.asarray(rl.distance(np.broadcast_to(images, shifted.shape), shifted, metric)) <= 0.02
+    lengths = np.where(within, [length(one - images) for one in shifted], 0)
+    assert np.all(result.l2 >= lengths.max(axis=0))
+    assert np.all(lengths.max(axis=0) > 0)
+
+
 def test_a_bound_of_0_leaves_the_image(metric) -> None:
     images = pictures(2)
     result = rl.attacks.impostor(metric, images, key=KEY, bound=0, steps=3)
