@@ -1,5 +1,7 @@
 """BAPPS: built from a server, from archives and from folders; what is wrong with it is named, and nothing is left."""
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
@@ -15,7 +17,7 @@ from PIL import Image
 
 from rlpips_jax.errors import ImageFileError, TripletsError
 from rlpips_jax.evaluation.triplet_files import read_bapps
-from training.data.bapps.bapps_dataset_builder import prepare
+from training.data.bapps.bapps_dataset_builder import LOCK, prepare
 from training.data.sources import RecordSource, materialise, read_pairs
 
 VAL = {"traditional": 3, "cnn": 2, "superres": 1, "deblur": 1, "color": 1, "frameinterp": 1}
@@ -41,8 +43,8 @@ def link(name: str, target: str) -> tarfile.TarInfo:
 
 
 def left(data: Path) -> list[str]:
-    """What lies in a folder of data sets, but for downloads and TFDS's own notes."""
-    files = (path.relative_to(data) for path in data.rglob("*") if path.is_file())
+    """What lies in a folder of data sets, but for downloads, TFDS's own notes and the lock."""
+    files = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path != data / LOCK)
     return [path.as_posix() for path in files if path.parts[0] != "downloads" and ".config" not in path.parts]
 
 
@@ -76,6 +78,50 @@ def test_built_from_a_server(server, tree, tmp_path):
     assert prepare(tmp_path, "twoafc", base_url="http://127.0.0.1:9") == twoafc
     assert len(server.asked) == 3
     assert not list(tmp_path.rglob("unpacked"))
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from training.data.bapps.bapps_dataset_builder import prepare
+
+data, url, own, others = sys.argv[1:]
+Path(own).touch()
+while not Path(others).exists():
+    time.sleep(0.001)
+print(prepare(data, base_url=url))
+"""
+"""Builds when another process is ready to do so too."""
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(server, tmp_path):
+    marks = [tmp_path / "one", tmp_path / "other"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, tmp_path / "data", server.url, own, others],
+            cwd=Path(__file__).parents[3],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for own, others in (marks, reversed(marks))
+    ]
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    folders = {out.strip() for out, _ in ended}
+    assert folders == {str(tmp_path / "data" / "bapps" / "twoafc" / "1.0.0")}
+    assert sum("building" in errors for _, errors in ended) == 1
+    assert sorted(server.asked) == ["/twoafc_train.tar.gz", "/twoafc_val.tar.gz"]
+    (folder,) = folders
+    assert len(RecordSource(folder, "train_traditional")) == TRAIN["traditional"]
+
+
+def test_without_locks_it_is_built_all_the_same(tree, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(RecordSource(prepare(tmp_path, manual_dir=tree), "val_cnn")) == VAL["cnn"]
 
 
 def test_images_are_kept_as_they_are_and_the_set_is_read_as_from_folders(prepared, tree):

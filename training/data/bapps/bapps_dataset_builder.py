@@ -8,6 +8,8 @@ Records are array records, in the order of the archive's file names. An example 
 """
 
 import contextlib
+import errno
+import fcntl
 import io
 import os
 import shutil
@@ -29,6 +31,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FEATURES = {"ref": "reference", "p0": "p0", "p1": "p1", "judge": "judgment", "same": "same"}
 """What the archive's folders are called in an example."""
 CHECKED_AT_ONCE = 64
+LOCK = "bapps.lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system says that has no locks."""
 
 
 def prepare(
@@ -40,6 +45,9 @@ def prepare(
     archives: Sequence[str] | None = None,
 ) -> Path:
     """Builds BAPPS, unless it is there already. One process at a time; others wait for its end, and then read.
+
+    They wait for a lock (`flock`) on the file `bapps.lock` in `data_dir`, which lasts no longer than its process. Where
+    the file system has no locks, start the others when the first has built.
 
     The room needed, for the time it takes, is about three times the archives' size; they have 6.6 GB together. A
     process that is killed outright leaves a folder `incomplete.*`, which is never read and may be removed.
@@ -67,15 +75,37 @@ def prepare(
     if config not in ARCHIVES:
         raise TripletsError(f"BAPPS has no configuration {config!r}; it has {', '.join(ARCHIVES)}")
     builder = Builder(data_dir=os.fspath(data_dir), config=config, base_url=base_url, archives=archives)
-    if not builder.is_prepared():
-        print(f"building {builder.data_dir}", file=sys.stderr, flush=True)
-    with _quietly():
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=None if manual_dir is None else os.fspath(manual_dir)
-            )
-        )
+    if builder.is_prepared():
+        return Path(builder.data_dir)
+    with _locked(Path(data_dir)):
+        # Another process may have built it meanwhile, which a builder notices when it is made.
+        builder = Builder(data_dir=os.fspath(data_dir), config=config, base_url=base_url, archives=archives)
+        if not builder.is_prepared():
+            print(f"building {builder.data_dir}", file=sys.stderr, flush=True)
+            with _quietly():
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(
+                        manual_dir=None if manual_dir is None else os.fspath(manual_dir)
+                    )
+                )
     return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Keeps others out of a folder of data sets for a while, where its file system has locks."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with open(data_dir / LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that builds in {data_dir}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        # Closing the file gives the lock away.
+        yield
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
