@@ -11,7 +11,7 @@ import rlpips_jax as rl
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.distortions import DISTORTIONS
-from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
+from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, digest, ordinal
 from training.config import Training
 from training.data.sources import MemorySource, RecordSource, Source, materialise
 from training.step import JUDGED, ORDINAL
@@ -63,8 +63,17 @@ def load_sets(config: Training) -> Sets:
         groups,
         _validation(config),
         tuple(f"{len(triplets)} of {triplets.name}" for triplets in sets),
-        tuple(str(triplets.source.get("sha256")) for triplets in sets),
+        tuple(map(_identity, sets)),
     )
+
+
+def _identity(triplets: AnyTriplets) -> str:
+    """What tells triplets from others, on every machine alike."""
+    teacher = triplets.source.get("teacher")
+    if teacher is None:
+        return str(triplets.source.get("sha256"))
+    # Processors differ in the last bits of opinions that are computed here; who holds them says as much.
+    return f"{digest(triplets.reference, triplets.p0, triplets.p1, kinds=triplets.kinds)} by {teacher}"
 
 
 def _bapps(config: Training) -> Sets:

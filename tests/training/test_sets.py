@@ -1,5 +1,6 @@
 """What a run learns from, and what it is evaluated on."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 import rlpips_jax as rl
 from rlpips_jax.errors import TrainingError, TripletsError
 from rlpips_jax.evaluation import triplet_distances
+from rlpips_jax.evaluation import triplets as made_triplets
 from rlpips_jax.evaluation.triplets import Triplets
 from training.config import Lin
 from training.sets import Sets, load_sets
@@ -73,6 +75,29 @@ def test_the_seed_decides(made, photographs) -> None:
 
     assert np.array_equal(of(0), images(made.sources[ORDINAL][0]))
     assert not np.array_equal(of(0), of(1))
+
+
+def test_triplets_are_the_same_on_processors_that_round_otherwise(made, photographs, monkeypatch) -> None:
+    measure = made_triplets.triplet_distances
+
+    def rounded(*arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        d0, d1 = measure(*arguments, **options)
+        return np.nextafter(d0, np.float32(np.inf)), d1
+
+    def again(**options: Any) -> Sets:
+        return load_sets(Lin(photographs=photographs, **{**TINY, **options}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made_triplets, "triplet_distances", rounded)
+        found = again()
+    sources = [sets.sources[JUDGED][0] for sets in (made, found)]
+    assert any(sources[0][index]["judgment"] != sources[1][index]["judgment"] for index in range(6))
+    assert found.identities == made.identities
+    assert again(seed=1).identities[1] != made.identities[1]
+    changed = dataclasses.replace(rl.load("lpips-tiny"), dtype="bfloat16")
+    monkeypatch.setattr(rl, "load", lambda *_, **__: changed)
+    # Ordinal triplets have no teacher.
+    assert [one == its for one, its in zip(again().identities, made.identities, strict=True)] == [True, False]
 
 
 def test_a_file_of_triplets_is_judged_and_is_not_evaluated_on_unless_told(tmp_path) -> None:
