@@ -124,8 +124,8 @@ class Training:
     split: tuple[str, ...] = ()
     """Splits to train on: of BAPPS, by default train_traditional, train_cnn and train_mix; of a folder of votes, by
     default train."""
-    size: int = 64
-    """Height and width of the images."""
+    size: int | None = None
+    """Height and width of the images, by default 64; those of an .npz file are taken as they are."""
 
     protocol: Literal["corrected", "published"] = "corrected"
     """Options whose default is "by the protocol" differ between the two. And the published recipe has quirks: its

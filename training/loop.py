@@ -28,7 +28,7 @@ from training.checkpoint import Checkpoints
 from training.config import Natural, Training
 from training.data.feed import batches, steps_per_epoch
 from training.logs import RECORDS, MetricLog, read
-from training.sets import Sets, load_sets
+from training.sets import Sets, load_sets, sized
 from training.step import (
     ORDINAL,
     Batch,
@@ -102,6 +102,7 @@ def train(config: Training) -> Path:
         SystemExit: 0, after SIGTERM or Ctrl-C, when all is saved.
     """
     devices.join(config)
+    config = sized(config)
     run_folder.check(config.out, config.document())
     rows = over_all_devices()
     start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)

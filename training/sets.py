@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from training.config import Training
 from training.data.sources import MemorySource, RecordSource, Source, materialise
 from training.step import JUDGED, ORDINAL
 
+AnyTraining = TypeVar("AnyTraining", bound=Training)
+
+SIZE = 64
+"""Height and width of images that are made or resized, where none is given: BAPPS's."""
 TRAINING_SPLITS = ("train_traditional", "train_cnn", "train_mix")
 VALIDATION_TRIPLETS = 600
 """Triplets of each sort that are made of photographs to evaluate on."""
@@ -42,13 +46,37 @@ class Sets(NamedTuple):
         return self._replace(sources={group: self.sources[group] for group in self.sources if group in groups})
 
 
+def sized(config: AnyTraining) -> AnyTraining:
+    """The configuration with the size that its images have; of images that are no squares, the shorter side.
+
+    Raises:
+        TrainingError: the images of an `.npz` file have another size than was given, or several.
+        TripletsError: the file cannot be read.
+    """
+    size = SIZE if config.size is None else config.size
+    if config.data not in ("bapps", "photographs") and Path(config.data).is_file():
+        shapes = [summary.shape for summary in triplet_files.summarise_npz(config.data).values()]
+        # Whoever reads what is no images says so.
+        sizes = sorted({min(shape[1:3]) for shape in shapes if len(shape) == 4})
+        if len(sizes) > 1:
+            raise TrainingError(f"{config.data} has images of {', '.join(map(str, sizes))} pixels; one size is needed")
+        size = sizes[0] if sizes else size
+        if config.size not in (None, size):
+            raise TrainingError(
+                f"--size is {config.size}, but the images of {config.data} have {size} pixels, and are taken as they "
+                f"are; give --size {size}, or none"
+            )
+    return dataclasses.replace(config, size=size)
+
+
 def load_sets(config: Training) -> Sets:
     """Reads or makes the triplets that a configuration names.
 
     Raises:
-        TrainingError: it names none.
+        TrainingError: it names none, or the images of an `.npz` file have another size than it.
         TripletsError: they cannot be read.
     """
+    config = sized(config)
     if config.data == "bapps":
         return _bapps(config)
     groups: dict[str, tuple[Source, ...]] = {}
@@ -127,8 +155,9 @@ def _at_most(triplets: AnyTriplets, most: int | None) -> AnyTriplets:
 
 def _made(config: Training, folder: Path, count: int, seed: int) -> list[AnyTriplets]:
     teacher = rl.load(config.teacher, weights_dir=config.weights_dir)
+    size = SIZE if config.size is None else config.size
     made = [
-        ordinal(folder, count, seed=2 * seed, size=config.size),
-        crossed(folder, count, seed=2 * seed + 1, size=config.size, teacher=teacher),
+        ordinal(folder, count, seed=2 * seed, size=size),
+        crossed(folder, count, seed=2 * seed + 1, size=size, teacher=teacher),
     ]
     return [dataclasses.replace(triplets, name=f"{Path(folder).name} {triplets.name}") for triplets in made]

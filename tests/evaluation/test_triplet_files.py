@@ -14,6 +14,7 @@ from rlpips_jax.evaluation.triplet_files import (
     read_bapps,
     read_judgments,
     read_npz,
+    summarise_npz,
     write_bapps,
     write_npz,
 )
@@ -207,6 +208,20 @@ def test_npz_files_are_read_as_they_were_written(tmp_path):
         json.dumps(dict(part.source))
     assert [str(part) for part in found] == [str(part) for part in read(tmp_path / "set.npz")]
     assert list(tmp_path.iterdir()) == [tmp_path / "set.npz"]
+
+
+def test_a_file_is_summarised_without_its_images(tmp_path, monkeypatch):
+    path = tmp_path / "set.npz"
+    write_npz(path, {"crossed": made(["blur/jpeg", "noise/warp"], seed=1), "ordinal": made(["noise"])})
+    monkeypatch.setattr(np, "load", None)
+    found = summarise_npz(path)
+    assert found == {"crossed": ((2, 6, 8, 3), {"seed": 1}), "ordinal": ((1, 6, 8, 3), {"seed": 0})}
+    np.savez(path, ref=np.zeros((3, 4, 5, 3), np.uint8))
+    assert summarise_npz(path) == {"": ((3, 4, 5, 3), {})}
+    path.write_bytes(path.read_bytes()[:100])
+    for wrong in (path, tmp_path / "nowhere.npz"):
+        with pytest.raises(TripletsError, match=rf"{wrong.name} cannot be read as an \.npz file"):
+            summarise_npz(wrong)
 
 
 def test_distances_of_a_teacher_stand_for_judgments(tmp_path):

@@ -382,6 +382,14 @@ def test_a_batch_must_be_cut_evenly(configure, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_size_that_a_file_does_not_have_is_refused(tmp_path) -> None:
+    arrays: dict[str, Any] = {name: np.zeros((2, 48, 48, 3), np.uint8) for name in ("ref", "p0", "p1")}
+    np.savez(tmp_path / "triplets.npz", **arrays, judge=np.zeros(2, np.float32))
+    with pytest.raises(TrainingError, match=r"--size is 64, but .* 48 pixels"):
+        train(Lin(data=str(tmp_path / "triplets.npz"), size=64, metric="lpips-tiny", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_would_go_on_with_other_contents_is_refused(tmp_path) -> None:
     began = {"total": 6, "start": "a metric", "data": ["one", "two"]}
     loop._check_identity(tmp_path, began, {**began, "data": ["one", "two"]})

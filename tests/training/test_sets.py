@@ -14,7 +14,7 @@ from rlpips_jax.evaluation import triplet_distances
 from rlpips_jax.evaluation import triplets as made_triplets
 from rlpips_jax.evaluation.triplets import Triplets
 from training.config import Lin
-from training.sets import Sets, load_sets
+from training.sets import Sets, load_sets, sized
 from training.step import JUDGED, ORDINAL
 
 TINY: dict[str, Any] = {"teacher": "lpips-tiny", "triplets": 6, "validation_triplets": 4, "size": 32}
@@ -113,6 +113,41 @@ def test_a_file_of_triplets_is_judged_and_is_not_evaluated_on_unless_told(tmp_pa
     assert [float(source[index]["judgment"]) for index in range(5)] == [0, 0.25, 0.5, 1, 1]
     validated = load_sets(Lin(data=str(path), size=32, validation=path)).validation
     assert [len(triplets) for triplets in validated.values()] == [5]
+
+
+def write(path: Path, **sizes: int) -> Path:
+    """A file of four triplets of noise of each part, at these sizes."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, size in sizes.items():
+        arrays |= {f"{part}/{name}": rng.integers(0, 256, (4, size, size, 3), np.uint8) for name in ("ref", "p0", "p1")}
+        arrays[f"{part}/judge"] = np.linspace(0, 1, 4, dtype=np.float32)
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_file_has_its_own_size(tmp_path) -> None:
+    path = write(tmp_path / "triplets.npz", first=48, second=48)
+    for given in (None, 48):
+        assert sized(Lin(data=str(path), size=given)).document()["size"] == 48
+        assert images(load_sets(Lin(data=str(path), size=given)).sources[JUDGED][1]).shape == (4, 3, 48, 48, 3)
+    for read in (sized, load_sets):
+        with pytest.raises(TrainingError, match=r"--size is 64, but the images of .*triplets\.npz have 48 pixels"):
+            read(Lin(data=str(path), size=64))
+    several = write(tmp_path / "several.npz", first=48, second=32)
+    with pytest.raises(TrainingError, match=r"several\.npz has images of 32, 48 pixels"):
+        sized(Lin(data=str(several)))
+
+
+def test_what_is_not_given_is_64(photographs, tmp_path) -> None:
+    for data in ("photographs", "bapps", str(tmp_path)):
+        assert [sized(Lin(data=data, size=size)).size for size in (None, 32)] == [64, 32]
+
+
+def test_validation_made_of_photographs_has_the_size_of_a_file(photographs, tmp_path) -> None:
+    path = write(tmp_path / "triplets.npz", only=48)
+    options: dict[str, Any] = TINY | {"size": None}
+    validation = load_sets(Lin(data=str(path), validation=photographs, **options)).validation
+    assert [triplets.batch(0, 4).reference.shape for triplets in validation.values()] == [(4, 48, 48, 3)] * 2
 
 
 def test_what_is_missing_is_named(tmp_path) -> None:
