@@ -2,12 +2,16 @@
 
 Trains one mode at several weights of the loss on unattacked triplets and several seeds. The table and the curves
 (`tradeoff.md`, `tradeoff.png`) are of all runs in the folder, so commands with other options add to them: without
-`--test` on the validation triplets, to choose by; with it on triplets that nothing was trained or chosen on.
+`--test` on the validation triplets, to choose by; with it on triplets that nothing was trained or chosen on. All runs
+of a folder have the same triplets (`learn.npz`, `choose.npz`), which may be links to those of another folder.
 Interrupted, the same command goes on where it stood.
 """
 
 import dataclasses
+import itertools
 import json
+import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +22,9 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.report import Table
+from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
-from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
@@ -31,6 +36,9 @@ MODES: Mapping[str, type[Training]] = {"lin": Lin, "tune": Tune}
 
 EPSILONS = ("2/255", "4/255", "8/255")
 """Of the evaluation's attack, in units of [-1, 1]."""
+
+SIZE = 64
+"""Height and width of the triplets' images."""
 
 MARKERS = {"lin": "o", "tune": "s"}
 
@@ -149,17 +157,61 @@ def _grid(options: TradeOff) -> Iterator[Training]:
 
 
 def _make(
-    path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: tuple[str, ...] | None = None
+    path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str] = TRAINING_KINDS
 ) -> None:
-    """Writes ordinal and crossed triplets, once for all runs; a file that is there is taken as it is."""
+    """Writes ordinal and crossed triplets, once for all runs.
+
+    Raises:
+        TripletsError: there is a file, and it was made with other options, or does not say with which.
+    """
     if path.exists():
+        _check_made(path, folder, count, seed, teacher, kinds)
         return
-    chosen: dict[str, Any] = {} if kinds is None else {"kinds": kinds}
     sets = {
-        "ordinal": ordinal(folder, count, seed=seed, **chosen),
-        "crossed": crossed(folder, count, seed=seed + 1, teacher=teacher, **chosen),
+        "ordinal": ordinal(folder, count, seed=seed, kinds=kinds, size=SIZE),
+        "crossed": crossed(folder, count, seed=seed + 1, teacher=teacher, kinds=kinds, size=SIZE),
     }
     triplet_files.write_npz(path, sets)
+
+
+def _check_made(path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str]) -> None:
+    parts, differing = triplet_files.summarise_npz(path), []
+    options: dict[str, Any] = {"count": count, "kinds": list(kinds), "size": SIZE}
+    for part, more in (("ordinal", {"seed": seed}), ("crossed", {"seed": seed + 1, "teacher": teacher.signature})):
+        made = dict(parts[part].made) if part in parts else {}
+        while isinstance(made.get("made"), dict):  # Read from one file, and written to another.
+            made = made["made"]
+        if made.get("made") != part:
+            raise TripletsError(f"{path} does not say what its {part} triplets were made of; give another --out")
+        if not _may_be_one(made["folder"], folder):
+            differing.append(f"photographs {made['folder']} (now {folder})")
+        for name, value in (options | more).items():
+            if _without_version(made.get(name)) != _without_version(value):
+                differing.append(f"{part} {name} {made.get(name)} (now {value})")
+    if differing:
+        raise TripletsError(
+            f"{path} was made with {', '.join(dict.fromkeys(differing))}; give another --out, or the same options"
+        )
+
+
+def _may_be_one(recorded: str, folder: Path) -> bool:
+    """Whether two paths may lead to one folder: their last two names agree, or one name where there are no more.
+
+    They may have been given from different places, and folders are linked and moved.
+    """
+    recordings, folders = (recorded, os.path.realpath(recorded)), (os.path.abspath(folder), os.path.realpath(folder))
+    ways = itertools.product(recordings, folders)
+    return any(all(map(operator.eq, _last_names(one), _last_names(other))) for one, other in ways)
+
+
+def _last_names(path: str) -> list[str]:
+    """The last two names of a path, the last one first."""
+    return [name for name in Path(path).parts if name not in (Path(path).anchor, "..")][:-3:-1]
+
+
+def _without_version(value: Any) -> Any:
+    """An option, of a teacher's signature without the library's version, which is no option."""
+    return value.split(" ", 2)[2:] if isinstance(value, str) else value
 
 
 def _finished(options: TradeOff, sets: Mapping[str, AnyTriplets]) -> list[Point]:

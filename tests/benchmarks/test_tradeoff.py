@@ -1,13 +1,19 @@
 """The trade-off's runs, and the table and curves of what they reached."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import rlpips_jax as rl
 from benchmarks import tradeoff
 from benchmarks.tradeoff import Point, TradeOff
+from rlpips_jax.errors import TripletsError
+from rlpips_jax.evaluation import triplet_files
+from rlpips_jax.metric import Metric
 from training.config import Lin, Tune
 
 
@@ -60,3 +66,79 @@ def test_legends_name_what_tells_curves_of_a_mode_apart() -> None:
         "lpips-alex, lin, 3/255, no floor, steps 600",
         "lpips-alex, tune, 3/255, floor 3",
     ]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Metric:
+    return rl.load("lpips-tiny")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures") / "some" / "train"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)).save(folder / "one.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learn(teacher, photographs, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("first") / "learn.npz"
+    tradeoff._make(path, photographs, 4, 0, teacher)
+    return path
+
+
+def test_triplets_that_are_there_are_taken_where_they_are_those_asked_for(
+    learn, teacher, photographs, tmp_path, monkeypatch
+) -> None:
+    before = learn.stat()
+    tradeoff._make(learn, photographs, 4, 0, teacher)
+    # By a link, and by other words for the folder of photographs.
+    (tmp_path / "learn.npz").symlink_to(learn)
+    (tmp_path / "pictures").symlink_to(photographs)
+    monkeypatch.chdir(photographs.parent)
+    for folder in (Path("train"), Path("../some/train"), tmp_path / "pictures"):
+        tradeoff._make(tmp_path / "learn.npz", folder, 4, 0, teacher)
+    # Written anew, with more beside them.
+    sets = {triplets.name.partition(" ")[2]: triplets for triplets in triplet_files.read_npz(learn)}
+    triplet_files.write_npz(tmp_path / "more.npz", sets | {"more": sets["ordinal"]})
+    tradeoff._make(tmp_path / "more.npz", photographs, 4, 0, teacher)
+    assert learn.stat() == before
+
+
+def test_triplets_of_other_options_are_refused(learn, teacher, photographs, tmp_path) -> None:
+    make = functools.partial(tradeoff._make, learn)
+    other = rl.load("lpips-tiny", dtype="bfloat16")
+    for words, arguments in {
+        r"ordinal count 4 \(now 5\), crossed count 4 \(now 5\)": (photographs, 5, 0, teacher),
+        r"ordinal seed 0 \(now 2\), crossed seed 1 \(now 3\)": (photographs, 4, 2, teacher),
+        r"photographs .*some/train \(now .*other/train\)": (tmp_path / "other" / "train", 4, 0, teacher),
+        r"crossed teacher .*dtype=float32.* \(now .*dtype=bfloat16": (photographs, 4, 0, other),
+        r"kinds \[.*\] \(now \['blur', 'jpeg'\]\)": (photographs, 4, 0, teacher, ("blur", "jpeg")),
+    }.items():
+        with pytest.raises(TripletsError, match=rf"learn\.npz was made with .*{words}.*; give another --out"):
+            make(*arguments)
+    arrays: dict[str, Any] = {name: np.zeros((4, 64, 64, 3), np.uint8) for name in ("ref", "p0", "p1")}
+    np.savez(tmp_path / "learn.npz", **arrays, judge=np.zeros(4, np.float32))
+    with pytest.raises(TripletsError, match="does not say what its ordinal triplets were made of"):
+        tradeoff._make(tmp_path / "learn.npz", photographs, 4, 0, teacher)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [
+        ("../shared/images/bsds/train", "/data/bsds/train", True),
+        ("/home/one/bsds/train", "/home/other/bsds/train", True),
+        ("../train", "/data/bsds/train", True),
+        ("../shared/images/bsds/train", "/data/bsds/val", False),
+        ("../shared/images/bsds/train", "/data/coco/train", False),
+    ],
+)
+def test_folders_are_known_by_their_last_names(recorded, given, expected) -> None:
+    assert tradeoff._may_be_one(recorded, Path(given)) == expected
+
+
+def test_another_version_of_the_library_has_the_same_teacher(learn, teacher, photographs, monkeypatch) -> None:
+    monkeypatch.setattr(rl, "__version__", "99.0")
+    assert teacher.signature.startswith("rlpips-jax 99.0 ")
+    tradeoff._make(learn, photographs, 4, 0, teacher)
