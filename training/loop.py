@@ -113,7 +113,7 @@ def train(config: Training) -> Path:
     sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
     shares = _shares(config, sets)
     plan = Plan.of(config, sets, shares)
-    identity = {"total": plan.total, "start": start.signature, "data": list(sets.identities)}
+    identity = {"total": plan.total, "start": start.signature, "data": sets.identities}
     # Evaluation is at the highest precision, whatever a step computes in.
     metric = _computing(start, config)
     optimiser = make_optimiser(config, plan.share(config))
@@ -320,7 +320,7 @@ class _Run:
         before, after = (_scores(records, kind) for kind in ("reference", "evaluation"))
         card = {
             "trained": config.document(),
-            "data": list(self.sets.described),
+            "data": self.sets.described,
             "steps": self.plan.total,
             "start": self.start.signature,
             "library": rl.__version__,

@@ -1,9 +1,9 @@
 """The judged triplets of a run: what it learns from, and what it is evaluated on."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, digest, ordinal
+from rlpips_jax.weights.download import sha256_of
 from training.config import Training
 from training.data.sources import MemorySource, RecordSource, Source, materialise
 from training.step import JUDGED, ORDINAL
@@ -26,24 +27,47 @@ VALIDATION_TRIPLETS = 600
 VALIDATION_SPLITS = ("val_traditional", "val_cnn", "val_superres", "val_deblur", "val_color", "val_frameinterp")
 
 
+class Origin(NamedTuple):
+    """Where the triplets of a source come from.
+
+    Attributes:
+        group: of `training.step`, to which the source belongs.
+        described: what they are, for the model card, as JSON has it.
+        identity: what tells their content from others', for going on with the same.
+    """
+
+    group: str
+    described: dict[str, Any]
+    identity: str
+
+
 class Sets(NamedTuple):
     """What a run is about.
 
     Attributes:
         sources: to learn from, by `training.step`'s groups: ordinal ones, judged ones, or both.
         validation: to evaluate on, by their names.
-        described: what the sources are, for the model card.
-        identities: what tells their content from others', for going on with the same.
+        origins: of the sources.
     """
 
     sources: dict[str, tuple[Source, ...]]
     validation: dict[str, AnyTriplets]
-    described: tuple[str, ...]
-    identities: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        """What the sources are, for the model card."""
+        return [origin.described for origin in self.origins]
+
+    @property
+    def identities(self) -> list[str]:
+        """What tells the sources from others."""
+        return [origin.identity for origin in self.origins]
 
     def only(self, groups: Collection[str]) -> "Sets":
         """Without the sources of other groups."""
-        return self._replace(sources={group: self.sources[group] for group in self.sources if group in groups})
+        sources = {group: self.sources[group] for group in self.sources if group in groups}
+        return Sets(sources, self.validation, tuple(origin for origin in self.origins if origin.group in groups))
 
 
 def sized(config: AnyTraining) -> AnyTraining:
@@ -80,19 +104,28 @@ def load_sets(config: Training) -> Sets:
     if config.data == "bapps":
         return _bapps(config)
     groups: dict[str, tuple[Source, ...]] = {}
-    sets = _learnt(config)
-    for triplets in sets:
+    origins = []
+    file = {"file_sha256": sha256_of(Path(config.data))} if Path(config.data).is_file() else {}
+    for triplets in _learnt(config):
         # One distortion at two strengths, about whose order there is no doubt anywhere.
         certain = triplets.sure is None and bool(np.isin(triplets.judgment, (0, 1)).all())
         ordinal = certain and set(triplets.kinds) <= DISTORTIONS.keys()
         group = ORDINAL if ordinal else JUDGED
         groups[group] = (*groups.get(group, ()), MemorySource(triplets))
-    return Sets(
-        groups,
-        _validation(config),
-        tuple(f"{len(triplets)} of {triplets.name}" for triplets in sets),
-        tuple(map(_identity, sets)),
-    )
+        described = {"triplets": f"{len(triplets)} of {triplets.name}", "source": _by_names(triplets.source)} | file
+        origins.append(Origin(group, described, _identity(triplets)))
+    return Sets(groups, _validation(config), tuple(origins))
+
+
+def _by_names(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Where triplets come from, with files and folders by their names alone."""
+    plain = {}
+    for name, value in source.items():
+        if isinstance(value, Mapping):
+            plain[name] = _by_names(value)
+        else:
+            plain[name] = Path(value).name if name in ("file", "folder") else value
+    return plain
 
 
 def _identity(triplets: AnyTriplets) -> str:
@@ -119,8 +152,11 @@ def _bapps(config: Training) -> Sets:
             )
             for split in VALIDATION_SPLITS
         }
-    lengths = tuple(f"{split}: {len(source)}" for split, source in zip(splits, sources, strict=True))
-    return Sets({JUDGED: sources}, validation, tuple(f"BAPPS {split}" for split in splits), lengths)
+    origins = tuple(
+        Origin(JUDGED, {"triplets": f"{len(source)} of BAPPS {split}"}, f"{split}: {len(source)}")
+        for split, source in zip(splits, sources, strict=True)
+    )
+    return Sets({JUDGED: sources}, validation, origins)
 
 
 def _learnt(config: Training) -> Sequence[AnyTriplets]:

@@ -230,7 +230,8 @@ def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) ->
     card = json.loads(metadata["card"])
     assert card["trained"]["mode"] == "lin"
     assert card["steps"] == STEPS
-    assert card["data"] == ["24 of photographs ordinal", "24 of photographs crossed"]
+    assert [one["triplets"] for one in card["data"]] == ["24 of photographs ordinal", "24 of photographs crossed"]
+    assert [(one["source"]["folder"], one["source"]["size"]) for one in card["data"]] == [("photographs", 32)] * 2
     assert card["scores"]["trained"].keys() == {"validation ordinal", "validation crossed"}
     assert card["scores"]["start"]["validation ordinal"].keys() == {"natural", "0.5"}
     assert card["scores"]["start"]["validation crossed"].keys() == {"natural", "sure"}
@@ -398,7 +399,7 @@ def test_a_run_that_would_go_on_with_other_contents_is_refused(tmp_path) -> None
 
 
 def test_triplets_that_no_loss_looks_at_are_left_out() -> None:
-    sets = Sets({"judged": (Length(45),), "ordinal": (Length(25),)}, {}, ())  # pyright: ignore[reportArgumentType]
+    sets = Sets({"judged": (Length(45),), "ordinal": (Length(25),)}, {})  # pyright: ignore[reportArgumentType]
     config = Lin(natural_weight=0.0)
     used = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
     assert set(used.sources) == {"ordinal"}
@@ -427,7 +428,7 @@ class Length:
 def planned(**options: Any) -> tuple[Plan, np.ndarray]:
     """The plan for 45 judged and 25 ordinal triplets at 10 a step each, and the rate's share at every step."""
     config, sources = Lin(**options), {"judged": (Length(45),), "ordinal": (Length(25),)}
-    plan = Plan.of(config, Sets(sources, {}, ()), {"judged": 10, "ordinal": 10})  # pyright: ignore[reportArgumentType]
+    plan = Plan.of(config, Sets(sources, {}), {"judged": 10, "ordinal": 10})  # pyright: ignore[reportArgumentType]
     share = plan.share(config)
     return plan, np.array([float(share(np.int32(step))) for step in range(plan.total)])
 

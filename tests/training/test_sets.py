@@ -1,6 +1,8 @@
 """What a run learns from, and what it is evaluated on."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.errors import TrainingError, TripletsError
 from rlpips_jax.evaluation import triplet_distances
 from rlpips_jax.evaluation import triplets as made_triplets
+from rlpips_jax.evaluation.triplet_files import write_npz
 from rlpips_jax.evaluation.triplets import Triplets
 from training.config import Lin
 from training.sets import Sets, load_sets, sized
@@ -44,7 +47,8 @@ def test_photographs_give_as_many_of_each_sort(made, photographs) -> None:
         assert len(source) == 6
         assert images(source).shape == (6, 3, 32, 32, 3)
         assert images(source).dtype == np.uint8
-    assert made.described == (f"6 of {photographs.name} ordinal", f"6 of {photographs.name} crossed")
+    names = [f"6 of {photographs.name} ordinal", f"6 of {photographs.name} crossed"]
+    assert [one["triplets"] for one in made.described] == names
 
 
 def test_ordinal_judgments_are_certain_and_the_teachers_are_opinions(made) -> None:
@@ -123,6 +127,27 @@ def write(path: Path, **sizes: int) -> Path:
         arrays[f"{part}/judge"] = np.linspace(0, 1, 4, dtype=np.float32)
     np.savez(path, **arrays)
     return path
+
+
+def test_a_file_is_described_by_what_it_was_made_of(photographs, tmp_path) -> None:
+    folder, count = tmp_path / "somewhere", 3
+    parts = {
+        "crossed": made_triplets.crossed(photographs, count, teacher=rl.load("lpips-tiny"), size=32),
+        "ordinal": made_triplets.ordinal(photographs, count, size=32),
+    }
+    write_npz(folder / "learn.npz", parts)
+    sets = load_sets(Lin(data=str(folder / "learn.npz")))
+    crossed, ordinal = json.loads(json.dumps(sets.described))
+    assert (crossed["triplets"], ordinal["triplets"]) == ("3 of learn.npz crossed", "3 of learn.npz ordinal")
+    assert crossed["file_sha256"] == hashlib.sha256((folder / "learn.npz").read_bytes()).hexdigest()
+    assert crossed["source"]["made"] == {**parts["crossed"].source, "folder": photographs.name}
+    assert crossed["source"]["made"]["teacher"] == rl.load("lpips-tiny").signature
+    assert (crossed["source"]["file"], crossed["source"]["part"]) == ("learn.npz", "crossed")
+    assert str(tmp_path) not in json.dumps(sets.described)
+    # What nothing learns from is not spoken of.
+    only = sets.only([ORDINAL])
+    assert (only.described, only.identities) == ([ordinal], [sets.identities[1]])
+    assert only.sources.keys() == {ORDINAL}
 
 
 def test_a_file_has_its_own_size(tmp_path) -> None:
