@@ -118,8 +118,7 @@ def first_state(
     trained = jax.tree.map(jnp.array, trained)
     average = None
     if config.average:
-        heads = optax.projections.projection_non_negative(trained["heads"])
-        average = jax.tree.map(jnp.array, trained | {"heads": heads})
+        average = jax.tree.map(jnp.array, projected(config, metric, trained))
     return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
 
 
@@ -128,6 +127,20 @@ def known_heads(config: Training, metric: Metric) -> Heads:
     heads = metric.parameters["heads"]
     first, *others = jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
     return (first * config.first_layer, *others)
+
+
+def projected(config: Training, metric: Metric, trained: Trained) -> Trained:
+    """The nearest parameters that are allowed: heads as `projected_heads` has them, and by the published recipe 1x1
+    kernels of a trained backbone that are 0 or more.
+
+    Its code clips all 1x1 convolutions: heads are such there, but so are two thirds of SqueezeNet's.
+    """
+    trained = trained | {"heads": projected_heads(config, metric, trained["heads"])}
+    if config.protocol == "published" and "backbone" in trained:
+        trained["backbone"] = jax.tree.map(
+            lambda leaf: jnp.maximum(leaf, 0) if leaf.shape[:2] == (1, 1) else leaf, trained["backbone"]
+        )
+    return trained
 
 
 def projected_heads(config: Training, metric: Metric, heads: Heads) -> Heads:
@@ -216,7 +229,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradient, state.optimiser, state.trained)
         trained: Any = optax.apply_updates(state.trained, updates)
-        trained = trained | {"heads": projected_heads(config, drawn_metric(metric), trained["heads"])}
+        trained = projected(config, drawn_metric(metric), trained)
         average: Any = None
         if state.average is not None:
             # Early averages forget the start sooner.

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import ALEX
+from rlpips_jax.backbones import ALEX, Architecture, Convolution, Fire, Pool
+from rlpips_jax.convolution import Pooling
 from rlpips_jax.metric import Metric
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
@@ -219,6 +220,37 @@ def test_heads_may_have_to_stay_near_their_start(start, tiny, groups) -> None:
     ends = [np.isclose(shares, end, rtol=1e-6) for end in (1 / 1.25, 1.25)]
     assert all(end.any() for end in ends)
     assert (ends[0] | ends[1] | (shares == 1)).all()
+
+
+SMALL = Architecture(
+    "small", (Convolution(0, 8, 3, stride=2), Pool(1), Fire(2, 4, 6)), Pooling("max", 3, 2, ceil=True), (0, 2)
+)
+
+
+@pytest.mark.parametrize("protocol", ["published", "corrected"])
+def test_the_published_recipe_clips_every_1x1_kernel(protocol, drawn, groups) -> None:
+    metric = drawn(SMALL)
+    config = Tune(protocol=protocol, attack_steps=1, average=0.5, rate=1e-3, backbone_rate=1e-3)
+    step, state = begin(config, metric)
+    averaged = copied(state.average)["backbone"]
+    state, report = step(state, metric, groups)
+    assert bool(report.finite)
+    after, fire = copied(state.trained["backbone"]), copied(state.trained["backbone"])["features_2"]
+    # What is no 1x1 kernel goes where the gradient takes it.
+    others = [after["features_0"]["kernel"], fire["expand3x3"]["kernel"], *(fire[name]["bias"] for name in fire)]
+    assert all((other < 0).any() for other in others)
+    for name in ("squeeze", "expand1x1"):
+        before = np.asarray(metric.parameters["backbone"]["features_2"][name]["kernel"])
+        kernels = [backbone["features_2"][name]["kernel"] for backbone in (after, averaged)]
+        if protocol == "corrected":
+            np.testing.assert_array_equal(kernels[1], before)
+            assert all((kernel < 0).any() for kernel in kernels)
+            continue
+        np.testing.assert_array_equal(kernels[1], np.maximum(before, 0))
+        assert (kernels[0] >= 0).all()
+        # Adam's first step is as long as its rate.
+        np.testing.assert_allclose(kernels[0], np.maximum(before, 0), atol=1.01e-3)
+        assert (kernels[0][before < -2e-3] == 0).all()
 
 
 def test_ratios_start_from_drawn_heads_that_are_not_negative(tiny) -> None:
