@@ -130,7 +130,8 @@ class Training:
     protocol: Literal["corrected", "published"] = "corrected"
     """Options whose default is "by the protocol" differ between the two. And the published recipe has quirks: its
     attack ascends the loss of a ranking head drawn anew at each step, by steps that reach a corner of the ball, moves
-    p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign."""
+    p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign; tune clips all 1x1 kernels to 0 or more;
+    evaluations also count agreement with the majority."""
     initial_heads: Literal["metric", "equal", "drawn"] | None = None
     """Start from the metric's heads, from equal weights of all channels, or (published) from heads drawn at random."""
     first_layer: float = 1.0

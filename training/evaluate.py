@@ -17,7 +17,10 @@ from rlpips_jax.metric import Metric
 from training.config import Training, radius
 
 Scores = dict[str, dict[str, float]]
-"""Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear."""
+"""Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear. By the
+published protocol also "majority", and "majority 8/255" under attack: agreement with more than half of the people."""
+
+MAJORITY = "majority"
 
 
 class Interrupted(Exception):
@@ -74,16 +77,22 @@ def _scores(
     found = {"natural": natural.scores.two_afc.mean}
     if triplets.sure is not None:
         found["sure"] = natural.scores.sure.mean
-    return found | {text: one.scores.two_afc.mean for text, one in zip(epsilons, attacked, strict=True)}
+    found |= {text: one.scores.two_afc.mean for text, one in zip(epsilons, attacked, strict=True)}
+    if config.protocol == "published" and natural.scores.majority.count:
+        found[MAJORITY] = natural.scores.majority.mean
+        found |= {f"{MAJORITY} {text}": one.scores.majority.mean for text, one in zip(epsilons, attacked, strict=True)}
+    return found
 
 
 def summary(scores: Scores) -> float:
-    """One number to choose a checkpoint by: the mean of all scores, each set counting alike."""
+    """One number to choose a checkpoint by: the mean of all 2AFC scores, each set counting alike."""
     if not scores:
         return float("nan")
-    return float(
-        np.mean([np.mean([value for name, value in one.items() if name != "sure"]) for one in scores.values()])
-    )
+    counting = [
+        [value for name, value in one.items() if name != "sure" and not name.startswith(MAJORITY)]
+        for one in scores.values()
+    ]
+    return float(np.mean([np.mean(values) for values in counting]))
 
 
 def table(before: Scores, after: Scores, names: tuple[str, str]) -> str:

@@ -1,7 +1,8 @@
 """Evaluation during a run: what is attacked and how, what it is summed up to, and over how many devices."""
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.evaluation import evaluate as measure
+from rlpips_jax.evaluation.measurement import Distances, assess
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import Triplets
 from rlpips_jax.metric import Metric
@@ -74,6 +76,31 @@ def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatc
     assert (attack.func, attack.keywords) == (attacks.pgd, {"norm": "l2", "steps": 7})
     assert found["ordinal"].keys() == {"natural", "2/255", "0.5"}
     assert found["crossed"].keys() == {"natural", "sure"}
+
+
+def test_the_published_protocol_counts_majorities_too(tiny, monkeypatch) -> None:
+    """The metric sides with 7 of 10 people in 8 triplets, with 1 of 10 in 2, and people are divided about the last."""
+    triplets = with_judgments([0.3] * 8 + [0.9] * 2 + [0.5])
+    near, far = np.full(COUNT, 1.0, np.float32), np.full(COUNT, 2.0, np.float32)
+    natural, attacked = Distances(near, far), Distances(far, near)
+
+    def scores(protocol: Literal["corrected", "published"], triplets: Triplets) -> dict[str, float]:
+        found = [assess(triplets, natural), assess(triplets, natural, attacked, 1 / 255)]
+        monkeypatch.setattr(evaluate.measurement, "evaluate", lambda *_, **__: found)
+        config = Lin(protocol=protocol, evaluation_epsilons=("2/255",))
+        return evaluate.scores(config, tiny, {"set": triplets})["set"]
+
+    two_afc = {"natural": (8 * 0.7 + 2 * 0.1 + 0.5) / COUNT, "2/255": (8 * 0.3 + 2 * 0.9 + 0.5) / COUNT}
+    corrected, published = scores("corrected", triplets), scores("published", triplets)
+    assert corrected == pytest.approx(two_afc)
+    assert published == pytest.approx(two_afc | {"majority": 8 / 10, "majority 2/255": 2 / 10})
+    # It is still 2AFC that checkpoints are chosen by.
+    assert evaluate.summary({"set": published}) == evaluate.summary({"set": corrected})
+    assert scores("published", with_judgments([0.5] * COUNT)).keys() == two_afc.keys()
+
+
+def with_judgments(judgment: list[float]) -> Triplets:
+    return dataclasses.replace(draw_triplets(), judgment=np.array(judgment, np.float32))
 
 
 SCORES = {"first": {"natural": 0.9, "2/255": 0.5}, "second": {"natural": 0.8, "sure": 0.1}}

@@ -32,7 +32,9 @@ def test_from_the_archives_to_the_table(server, tmp_path, monkeypatch, capsys) -
     table = {line.split()[0]: line.split()[1:] for line in lines[: len(SPLITS)]}
     assert list(table) == list(SPLITS)
     assert all(name in heading for name in ("lpips-tiny natural", "rlpips-tiny 8/255"))
-    assert all(len(cells) == 6 for cells in table.values())
+    # 2AFC as it is, of clear judgments and attacked, and agreement with the majority, of the metric before and after.
+    assert all(len(cells) == 10 for cells in table.values())
+    assert all(name in heading for name in ("rlpips-tiny majority", "rlpips-tiny majority 8/255"))
     records = read(tmp_path / "run" / "metrics.jsonl")
     (reference,) = (record for record in records if record["kind"] == "reference")
     (evaluation,) = (record for record in records if record["kind"] == "evaluation")
@@ -41,5 +43,9 @@ def test_from_the_archives_to_the_table(server, tmp_path, monkeypatch, capsys) -
     metric = tmp_path / "run" / "rlpips-tiny.safetensors"
     card = json.loads(rl.weights.native.read_metadata(metric)["card"])
     assert card["scores"]["trained"]["cnn"]["natural"] == round(evaluation["cnn/natural"], 6)
+    assert card["scores"]["start"]["cnn"]["majority 8/255"] == round(reference["cnn/majority 8/255"], 6)
     assert card["trained"]["rate"] == 1e-4
+    assert [one["triplets"] for one in card["data"]] == [
+        f"{count} of BAPPS train_{name}" for name, count in (("traditional", 5), ("cnn", 4), ("mix", 3))
+    ]
     assert rl.load(metric).name == "rlpips-tiny"
