@@ -135,11 +135,11 @@ def train(config: Training) -> Path:
             placed = devices.replicate(metric, rows)
             run = _Run(config, plan, sets, shares, identity, start, placed, rows, checkpoints, log, stopping)
             run.catch_up(state, done)
-            state = run.steps(make_step(config, optimiser), state, done)
+            state, number = run.steps(make_step(config, optimiser), state, done), plan.total
             if config.export == "best" and (best := checkpoints.restore(state, best=True)) is not None:
-                state = best.state
-                _say(f"the best checkpoint is that of step {best.step}")
-            return run.finish(state)
+                state, number = best.state, best.step
+                _say(f"the best checkpoint is that of step {number}")
+            return run.finish(state, number)
 
 
 def _check_options(config: Training, start: Metric | Ensemble) -> None:
@@ -309,19 +309,19 @@ class _Run:
         bar.update(1)
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
-    def finish(self, state: State) -> Path:
-        """Exports the metric and prints what it became; the first process does, and all know where it is."""
+    def finish(self, state: State, number: int) -> Path:
+        """Exports the metric of a step and prints what it became; the first process does, and all know where it is."""
         metric, config = self.trained(state), self.config
         path = export.path_of(metric, config.out, robust=not isinstance(config, Natural))
         if jax.process_index() > 0:
             return path
         self.log.flush()
         records = read(config.out / RECORDS)
-        before, after = (_scores(records, kind) for kind in ("reference", "evaluation"))
+        before, after = _scores(records, "reference", 0), _scores(records, "evaluation", number)
         card = {
             "trained": config.document(),
             "data": self.sets.described,
-            "steps": self.plan.total,
+            "steps": number,
             "start": self.start.signature,
             "library": rl.__version__,
             "scores": {"start": evaluate.document(before), "trained": evaluate.document(after)},
@@ -411,12 +411,11 @@ def _flat(scores: evaluate.Scores) -> dict[str, float]:
     }
 
 
-def _scores(records: list[dict[str, Any]], kind: str) -> evaluate.Scores:
-    """The newest scores of a kind in a log."""
+def _scores(records: list[dict[str, Any]], kind: str, number: int) -> evaluate.Scores:
+    """The scores of a kind at a step in a log; none where it was not evaluated."""
     found: evaluate.Scores = {}
     for record in records:
-        if record["kind"] == kind:
-            found = {}
+        if (record["kind"], record["step"]) == (kind, number):
             for key, value in record.items():
                 name, slash, column = key.partition("/")
                 if slash:

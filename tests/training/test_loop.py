@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from orbax.checkpoint import StandardCheckpointer
 from PIL import Image
 
 import rlpips_jax as rl
@@ -298,6 +299,26 @@ def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_pat
     assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
     train(configure(out))
     check_same_bits(out, whole)
+
+
+def test_the_best_checkpoint_is_exported_with_its_own_scores(configure, tmp_path, monkeypatch, capsys) -> None:
+    out, values = tmp_path / "run", iter((0.5, 0.9, 0.6))  # Before, at step 3, and at step 6.
+    monkeypatch.setattr(evaluate, "scores", lambda *_: {"people": {"natural": next(values)}})
+    path = train(configure(out, export="best"))
+    printed = capsys.readouterr().out
+    assert "the best checkpoint is that of step 3" in printed
+    assert re.search(r"people +50\.00 +90\.00", printed)
+    exported, metadata = native.read(path, TINY)
+    card = json.loads(metadata["card"])
+    assert card["steps"] == 3
+    assert card["scores"] == {"start": {"people": {"natural": 0.5}}, "trained": {"people": {"natural": 0.9}}}
+    # Heads are rescaled on the way, and what they were is in the checkpoints.
+    exported = np.concatenate(exported["heads"])
+    for step in (3, STEPS):
+        arrays = StandardCheckpointer().restore(out / "checkpoints" / str(step) / "state")
+        heads = np.concatenate([arrays[f"trained/heads/{tap}"] for tap in range(len(TINY.taps))])
+        lengths = np.linalg.norm(exported), np.linalg.norm(heads)
+        assert np.allclose(exported / lengths[0], heads / lengths[1], atol=1e-5) == (step == 3)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, configure, tmp_path, monkeypatch) -> None:
