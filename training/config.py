@@ -16,7 +16,7 @@ from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.radii import read_radius
 
 NOT_DECISIVE = (
-    *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "keep"),
+    *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "checkpoint_every", "keep"),
     *("distributed", "coordinator", "processes", "process"),
 )
 """Options that change where things are and how fast it goes, but not the result."""

@@ -25,7 +25,7 @@ from rlpips_jax.evaluation.placement import over_all_devices
 from rlpips_jax.metric import Metric
 from training import devices, evaluate, export, run_folder
 from training.checkpoint import Checkpoints
-from training.config import Natural, Training
+from training.config import NOT_DECISIVE, Natural, Training
 from training.data.feed import batches, steps_per_epoch
 from training.logs import RECORDS, MetricLog, read
 from training.sets import Sets, load_sets, sized
@@ -103,7 +103,7 @@ def train(config: Training) -> Path:
     """
     devices.join(config)
     config = sized(config)
-    run_folder.check(config.out, config.document())
+    run_folder.check(config.out, config.document(), NOT_DECISIVE)
     rows = over_all_devices()
     start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
     _check_options(config, start)
@@ -118,7 +118,7 @@ def train(config: Training) -> Path:
     metric = _computing(start, config)
     optimiser = make_optimiser(config, plan.share(config))
     # Only now, as a mistake in the options must not claim the folder.
-    run_folder.claim(config.out, config.document())
+    run_folder.claim(config.out, config.document(), NOT_DECISIVE)
     with (
         _stopping() as stopping,
         Checkpoints(config.out / "checkpoints", keep=config.keep) as checkpoints,

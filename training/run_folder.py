@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rlpips_jax.errors import TrainingError
 RECORD = "configuration.json"
 
 
-def check(folder: Path, document: dict[str, Any]) -> bool:
+def check(folder: Path, document: dict[str, Any], ignored: Collection[str] = ()) -> bool:
     """Whether a folder is this run's; False where it is nobody's yet.
 
     Args:
         folder: of the run.
         document: what decides its result; whatever JSON can say.
+        ignored: names that are not compared, which folders of earlier versions may have.
 
     Raises:
         TrainingError: the folder is another run's; says which options differ.
@@ -29,7 +31,8 @@ def check(folder: Path, document: dict[str, Any]) -> bool:
         return False
     except ValueError as error:
         raise TrainingError(f"{record} is damaged ({error}); remove it, or give another --out") from error
-    changed = sorted(name for name in found.keys() | document.keys() if found.get(name) != document.get(name))
+    names = (found.keys() | document.keys()) - set(ignored)
+    changed = sorted(name for name in names if found.get(name) != document.get(name))
     if changed:
         shown = ", ".join(f"{name} {found.get(name)!r} (now {document.get(name)!r})" for name in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -37,9 +40,9 @@ def check(folder: Path, document: dict[str, Any]) -> bool:
     return True
 
 
-def claim(folder: Path, document: dict[str, Any]) -> None:
+def claim(folder: Path, document: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Records that a folder is this run's, or makes sure that it is; arguments and errors as in `check`."""
-    if check(folder, document) or jax.process_index() > 0:
+    if check(folder, document, ignored) or jax.process_index() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / RECORD

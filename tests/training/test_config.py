@@ -142,9 +142,11 @@ def test_the_document_holds_what_decides_and_nothing_else() -> None:
     assert document.keys() == fields - set(NOT_DECISIVE) | {"mode"}
     assert document["mode"] == "lin"
     assert json.loads(json.dumps(document)) == document
-    where: dict[str, Any] = {"out": "elsewhere", "workers": 3, "keep": 9, "processes": 2}
+    where: dict[str, Any] = {"out": "elsewhere", "workers": 3, "keep": 9, "checkpoint_every": 7, "processes": 2}
     assert Lin(**where).document() == Lin().document()
     assert Lin(seed=1).document() != Lin().document()
+    # It decides between which checkpoints the best is.
+    assert Lin(evaluate_every=7).document() != Lin().document()
     assert Tune().document()["mode"] == "tune"
 
 
