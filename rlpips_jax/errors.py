@@ -73,6 +73,10 @@ class CheckpointError(RlpipsError, OSError):
     """A checkpoint of a training run cannot be written or read: a full disk, another run's folder, all damaged."""
 
 
+class LogError(RlpipsError, OSError):
+    """The log of a training run cannot be written, as on a full disk; the message names the file and the checkpoint."""
+
+
 class CheckpointMismatch(RlpipsError, ValueError):
     """A whole checkpoint is of another state than the program's: other arrays, shapes or types."""
 

@@ -114,6 +114,13 @@ class Checkpoints:
         """Step of the best checkpoint on disk."""
         return max(self._scores, key=lambda step: _rank(self._scores[step], step), default=None)
 
+    @property
+    def intact(self) -> str:
+        """What a run that fails says of its checkpoints."""
+        if self.last is None:
+            return "no checkpoint is there yet"
+        return f"the last good checkpoint, step {self.last}, is intact"
+
     def save(self, step: int, state: Any, *, score: float | None = None, extra: dict[str, Any] | None = None) -> None:
         """Begins to write a checkpoint; returns when the state is copied and may be donated.
 
@@ -267,15 +274,12 @@ class Checkpoints:
         """Clears what was written of a checkpoint, and says why it was not."""
         if jax.process_index() == 0:
             shutil.rmtree(self._partial(step), ignore_errors=True)
-        intact = (
-            "no checkpoint is there yet" if self.last is None else f"the last good one, step {self.last}, is intact"
-        )
-        if not _full(error):
-            return CheckpointError(f"{self._partial(step)} could not be written; {intact}: {error}")
+        if not is_full(error):
+            return CheckpointError(f"{self._partial(step)} could not be written; {self.intact}: {error}")
         free = shutil.disk_usage(self._folder).free
         return CheckpointError(
             f"the disk is full: the checkpoint of step {step} takes up to {size / 1e6:.1f} MB, and {self._folder} has "
-            f"{free / 1e6:.1f} MB free; {intact}: free some space, and start the run again"
+            f"{free / 1e6:.1f} MB free; {self.intact}: free some space, and start the run again"
         )
 
 
@@ -395,7 +399,7 @@ def settle(path: Path) -> None:
         os.close(opened)
 
 
-def _full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Whether what went wrong began with a full disk, of which Orbax's threads give the text alone."""
     numbers = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:

@@ -4,20 +4,21 @@ No step is lost or doubled when a run is killed and resumed: `MetricLog.flush` b
 to it on the disk, and a log that is opened for a run resumed at a checkpoint drops what came after.
 """
 
+import contextlib
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, SupportsFloat
 
 import jax
 import numpy as np
 
-from rlpips_jax.errors import RlpipsError
-from training.checkpoint import settle
+from rlpips_jax.errors import LogError, RlpipsError
+from training.checkpoint import is_full, settle
 
 RECORDS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -41,32 +42,61 @@ class MetricLog:
         folder: of the run; made if it is not there.
         resumed_at: step of the checkpoint that the run goes on from; records of later steps are dropped. None for a
             run that begins, before which there is nothing to keep.
+        intact: what an error says of the run's checkpoints, asked for when there is one.
 
     Raises:
         RlpipsError: a file is not a log.
-        OSError: the folder cannot be written.
+        LogError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, resumed_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resumed_at: int | None = None,
+        intact: Callable[[], str] = lambda: "checkpoints are as they were",
+    ) -> None:
         self._records: IO[bytes] | None = None
         self._latest: dict[str, int] = {}
+        self._intact = intact
         if jax.process_index() != 0:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / RECORDS
-        for record in _keep(self._path, resumed_at):
-            self._latest[record["kind"]] = record["step"]
-        self._events = _Events(folder / EVENTS, first=0 if resumed_at is None else resumed_at + 1)
-        self._records = self._path.open("ab")
+        with contextlib.ExitStack() as opened:
+            with self._told(self._path):
+                folder.mkdir(parents=True, exist_ok=True)
+                for record in _keep(self._path, resumed_at):
+                    self._latest[record["kind"]] = record["step"]
+                records = opened.enter_context(self._path.open("ab"))
+            with self._told(folder / EVENTS):
+                self._events = _Events(folder / EVENTS, first=0 if resumed_at is None else resumed_at + 1)
+            opened.pop_all()
+        self._records = records
 
     def __enter__(self) -> "MetricLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._records is not None:
-            self.flush()
-            self._records.close()
-            self._events.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._records is None:
+            return
+        failures: list[LogError] = []
+        # What cannot be written fails again when its file is closed, which closes it all the same.
+        for path, end in (
+            (self._path, self._flush_records),
+            (self._path, self._records.close),
+            (self._events.path, self._events.flush),
+            (self._events.path, self._events.close),
+        ):
+            try:
+                with self._told(path):
+                    end()
+            except LogError as failed:
+                failures.append(failed)
+        if not failures or isinstance(error, LogError):
+            return
+        if error is None:
+            raise failures[0]
+        error.add_note(str(failures[0]))
 
     def write(self, step: int, kind: str, values: Mapping[str, Value]) -> None:
         """Writes a record, which survives the end of this process, but of the machine only after `flush`.
@@ -78,7 +108,7 @@ class MetricLog:
 
         Raises:
             RlpipsError: the step is not later, a value is neither a number nor a word, or its name is "step" or "kind".
-            OSError: the disk is full, or the file cannot be written.
+            LogError: the disk is full, or the file cannot be written.
         """
         if self._records is None:
             return
@@ -89,9 +119,11 @@ class MetricLog:
         plain = {name: _plain(name, value) for name, value in values.items()}
         legal = {name: _legal(value) for name, value in plain.items()}
         line = json.dumps({"step": step, "kind": kind} | legal, allow_nan=False)
-        self._records.write(line.encode() + b"\n")
-        self._records.flush()
-        self._events.write(step, {f"{kind}/{name}": value for name, value in plain.items()})
+        with self._told(self._path):
+            self._records.write(line.encode() + b"\n")
+            self._records.flush()
+        with self._told(self._events.path):
+            self._events.write(step, {f"{kind}/{name}": value for name, value in plain.items()})
         self._latest[kind] = step
 
     def has(self, step: int, kind: str) -> bool:
@@ -107,11 +139,31 @@ class MetricLog:
         """Returns when all records are on the disk; a checkpoint is written after this.
 
         Raises:
-            OSError: they cannot be.
+            LogError: they cannot be.
         """
         if self._records is not None:
+            with self._told(self._path):
+                self._flush_records()
+            with self._told(self._events.path):
+                self._events.flush()
+
+    def _flush_records(self) -> None:
+        if self._records is not None:
+            self._records.flush()
             os.fsync(self._records.fileno())
-            self._events.flush()
+
+    @contextlib.contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """Names the file that could not be written."""
+        try:
+            yield
+        except OSError as error:
+            intact = self._intact()
+            if is_full(error):
+                raise LogError(
+                    f"the disk is full: {path} could not be written; {intact}: free some space, and start the run again"
+                ) from error
+            raise LogError(f"{path} could not be written; {intact}: {error}") from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -208,12 +260,18 @@ class _Events:
         folder.mkdir(exist_ok=True)
         earlier = len(list(folder.glob("*.tfevents.*")))
         # TensorBoard reads files in the order of their names; a clock may be set back.
-        self._file = RecordWriter(str(folder / f"events.out.tfevents.{earlier:06d}.{socket.gethostname()}"))
-        self._write(file_version="brain.Event:2")
-        if earlier:
-            self._write(step=first, session_log=events.SessionLog(status=events.SessionLog.START))
-        self.flush()
-        settle(folder)
+        self.path = folder / f"events.out.tfevents.{earlier:06d}.{socket.gethostname()}"
+        self._file = RecordWriter(str(self.path))
+        try:
+            self._write(file_version="brain.Event:2")
+            if earlier:
+                self._write(step=first, session_log=events.SessionLog(status=events.SessionLog.START))
+            self.flush()
+            settle(folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.close()
+            raise
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         scalars = [

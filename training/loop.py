@@ -131,7 +131,8 @@ def train(config: Training) -> Path:
             done, state, found = restored
             _check_identity(config.out, found, identity)
             _say(f"resumed at step {done} of {plan.total}")
-        with MetricLog(config.out, resumed_at=None if restored is None else done) as log:
+        resumed_at = None if restored is None else done
+        with MetricLog(config.out, resumed_at=resumed_at, intact=lambda: checkpoints.intact) as log:
             placed = devices.replicate(metric, rows)
             run = _Run(config, plan, sets, shares, identity, start, placed, rows, checkpoints, log, stopping)
             run.catch_up(state, done)

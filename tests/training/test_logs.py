@@ -1,5 +1,6 @@
 """Logs: no record is lost or doubled, no digit either, and TensorBoard shows the same."""
 
+import errno
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpips_jax.errors import RlpipsError
+from rlpips_jax.errors import LogError, RlpipsError
 from training import logs
 from training.logs import MetricLog, read
 
@@ -179,6 +181,79 @@ os.kill(os.getpid(), signal.SIGKILL)
     log(tmp_path, range(6, 11), resumed_at=5)
     assert steps(tmp_path) == list(range(1, 11))
     assert shown(tmp_path)["train/loss"] == [(step, float(step)) for step in range(1, 11)]
+
+
+FULL = Path("/dev/full")
+"""Takes nothing, as a full disk."""
+
+full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+
+
+def fill(metrics: MetricLog, name: str) -> list[IO[bytes]]:
+    """From now on the disk is full for one of the two files; all that are open then."""
+    records, events = metrics._records, metrics._events._file
+    assert records is not None
+    if name == "metrics.jsonl":
+        records.close()
+        metrics._records = records = FULL.open("ab")
+    else:
+        events._writer.close()  # pyright: ignore[reportOptionalMemberAccess]
+        events._writer = FULL.open("wb")
+    metrics._events._flushed = math.inf  # By themselves, events stay in memory.
+    return [records, events._writer]  # pyright: ignore[reportReturnType]
+
+
+def write_and_fail(metrics: MetricLog, value: float) -> None:
+    with metrics:
+        metrics.write(1, "train", {"loss": 1 / value})
+
+
+@full
+@pytest.mark.parametrize("name", ["metrics.jsonl", r"tensorboard/events\S+"])
+def test_a_full_disk_is_told_once_with_the_file_and_the_checkpoint(tmp_path, name) -> None:
+    """Records are noticed to be lost at once, events when the log is closed."""
+    metrics = MetricLog(tmp_path, intact=lambda: "step 7 is intact")
+    files = fill(metrics, name)
+    message = rf"^the disk is full: {tmp_path}/{name} could not be written; step 7 is intact: free some space"
+    with pytest.raises(LogError, match=message) as failed:
+        write_and_fail(metrics, 1)
+    assert failed.value.__cause__ is not None
+    assert not hasattr(failed.value, "__notes__")
+    assert all(file.closed for file in files)
+    log(tmp_path, range(1, 4), resumed_at=0)
+    assert steps(tmp_path) == [1, 2, 3]
+
+
+@full
+def test_an_error_of_the_runs_own_comes_before_that_of_a_full_disk(tmp_path) -> None:
+    metrics = MetricLog(tmp_path)
+    files = fill(metrics, "tensorboard")
+    metrics.write(0, "train", {"loss": 1.0})
+    with pytest.raises(ZeroDivisionError) as stopped:
+        write_and_fail(metrics, 0)
+    assert "the disk is full" in stopped.value.__notes__[0]
+    assert all(file.closed for file in files)
+
+
+def test_another_failure_to_write_is_told_as_it_is(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match=r"file/metrics\.jsonl could not be written; .*Not a directory|File exists"):
+        MetricLog(tmp_path / "file")
+
+    def unreachable(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    metrics = MetricLog(tmp_path / "log")
+    with monkeypatch.context() as patched:
+        patched.setattr(logs.os, "fsync", unreachable)
+        with pytest.raises(LogError, match=r"log/metrics\.jsonl could not be written; .*the disk is gone"):
+            write_and_fail(metrics, 1)
+    assert metrics._records is not None
+    assert metrics._records.closed
+    # Nor does one that cannot be opened leave anything open.
+    monkeypatch.setattr(logs.os, "fsync", unreachable)
+    with pytest.raises(LogError, match=r"other/tensorboard could not be written; .*the disk is gone"):
+        MetricLog(tmp_path / "other")
 
 
 def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -25,7 +25,7 @@ from PIL import Image
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY
-from rlpips_jax.errors import CheckpointWarning, TrainingError
+from rlpips_jax.errors import CheckpointWarning, LogError, TrainingError
 from rlpips_jax.weights import native
 from training import evaluate, loop
 from training.config import Lin, Natural
@@ -340,6 +340,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, config
         assert file["ordinal/reference"].shape == (8, 32, 32, 3)
         assert file["ordinal/reference"].dtype == np.uint8
     assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "step"] == [1, 2, 3, 4]
+    train(configure(out))
+    check_same_bits(out, whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_that_the_log_notices_costs_no_checkpoint(whole, configure, tmp_path, monkeypatch) -> None:
+    out, write = tmp_path / "run", MetricLog.write
+
+    def filled(log: MetricLog, step: int, kind: str, values: Any) -> None:
+        if step == 3:
+            assert log._records is not None
+            log._records.close()
+            log._records = open("/dev/full", "ab")  # noqa: SIM115
+        write(log, step, kind, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLog, "write", filled)
+        message = rf"the disk is full: {out}/metrics\.jsonl could not be written; .*checkpoint, step 2, is intact"
+        with pytest.raises(LogError, match=message):
+            train(configure(out))
     train(configure(out))
     check_same_bits(out, whole)
 
