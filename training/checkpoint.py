@@ -3,12 +3,14 @@
 A checkpoint is a folder named by its step:
 
     12/state/           the arrays, as Orbax writes them; each is named by its place in the state
-    12/checkpoint.json  step, score, what the run wrote beside the arrays, and the arrays' shapes and types
+    12/checkpoint.json  step, what the run wrote beside the arrays, and the arrays' shapes and types
     12/SHA256SUMS       checksums of all of these, as `sha256sum --check` reads them
 
-It is written as `12.partial`, flushed to the disk, and renamed when it is whole, so that a run that is killed at any
-moment leaves whole checkpoints alone. Orbax finds no flipped bit in what it reads; the checksums do. What they do not
-vouch for goes to `damaged/`.
+Beside them, `scores.json` has the scores of all, which are known later than they are written, and its own checksum.
+
+A checkpoint is written as `12.partial`, flushed to the disk, and renamed when it is whole, so that a run that is killed
+at any moment leaves whole checkpoints alone. Orbax finds no flipped bit in what it reads; the checksums do. What they
+do not vouch for goes to `damaged/`.
 """
 
 import contextlib
@@ -36,6 +38,7 @@ from rlpips_jax.warning import warn_user
 ARRAYS = "state"
 RECORD = "checkpoint.json"
 SUMS = "SHA256SUMS"
+SCORES = "scores.json"
 DAMAGED = "damaged"
 PARTIAL = ".partial"
 """Ends the name of a checkpoint that is being written or removed; whoever opens the folder removes what is left."""
@@ -68,7 +71,7 @@ class Checkpoints:
         CheckpointError: another run uses the folder, or it cannot be written.
 
     Warns:
-        CheckpointWarning: a checkpoint is damaged; it was moved to `damaged/`.
+        CheckpointWarning: a checkpoint is damaged; it was moved to `damaged/`. Or the scores are.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -121,13 +124,12 @@ class Checkpoints:
             return "no checkpoint is there yet"
         return f"the last good checkpoint, step {self.last}, is intact"
 
-    def save(self, step: int, state: Any, *, score: float | None = None, extra: dict[str, Any] | None = None) -> None:
+    def save(self, step: int, state: Any, *, extra: dict[str, Any] | None = None) -> None:
         """Begins to write a checkpoint; returns when the state is copied and may be donated.
 
         Args:
             step: later than that of every other checkpoint.
             state: a pytree of arrays: JAX's, of random keys too, or NumPy's.
-            score: what `best` goes by; the higher, the better.
             extra: what else the run needs to go on; whatever JSON can say.
 
         Raises:
@@ -138,9 +140,8 @@ class Checkpoints:
         if self.last is not None and step <= self.last:
             raise CheckpointError(f"{self._folder} holds step {self.last} already; step {step} is not later")
         leaves = _leaves(state)
-        score = None if score is None or not math.isfinite(score) else float(score)
         arrays = {name: _description(leaf) for name, leaf in leaves.items()}
-        record = json.dumps({"step": step, "score": score, "extra": extra or {}, "arrays": arrays}, indent=1)
+        record = json.dumps({"step": step, "extra": extra or {}, "arrays": arrays}, indent=1)
         partial, size = self._partial(step), sum(leaf.nbytes for leaf in leaves.values())
         try:
             if jax.process_index() == 0:
@@ -148,7 +149,24 @@ class Checkpoints:
             self._checkpointer.save(partial / ARRAYS, {name: _plain(leaf) for name, leaf in leaves.items()})
         except Exception as error:
             raise self._failure(step, size, error) from error
-        self._writing = self._background.submit(self._finish, step, score, record, size)
+        self._writing = self._background.submit(self._finish, step, record, size)
+
+    def rate(self, step: int, score: float) -> None:
+        """Records a checkpoint's score on the disk, where it takes the place of an earlier one.
+
+        Args:
+            step: of a checkpoint on disk, or one that was begun.
+            score: what `best` goes by; the higher, the better. NaN counts as none.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or its score cannot be written.
+        """
+        self.wait()
+        if step not in self._scores:
+            raise CheckpointError(f"{self._folder} has no step {step} to rate; it has {list(self.steps)}")
+        scores = self._scores | {step: float(score) if math.isfinite(score) else None}
+        _on_first(lambda: self._write_scores(scores))
+        self._keep_of(scores)
 
     def wait(self) -> None:
         """Returns when the checkpoint that was begun is on disk.
@@ -197,7 +215,13 @@ class Checkpoints:
                     shutil.rmtree(partial)
             steps = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
             records = {step: self._vouched(step) for step in steps}
-            return [(step, record["score"]) for step, record in records.items() if record is not None]
+            scores = self._read_scores()
+            # Checkpoints of earlier versions have their scores within.
+            return [
+                (step, scores.get(str(step), record.get("score")))
+                for step, record in records.items()
+                if record is not None
+            ]
         except BaseException:
             self._lock.__exit__()
             raise
@@ -216,6 +240,35 @@ class Checkpoints:
             settle(self._folder)
         warn_user(f"{folder} is damaged ({damage}) and not used; what there is of it is now {aside}", CheckpointWarning)
         return None
+
+    def _read_scores(self) -> dict[str, float | None]:
+        """Scores by step; none, and a warning, where they are damaged."""
+        path = self._folder / SCORES
+        try:
+            found = json.loads(path.read_bytes())
+            if found["sha256"] == _digest(found["scores"]):
+                return found["scores"]
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, LookupError):
+            pass
+        warn_user(f"{path} is damaged and not used; the checkpoints so far count as not evaluated", CheckpointWarning)
+        return {}
+
+    def _write_scores(self, scores: dict[int, float | None]) -> None:
+        path = self._folder / SCORES
+        partial = path.with_name(SCORES + PARTIAL)
+        named = {str(step): score for step, score in scores.items()}
+        try:
+            with partial.open("w") as file:
+                json.dump({"scores": named, "sha256": _digest(named)}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            settle(self._folder)
+        except OSError as error:
+            why = "the disk is full: " if is_full(error) else ""
+            raise CheckpointError(f"{why}{path} could not be written; {self.intact}: {error}") from error
 
     def _refuse_to_forget(self) -> None:
         damaged = sorted((self._folder / DAMAGED).glob("*"))
@@ -240,11 +293,8 @@ class Checkpoints:
         state = [_like(leaf, arrays[name]) for name, leaf in leaves.items()]
         return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), record["extra"])
 
-    def _finish(self, step: int, score: float | None, record: str, size: int) -> None:
+    def _finish(self, step: int, record: str, size: int) -> None:
         """Completes, in the background, what `save` began, and removes what need not be kept."""
-        scores = self._scores | {step: score}
-        best = max(scores, key=lambda step: _rank(scores[step], step))
-        kept = {*sorted(scores)[-self._keep :], best}
         partial = self._partial(step)
         try:
             self._checkpointer.wait_until_finished()
@@ -257,6 +307,12 @@ class Checkpoints:
                 settle(self._folder)
         except Exception as error:
             raise self._failure(step, size, error) from error
+        self._keep_of(self._scores | {step: None})
+
+    def _keep_of(self, scores: dict[int, float | None]) -> None:
+        """Keeps the last checkpoints and the best, and removes the others."""
+        best = max(scores, key=lambda step: _rank(scores[step], step))
+        kept = {*sorted(scores)[-self._keep :], best}
         self._scores = {step: scores[step] for step in kept}
         if jax.process_index() == 0:
             for old in scores.keys() - kept:
@@ -281,6 +337,10 @@ class Checkpoints:
             f"the disk is full: the checkpoint of step {step} takes up to {size / 1e6:.1f} MB, and {self._folder} has "
             f"{free / 1e6:.1f} MB free; {self.intact}: free some space, and start the run again"
         )
+
+
+def _digest(scores: dict[str, float | None]) -> str:
+    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
 def _rank(score: float | None, step: int) -> tuple[bool, float, int]:

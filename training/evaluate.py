@@ -1,8 +1,8 @@
 """How a metric does on validation sets, as it is and under attack, and the table that says so."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from rlpips_jax.evaluation.placement import Placement
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.metric import Metric
 from training.config import Training, radius
+
+T = TypeVar("T")
 
 Scores = dict[str, dict[str, float]]
 """Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear. By the
@@ -44,7 +46,7 @@ def scores(
         metric: on all devices of the placement.
         sets: by their names.
         placement: over which devices batches are cut.
-        interrupted: whether to leave off; asked before each set.
+        interrupted: whether to leave off; asked before each set and after each batch.
 
     Raises:
         Interrupted: it was.
@@ -53,35 +55,47 @@ def scores(
     for name, triplets in sets.items():
         if interrupted():
             raise Interrupted
-        found[name] = _scores(config, metric, triplets, placement)
+        found[name] = _scores(config, metric, triplets, placement, interrupted)
     return found
 
 
 def _scores(
-    config: Training, metric: Metric | Ensemble, triplets: AnyTriplets, placement: Placement
+    config: Training,
+    metric: Metric | Ensemble,
+    triplets: AnyTriplets,
+    placement: Placement,
+    interrupted: Callable[[], bool],
 ) -> dict[str, float]:
     crossed = all(_is_of_two(kind) for kind in triplets.kinds)
     epsilons: Sequence[str] = () if crossed or isinstance(metric, Ensemble) else config.evaluation_radii
     attack = functools.partial(attacks.pgd, norm=config.norm, steps=config.evaluation_steps)
-    # Evaluation has images in [0, 1], radii are stated in [-1, 1].
-    radii = [radius(epsilon, "--evaluation-epsilons") / 2 for epsilon in epsilons]
-    natural, *attacked = measurement.evaluate(
-        metric,
-        triplets,
-        attack if radii else None,
-        radii,
-        attacked=config.attacked,
-        key=jax.random.key(0),
-        placement=placement,
-    )
-    found = {"natural": natural.scores.two_afc.mean}
+    drawn: dict[str, Any] = {"key": jax.random.key(0), "placement": placement}
+
+    def whole(parts: Iterator[measurement.Distances]) -> measurement.Distances:
+        return measurement.join(_unless(interrupted, parts))
+
+    distances = whole(measurement.natural_distances(metric, triplets, **drawn))
+    natural = measurement.assess(triplets, distances).scores
+    found = {"natural": natural.two_afc.mean}
     if triplets.sure is not None:
-        found["sure"] = natural.scores.sure.mean
-    found |= {text: one.scores.two_afc.mean for text, one in zip(epsilons, attacked, strict=True)}
-    if config.protocol == "published" and natural.scores.majority.count:
-        found[MAJORITY] = natural.scores.majority.mean
-        found |= {f"{MAJORITY} {text}": one.scores.majority.mean for text, one in zip(epsilons, attacked, strict=True)}
-    return found
+        found["sure"] = natural.sure.mean
+    majority = {MAJORITY: natural.majority.mean}
+    for text in epsilons:
+        # Evaluation has images in [0, 1], radii are stated in [-1, 1].
+        epsilon = radius(text, "--evaluation-epsilons") / 2
+        parts = measurement.attacked_distances(metric, triplets, attack, epsilon, attacked=config.attacked, **drawn)
+        attacked = measurement.assess(triplets, distances, whole(parts), epsilon).scores
+        found[text] = attacked.two_afc.mean
+        majority[f"{MAJORITY} {text}"] = attacked.majority.mean
+    return found | majority if config.protocol == "published" and natural.majority.count else found
+
+
+def _unless(interrupted: Callable[[], bool], parts: Iterator[T]) -> Iterator[T]:
+    """The parts, until somebody interrupts."""
+    for part in parts:
+        yield part
+        if interrupted():
+            raise Interrupted
 
 
 def summary(scores: Scores) -> float:

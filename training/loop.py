@@ -100,47 +100,47 @@ def train(config: Training) -> Path:
     Raises:
         TrainingError: the run cannot be done as it is told, or its loss is not finite.
         SystemExit: 0, after SIGTERM or Ctrl-C, when all is saved.
+        LogError: the log cannot be written.
+        CheckpointError: a checkpoint cannot be written, or none of those there are is whole.
     """
     devices.join(config)
-    config = sized(config)
-    run_folder.check(config.out, config.document(), NOT_DECISIVE)
-    rows = over_all_devices()
-    start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
-    _check_options(config, start)
-    export.path_of(start, config.out, robust=not isinstance(config, Natural))
-    sets = load_sets(config)
-    # Triplets that no loss looks at would only fill the batch.
-    sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
-    shares = _shares(config, sets)
-    plan = Plan.of(config, sets, shares)
-    identity = {"total": plan.total, "start": start.signature, "data": sets.identities}
-    # Evaluation is at the highest precision, whatever a step computes in.
-    metric = _computing(start, config)
-    optimiser = make_optimiser(config, plan.share(config))
-    # Only now, as a mistake in the options must not claim the folder.
-    run_folder.claim(config.out, config.document(), NOT_DECISIVE)
-    with (
-        _stopping() as stopping,
-        Checkpoints(config.out / "checkpoints", keep=config.keep) as checkpoints,
-    ):
-        sample = np.stack([one["reference"] for one in _spread(sets)]) if config.floor else None
-        state = devices.replicate(first_state(config, start, optimiser, sample), rows)
-        restored = checkpoints.restore(state)
-        done = 0
-        if restored is not None:
-            done, state, found = restored
-            _check_identity(config.out, found, identity)
-            _say(f"resumed at step {done} of {plan.total}")
-        resumed_at = None if restored is None else done
-        with MetricLog(config.out, resumed_at=resumed_at, intact=lambda: checkpoints.intact) as log:
-            placed = devices.replicate(metric, rows)
-            run = _Run(config, plan, sets, shares, identity, start, placed, rows, checkpoints, log, stopping)
-            run.catch_up(state, done)
-            state, number = run.steps(make_step(config, optimiser), state, done), plan.total
-            if config.export == "best" and (best := checkpoints.restore(state, best=True)) is not None:
-                state, number = best.state, best.step
-                _say(f"the best checkpoint is that of step {number}")
-            return run.finish(state, number)
+    with _stopping() as stopping:
+        config = sized(config)
+        run_folder.check(config.out, config.document(), NOT_DECISIVE)
+        rows = over_all_devices()
+        start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
+        _check_options(config, start)
+        export.path_of(start, config.out, robust=not isinstance(config, Natural))
+        sets = load_sets(config)
+        # Triplets that no loss looks at would only fill the batch.
+        sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
+        shares = _shares(config, sets)
+        plan = Plan.of(config, sets, shares)
+        identity = {"total": plan.total, "start": start.signature, "data": sets.identities}
+        # Evaluation is at the highest precision, whatever a step computes in.
+        metric = _computing(start, config)
+        optimiser = make_optimiser(config, plan.share(config))
+        # Only now, as a mistake in the options must not claim the folder.
+        run_folder.claim(config.out, config.document(), NOT_DECISIVE)
+        with Checkpoints(config.out / "checkpoints", keep=config.keep) as checkpoints:
+            sample = np.stack([one["reference"] for one in _spread(sets)]) if config.floor else None
+            state = devices.replicate(first_state(config, start, optimiser, sample), rows)
+            restored = checkpoints.restore(state)
+            done = 0
+            if restored is not None:
+                done, state, found = restored
+                _check_identity(config.out, found, identity)
+                _say(f"resumed at step {done} of {plan.total}")
+            resumed_at = None if restored is None else done
+            with MetricLog(config.out, resumed_at=resumed_at, intact=lambda: checkpoints.intact) as log:
+                placed = devices.replicate(metric, rows)
+                run = _Run(config, plan, sets, shares, identity, start, placed, rows, checkpoints, log, stopping)
+                run.catch_up(state, done)
+                state, number = run.steps(make_step(config, optimiser), state, done), plan.total
+                if config.export == "best" and (best := checkpoints.restore(state, best=True)) is not None:
+                    state, number = best.state, best.step
+                    _say(f"the best checkpoint is that of step {number}")
+                return run.finish(state, number)
 
 
 def _check_options(config: Training, start: Metric | Ensemble) -> None:
@@ -205,20 +205,22 @@ class _Run:
         self.rows, self.checkpoints, self.log, self.stopping = rows, checkpoints, log, stopping
         self.every = config.evaluate_every or plan.epoch
 
-    def evaluate(self, metric: Metric | Ensemble, number: int, kind: str) -> float | None:
-        """Evaluates a metric on the validation sets and records its scores; gives the summary.
+    def evaluate(self, state: State, number: int) -> None:
+        """Evaluates the metric after a step, whose checkpoint was begun, or before the first; records its scores.
 
-        Returns:
-            None where there is nothing to evaluate on, or somebody asks to stop; then nothing is recorded.
+        Where somebody asks to stop, nothing is recorded, and the evaluation is for the run that goes on from there.
         """
-        placed = devices.replicate(metric, self.rows)
-        interrupted = self.stopping.is_asked
+        # However long it takes, and however it ends, the step is not lost.
+        self.checkpoints.wait()
+        metric = devices.replicate(self.trained(state) if number else self.start, self.rows)
         try:
-            found = evaluate.scores(self.config, placed, self.sets.validation, self.rows, interrupted)
+            found = evaluate.scores(self.config, metric, self.sets.validation, self.rows, self.stopping.is_asked)
         except evaluate.Interrupted:
-            return None
-        self.log.write(number, kind, _flat(found))
-        return evaluate.summary(found) if found else None
+            return
+        # The record comes last, as it says that nothing is left to do.
+        if number and found:
+            self.checkpoints.rate(number, evaluate.summary(found))
+        self.log.write(number, _kind(number), _flat(found))
 
     def evaluates(self, number: int) -> bool:
         """Whether a step is followed by an evaluation."""
@@ -236,10 +238,8 @@ class _Run:
 
     def catch_up(self, state: State, done: int) -> None:
         """Makes the evaluation that a run was stopped or killed before."""
-        kind = "evaluation" if done else "reference"
-        if (done and not self.evaluates(done)) or self.log.has(done, kind):
-            return
-        self.evaluate(self.trained(state) if done else self.start, done, kind)
+        if (not done or self.evaluates(done)) and not self.log.has(done, _kind(done)):
+            self.evaluate(state, done)
         if self.stopping.is_asked():
             self.stop(done)
 
@@ -271,14 +271,16 @@ class _Run:
                 # The previous report is read while this step computes.
                 self._settle(pending, bar)
                 pending = number, report, rows
-                stop = self.stopping.now(number)
+                stop = self.stopping.is_asked()
                 evaluates = self.evaluates(number)
                 if stop or evaluates or number % config.checkpoint_every == 0:
                     pending = self._settle(pending, bar)
-                    score = self.evaluate(self.trained(state), number, "evaluation") if evaluates else None
                     self.log.flush()
-                    self.checkpoints.save(number, state, score=score, extra=self.identity)
-                    if stop or self.stopping.is_asked():
+                    self.checkpoints.save(number, state, extra=self.identity)
+                    if evaluates and not stop:
+                        self.evaluate(state, number)
+                        stop = self.stopping.is_asked()
+                    if stop:
                         self.stop(number)
         self.checkpoints.wait()
         return state
@@ -344,24 +346,27 @@ class _Stopping:
     """Whether somebody has asked the run to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = False
+        self._times = 0
 
     def ask(self, *_: Any) -> None:
-        if self.asked:
+        """The handler of signals."""
+        if self._asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self._asked = True
 
     def is_asked(self) -> bool:
-        """Whether this process alone was asked; one of several never is, but hears of it by `now`."""
-        return self.asked
+        """Whether to stop; once so, always.
 
-    def now(self, step: int) -> bool:
-        """Whether to stop after this step; all processes say the same."""
-        if jax.process_count() == 1:
-            return self.asked
-        from jax.experimental import multihost_utils
+        Processes that work together must ask equally often, and get the same answer each time: JAX lets all of them
+        come to the same count after one has got the signal.
+        """
+        if jax.process_count() > 1 and not self._asked:
+            from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+            self._times += 1
+            self._asked = multihost_utils.reached_preemption_sync_point(self._times)
+        return self._asked
 
 
 @contextlib.contextmanager
@@ -404,6 +409,11 @@ def _spread(sets: Sets, count: int = 64) -> list[Any]:
         for source in sources
         for index in np.linspace(0, len(source) - 1, min(count, len(source)))
     ]
+
+
+def _kind(number: int) -> str:
+    """What the record of an evaluation after a step is called; before the first, it is of the metric to start from."""
+    return "evaluation" if number else "reference"
 
 
 def _flat(scores: evaluate.Scores) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import shutil
 import signal
@@ -143,11 +144,14 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path) -> None:
     best = [0, 1, 2, 2, 2, 5, 5, 5, 5]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, score in enumerate(scores):
-            checkpoints.save(step, {"w": jnp.full(3, step)}, score=score)
+            checkpoints.save(step, {"w": jnp.full(3, step)})
+            if score is not None:
+                checkpoints.rate(step, score)
             checkpoints.wait()
             assert (checkpoints.last, checkpoints.best) == (step, best[step])
             assert set(checkpoints.steps) == {max(step - 1, 0), step, best[step]}
-            assert {path.name for path in tmp_path.iterdir()} == {*map(str, checkpoints.steps), "lock"}
+            others = {"lock"} if step == 0 else {"lock", "scores.json"}
+            assert {path.name for path in tmp_path.iterdir()} == others | set(map(str, checkpoints.steps))
     # Scores are on disk with the arrays.
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert (checkpoints.steps, checkpoints.best) == ((5, 7, 8), 5)
@@ -156,11 +160,70 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path) -> None:
         assert (restored.step, restored.state["w"].tolist()) == (5, [5, 5, 5])
 
 
+def test_a_score_may_come_in_another_run_and_again(folder) -> None:
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert checkpoints.best == 3
+        checkpoints.rate(2, 0.5)
+        assert checkpoints.best == 2
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert checkpoints.best == 2
+        checkpoints.rate(3, 0.7)
+        checkpoints.rate(3, 0.4)
+        with pytest.raises(CheckpointError, match=r"has no step 4 to rate; it has \[1, 2, 3\]"):
+            checkpoints.rate(4, 0.1)
+        # One that was begun counts as there.
+        checkpoints.save(4, drawn(4))
+        checkpoints.rate(4, 0.1)
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.best == 2
+        checkpoints.rate(4, 0.6)
+        assert (checkpoints.best, checkpoints.steps) == (4, (4,))
+
+
+def test_scores_within_checkpoints_as_earlier_versions_had_them_count(folder) -> None:
+    record = folder / "2" / "checkpoint.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"score": 0.5}))
+    (folder / "2" / "SHA256SUMS").write_bytes(checkpoint._sums(folder / "2"))
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.best == 2
+        checkpoints.rate(3, 0.4)
+        assert checkpoints.best == 2
+        checkpoints.rate(2, 0.3)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.best == 3
+
+
+def test_damaged_scores_are_told_and_not_used(folder) -> None:
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.rate(2, 0.5)
+    path = folder / "scores.json"
+    content = path.read_bytes()
+    for damaged in (content.replace(b"0.5", b"0.7"), content[:-9], b"", b"[]", b"{}", b"\xff"):
+        path.write_bytes(damaged)
+        with pytest.warns(CheckpointWarning, match=r"scores\.json is damaged"), Checkpoints(folder) as checkpoints:
+            assert checkpoints.best == checkpoints.last == 3
+    path.write_bytes(content)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.best == 2
+
+
+def test_scores_are_replaced_at_once_or_not_at_all(folder, monkeypatch) -> None:
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.rate(2, 0.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.os, "fsync", at_once)
+            with pytest.raises(CheckpointError, match=r"disk is full: .*scores\.json .*step 3, is intact"):
+                checkpoints.rate(3, 0.9)
+        assert checkpoints.best == 2
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.best == 2
+
+
 def test_the_next_best_takes_the_place_of_a_damaged_best(tmp_path) -> None:
     with Checkpoints(tmp_path, keep=4) as checkpoints:
         for step, score in enumerate([0.5, 0.9, 0.7, 0.1]):
-            checkpoints.save(step, {"w": jnp.full(3, step)}, score=score)
-        checkpoints.wait()
+            checkpoints.save(step, {"w": jnp.full(3, step)})
+            checkpoints.rate(step, score)
         flip(tmp_path / "1" / "checkpoint.json", 3)
         with pytest.warns(CheckpointWarning, match=r"1 is damaged .*checkpoint\.json is not what was written"):
             restored = checkpoints.restore({"w": jnp.zeros(3, int)}, best=True)
@@ -333,7 +396,8 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
     print("restored", step, flush=True)
     while True:
         step += 1
-        checkpoints.save(step, state(step), score=-step % 5)
+        checkpoints.save(step, state(step))
+        checkpoints.rate(step, -step % 5)
         if checkpoints.last is not None:
             print("whole", checkpoints.last, flush=True)
 """

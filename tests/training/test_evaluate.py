@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.evaluation import evaluate as measure
-from rlpips_jax.evaluation.measurement import Distances, assess
+from rlpips_jax.evaluation.measurement import Distances
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import Triplets
 from rlpips_jax.metric import Metric
@@ -60,20 +61,21 @@ def test_many_devices_measure_what_one_does(tiny) -> None:
 
 
 def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatch) -> None:
-    calls, original = [], evaluate.measurement.evaluate
+    calls = []
 
-    def record(metric: Metric, triplets: Any, attack: Any, epsilons: Any, **options: Any) -> Any:
-        calls.append((triplets.name, attack, list(epsilons), options["attacked"]))
-        return original(metric, triplets) * (1 + len(epsilons))
+    def record(metric: Metric, triplets: Any, attack: Any, epsilon: float, **options: Any) -> Any:
+        calls.append((triplets.name, attack, epsilon, options["attacked"]))
+        return evaluate.measurement.natural_distances(metric, triplets)
 
-    monkeypatch.setattr(evaluate.measurement, "evaluate", record)
+    monkeypatch.setattr(evaluate.measurement, "attacked_distances", record)
     config = Lin(evaluation_epsilons=("2/255", "0.5"), attacked="both", evaluation_steps=7, norm="l2")
     found = evaluate.scores(config, tiny, {made: draw_triplets(made) for made in ("ordinal", "crossed")})
-    (ordinal, attack, radii, attacked), (crossed, none, no_radii, _) = calls
-    assert (ordinal, attacked, crossed, none, no_radii) == ("ordinal", "both", "crossed", None, [])
     # Images are in [0, 1] here, radii are stated for [-1, 1].
-    assert radii == [1 / 255, 0.25]
-    assert (attack.func, attack.keywords) == (attacks.pgd, {"norm": "l2", "steps": 7})
+    assert [(name, radius, attacked) for name, _, radius, attacked in calls] == [
+        ("ordinal", 1 / 255, "both"),
+        ("ordinal", 0.25, "both"),
+    ]
+    assert all((attack.func, attack.keywords) == (attacks.pgd, {"norm": "l2", "steps": 7}) for _, attack, *_ in calls)
     assert found["ordinal"].keys() == {"natural", "2/255", "0.5"}
     assert found["crossed"].keys() == {"natural", "sure"}
 
@@ -85,8 +87,8 @@ def test_the_published_protocol_counts_majorities_too(tiny, monkeypatch) -> None
     natural, attacked = Distances(near, far), Distances(far, near)
 
     def scores(protocol: Literal["corrected", "published"], triplets: Triplets) -> dict[str, float]:
-        found = [assess(triplets, natural), assess(triplets, natural, attacked, 1 / 255)]
-        monkeypatch.setattr(evaluate.measurement, "evaluate", lambda *_, **__: found)
+        monkeypatch.setattr(evaluate.measurement, "natural_distances", lambda *_, **__: iter([natural]))
+        monkeypatch.setattr(evaluate.measurement, "attacked_distances", lambda *_, **__: iter([attacked]))
         config = Lin(protocol=protocol, evaluation_epsilons=("2/255",))
         return evaluate.scores(config, tiny, {"set": triplets})["set"]
 
@@ -101,6 +103,37 @@ def test_the_published_protocol_counts_majorities_too(tiny, monkeypatch) -> None
 
 def with_judgments(judgment: list[float]) -> Triplets:
     return dataclasses.replace(draw_triplets(), judgment=np.array(judgment, np.float32))
+
+
+def test_scores_are_those_of_an_evaluation_that_nothing_interrupts(tiny) -> None:
+    config = Lin(evaluation_epsilons=("0.6",), evaluation_steps=2, norm="l2")
+    found = evaluate.scores(config, tiny, {"ordinal": draw_triplets()})
+    attack = functools.partial(attacks.pgd, norm="l2", steps=2)
+    natural, attacked = measure(tiny, draw_triplets(), attack, [0.3])
+    assert found == {"ordinal": {"natural": natural.scores.two_afc.mean, "0.6": attacked.scores.two_afc.mean}}
+
+
+def test_an_evaluation_is_left_off_between_batches(tiny, monkeypatch) -> None:
+    """Each answer comes before the next batch is measured."""
+    done = []
+
+    def parts(name: str) -> Iterator[Distances]:
+        for part in range(3):
+            done.append((name, part))
+            yield Distances(*np.ones((2, 4), np.float32))
+
+    (assessed,) = measure(tiny, draw_triplets())
+    monkeypatch.setattr(evaluate.measurement, "natural_distances", lambda *_, **__: parts("natural"))
+    monkeypatch.setattr(evaluate.measurement, "attacked_distances", lambda *_, **__: parts("attacked"))
+    monkeypatch.setattr(evaluate.measurement, "assess", lambda *_: assessed)
+    config = Lin(evaluation_epsilons=("0.5",))
+    for last in (("natural", 1), ("attacked", 0)):
+        done.clear()
+        with pytest.raises(evaluate.Interrupted):
+            evaluate.scores(
+                config, tiny, {"ordinal": draw_triplets()}, interrupted=lambda last=last: done[-1:] == [last]
+            )
+        assert done[-1] == last
 
 
 SCORES = {"first": {"natural": 0.9, "2/255": 0.5}, "second": {"natural": 0.8, "sure": 0.1}}

@@ -282,44 +282,94 @@ def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, configure, t
 
 
 def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_path, monkeypatch, capsys) -> None:
-    out, measure = tmp_path / "run", evaluate._scores
-    calls: list[str] = []
+    out, measurement = tmp_path / "run", evaluate.measurement
+    natural, attacked, calls = measurement.natural_distances, measurement.attacked_distances, []
 
-    def terminated(config: Lin, metric: Any, triplets: Any, placement: Any) -> dict[str, float]:
+    def terminated(metric: Any, triplets: Any, **options: Any) -> Any:
         calls.append(triplets.name)
-        if len(calls) == 3:  # The first set after step 3; the reference's two came before.
+        if len(calls) == 4:  # The first set after step 3; the reference's two came before, one of them attacked too.
+            # However long an evaluation takes, the step is safe.
+            assert (out / "checkpoints" / "3").exists()
             signal.raise_signal(signal.SIGTERM)
-        return measure(config, metric, triplets, placement)
+        return natural(metric, triplets, **options)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append("attacked")
+        return attacked(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_scores", terminated)
+        patch.setattr(measurement, "natural_distances", terminated)
+        patch.setattr(measurement, "attacked_distances", counted)
         with pytest.raises(SystemExit) as exit_:
             train(configure(out))
-    assert (exit_.value.code, len(calls)) == (0, 3)
+    ordinal, crossed = "validation ordinal", "validation crossed"
+    # No batch came after the one at hand.
+    assert [one.rpartition("/")[2] for one in calls] == [ordinal, "attacked", crossed, ordinal]
+    assert exit_.value.code == 0
     assert "stopped at step 3 of 6" in capsys.readouterr().out
     assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
     train(configure(out))
     check_same_bits(out, whole)
 
 
-def test_the_best_checkpoint_is_exported_with_its_own_scores(configure, tmp_path, monkeypatch, capsys) -> None:
-    out, values = tmp_path / "run", iter((0.5, 0.9, 0.6))  # Before, at step 3, and at step 6.
-    monkeypatch.setattr(evaluate, "scores", lambda *_: {"people": {"natural": next(values)}})
-    path = train(configure(out, export="best"))
+def nearness(config: Lin, metric: Any, *_: object) -> evaluate.Scores:
+    """In place of an evaluation: the less was learnt the better, so that the best is not the last."""
+    start = rl.load(config.metric).parameters["heads"]
+    moved = max(np.abs(one - other).max() for one, other in zip(metric.parameters["heads"], start, strict=True))
+    return {"people": {"natural": float(1 / (1 + moved))}}
+
+
+@pytest.fixture(scope="module")
+def whole_best(configure, tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted, and that exported its best checkpoint."""
+    out = tmp_path_factory.mktemp("best") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "scores", nearness)
+        train(configure(out, export="best"))
+    return out
+
+
+def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configure, capsys) -> None:
+    train(configure(whole_best, export="best"))
     printed = capsys.readouterr().out
     assert "the best checkpoint is that of step 3" in printed
-    assert re.search(r"people +50\.00 +90\.00", printed)
-    exported, metadata = native.read(path, TINY)
-    card = json.loads(metadata["card"])
+    exported, metadata = native.read(whole_best / WEIGHTS, TINY)
+    card, records = json.loads(metadata["card"]), read(whole_best / RECORDS)
+    before, third, last = (record["people/natural"] for record in records if record["kind"] != "step")
+    assert before == 1 > third > last + 0.005
     assert card["steps"] == 3
-    assert card["scores"] == {"start": {"people": {"natural": 0.5}}, "trained": {"people": {"natural": 0.9}}}
+    assert card["scores"] == {
+        name: {"people": {"natural": pytest.approx(value, abs=1e-6)}}
+        for name, value in (("start", before), ("trained", third))
+    }
+    assert re.search(rf"people +100\.00 +{100 * third:.2f}\n", printed)
     # Heads are rescaled on the way, and what they were is in the checkpoints.
     exported = np.concatenate(exported["heads"])
     for step in (3, STEPS):
-        arrays = StandardCheckpointer().restore(out / "checkpoints" / str(step) / "state")
+        arrays = StandardCheckpointer().restore(whole_best / "checkpoints" / str(step) / "state")
         heads = np.concatenate([arrays[f"trained/heads/{tap}"] for tap in range(len(TINY.taps))])
         lengths = np.linalg.norm(exported), np.linalg.norm(heads)
         assert np.allclose(exported / lengths[0], heads / lengths[1], atol=1e-5) == (step == 3)
+
+
+def test_the_score_of_an_evaluation_that_was_stopped_counts_too(whole_best, configure, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "run"
+
+    def terminated(config: Lin, metric: Any, sets: Any, placement: Any, interrupted: Callable[[], bool]) -> Any:
+        if (out / "checkpoints" / "3").exists():
+            signal.raise_signal(signal.SIGTERM)
+        if interrupted():
+            raise evaluate.Interrupted
+        return nearness(config, metric)
+
+    monkeypatch.setattr(evaluate, "scores", terminated)
+    with pytest.raises(SystemExit) as exit_:
+        train(configure(out, export="best"))
+    assert exit_.value.code == 0
+    assert read(out / RECORDS)[-1]["kind"] == "step"
+    monkeypatch.setattr(evaluate, "scores", nearness)
+    train(configure(out, export="best"))
+    check_same_bits(out, whole_best)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, configure, tmp_path, monkeypatch) -> None:
