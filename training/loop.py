@@ -105,23 +105,24 @@ def train(config: Training) -> Path:
     """
     devices.join(config)
     with _stopping() as stopping:
-        config = sized(config)
-        run_folder.check(config.out, config.document(), NOT_DECISIVE)
-        rows = over_all_devices()
-        start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
-        _check_options(config, start)
-        export.path_of(start, config.out, robust=not isinstance(config, Natural))
-        sets = load_sets(config)
-        # Triplets that no loss looks at would only fill the batch.
-        sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
-        shares = _shares(config, sets)
-        plan = Plan.of(config, sets, shares)
-        identity = {"total": plan.total, "start": start.signature, "data": sets.identities}
-        # Evaluation is at the highest precision, whatever a step computes in.
-        metric = _computing(start, config)
-        optimiser = make_optimiser(config, plan.share(config))
-        # Only now, as a mistake in the options must not claim the folder.
-        run_folder.claim(config.out, config.document(), NOT_DECISIVE)
+        with stopping.loading():
+            config = sized(config)
+            run_folder.check(config.out, config.document(), NOT_DECISIVE)
+            rows = over_all_devices()
+            start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
+            _check_options(config, start)
+            export.path_of(start, config.out, robust=not isinstance(config, Natural))
+            sets = load_sets(config)
+            # Triplets that no loss looks at would only fill the batch.
+            sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
+            shares = _shares(config, sets)
+            plan = Plan.of(config, sets, shares)
+            identity = {"total": plan.total, "start": start.signature, "data": sets.identities}
+            # Evaluation is at the highest precision, whatever a step computes in.
+            metric = _computing(start, config)
+            optimiser = make_optimiser(config, plan.share(config))
+            # Only now, as a mistake in the options must not claim the folder.
+            run_folder.claim(config.out, config.document(), NOT_DECISIVE)
         with Checkpoints(config.out / "checkpoints", keep=config.keep) as checkpoints:
             sample = np.stack([one["reference"] for one in _spread(sets)]) if config.floor else None
             state = devices.replicate(first_state(config, start, optimiser, sample), rows)
@@ -347,6 +348,7 @@ class _Stopping:
 
     def __init__(self) -> None:
         self._asked = False
+        self._loading = False
         self._times = 0
 
     def ask(self, *_: Any) -> None:
@@ -354,6 +356,8 @@ class _Stopping:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        if self._loading:
+            raise SystemExit(0)
 
     def is_asked(self) -> bool:
         """Whether to stop; once so, always.
@@ -367,6 +371,18 @@ class _Stopping:
             self._times += 1
             self._asked = multihost_utils.reached_preemption_sync_point(self._times)
         return self._asked
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Within it, whoever asks ends the program at once: there is nothing to save."""
+        self._loading = True
+        try:
+            yield
+        except SystemExit:
+            _say("stopped while data were being loaded; nothing is lost, and the same command starts again")
+            raise
+        finally:
+            self._loading = False
 
 
 @contextlib.contextmanager

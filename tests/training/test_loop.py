@@ -372,6 +372,19 @@ def test_the_score_of_an_evaluation_that_was_stopped_counts_too(whole_best, conf
     check_same_bits(out, whole_best)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_stopped_while_data_are_loaded_it_leaves_nothing(configure, tmp_path, monkeypatch, capsys, name) -> None:
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    monkeypatch.setattr(loop, "load_sets", lambda _: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as exit_:
+        train(configure(tmp_path / "run"))
+    assert exit_.value.code == 0
+    assert "stopped while data were being loaded; nothing is lost" in capsys.readouterr().out
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, configure, tmp_path, monkeypatch) -> None:
     out, feed = tmp_path / "run", loop.batches
 
