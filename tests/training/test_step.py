@@ -1,5 +1,6 @@
 """One training step: the reference run, heads of 0 or more, averages, parts of a batch, a loss that is no number."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, Architecture, Convolution, Fire, Pool
 from rlpips_jax.convolution import Pooling
 from rlpips_jax.metric import Metric
+from rlpips_jax.ranking import judgment_loss, ratio_logit
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from training.config import Lin, Natural, Training, Tune
@@ -171,6 +173,51 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(moved["heads"]) == pytest.approx(config.recipe.rate, rel=1e-3)
     assert max(moved["log_floors"]) == pytest.approx(config.floor_rate, rel=1e-3)
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.recipe.backbone_rate, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("attack", "attacked"),
+    [("pgd", "both"), ("apgd", "farther"), ("square", "reference"), ("noise", "closer"), ("spatial", "closer")],
+)
+def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) -> None:
+    config = Lin(attack=attack, attacked=attacked, attack_steps=2, epsilon="1" if attack == "spatial" else "16/255")
+    # Where judgments are certain, the loss on attacked triplets grows with the harm that is done to their order.
+    batch = draw_batch(3, 2)
+    batch = batch._replace(judgment=jnp.round(batch.judgment))
+    step, state = begin(config, tiny)
+    before = copied(state.trained["heads"])
+    state, report = step(state, tiny, {ORDINAL: batch})
+    assert bool(report.finite)
+    assert float(report.gradient) > 0
+    for old, new in zip(before, copied(state.trained["heads"]), strict=True):
+        assert (new >= 0).all()
+        # Adam's first step is as long as its rate, wherever there is a slope.
+        assert np.abs(new - old).max() == pytest.approx(config.recipe.rate, rel=1e-3)
+    assert float(report.loss) > float(ratio_loss(tiny, batch))
+
+
+def ratio_loss(metric: Metric, batch: Batch) -> Any:
+    """The loss on triplets as they are."""
+    d0, d1 = (rl.distance(batch.reference, image, metric) for image in (batch.p0, batch.p1))
+    return judgment_loss(ratio_logit(d0, d1), batch.judgment).mean()
+
+
+def test_half_precision_in_parts_comes_close_to_full_precision(tiny) -> None:
+    """By plain gradient descent, and in l2: neither hangs on the signs of small numbers."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        config = Lin(norm="l2", epsilon="0.3", attack_steps=2, accumulate=2, dtype=dtype)
+        step, state = begin(config, tiny, optax.sgd(0.05))
+        before = np.concatenate(copied(state.trained["heads"]))
+        state, report = step(state, replace(tiny, dtype=dtype), {ORDINAL: draw_batch(3)})
+        assert all(head.dtype == jnp.float32 for head in state.trained["heads"])
+        found.append((np.concatenate(copied(state.trained["heads"])) - before, report))
+    (full, exact), (half, rounded) = found
+    # A distance off by 1 / 256, as one rounding to bfloat16's 8 bits may leave it, moves the logit 4 log(d0 / d1) by
+    # 1 / 64, and the loss by no more; two distances are off. Slopes are differences between theirs, and lose more.
+    assert float(rounded.loss) == pytest.approx(float(exact.loss), abs=1 / 32)
+    assert float(rounded.gradient) == pytest.approx(float(exact.gradient), rel=0.05)
+    assert 0 < np.linalg.norm(half - full) < 0.1 * np.linalg.norm(full)
 
 
 def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups) -> None:
