@@ -311,11 +311,6 @@ def test_unknown_metric(rlpips: Rlpips, pictures: list[Path]) -> None:
     assert "lpips-alex" in one_line(rlpips("distance", *pictures, "--metric", "lpips-alx"))
 
 
-def test_missing_weights(rlpips: Rlpips, pictures: list[Path]) -> None:
-    message = one_line(rlpips("distance", *pictures, "--metric", "rlpips-tiny"))
-    assert "rlpips-tiny.safetensors" in message
-
-
 def test_damaged_weights(rlpips: Rlpips, pictures: list[Path], tmp_path: Path, tiny_dir: Path) -> None:
     copy = tampered(tiny_dir / "lpips-tiny.safetensors", tmp_path / "w")
     message = one_line(rlpips("distance", *pictures, "--metric", "lpips-tiny", "--weights-dir", copy.parent))
@@ -505,7 +500,7 @@ def test_the_list_names_every_metric_and_file(rlpips: Rlpips) -> None:
     rows = rows_of(run.out)
     assert rows.keys() == registry.RECIPES.keys()
     assert "download 244.4 MB" in rows["lpips-alex"]
-    assert "no official download" in rows["rlpips-tiny"]
+    assert "ready" in rows["rlpips-tiny"]
     for part in registry.PARTS.values():
         if part.official:
             assert part.official.licence in run.out
@@ -703,7 +698,6 @@ def test_fetch_without_a_network(rlpips: Rlpips, downloads: list[str]) -> None:
 
 def test_fetch_asks_for_known_metrics_only(rlpips: Rlpips, downloads: list[str]) -> None:
     assert "lpips-alex" in one_line(rlpips("weights", "fetch", "lpips-squeeze", "lpips-alx"))
-    assert "no official download" in one_line(rlpips("weights", "fetch", "rlpips-tiny"))
     assert "name the metrics" in one_line(rlpips("weights", "fetch"))
     assert downloads == []
 

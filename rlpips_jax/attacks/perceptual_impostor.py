@@ -164,9 +164,11 @@ def _impostor(
     images, (black, white) = known.images, value_range
     width = white - black
     adam = optax.scale_by_adam(b1=0.9, b2=0.99)
-    shifted = _shifted(known, value_range) if begin is None else None
-    negative = black + white - images
-    first = begin if shifted is None else shifted if isinstance(objective, Randomised) else negative
+    shifted = None
+    if begin is None:
+        shifted = _shifted(known, value_range)
+        begin = shifted if isinstance(objective, Randomised) else black + white - images
+    first = begin
 
     def start(key: Any) -> Float[Array, "n h w 3"]:
         noise = jax.random.normal(key, images.shape, images.dtype)

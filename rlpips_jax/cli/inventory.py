@@ -60,10 +60,8 @@ class Availability:
         """Where the files lie, or why there are none."""
         if self.damage:
             return self.damage
-        if any(part.shipped for part in self.missing):
-            return "it ships with this library, so the installation is incomplete: install rlpips-jax again"
         if self.missing:
-            return "no official download: train it, or convert a checkpoint of your own"
+            return "it ships with this library, so the installation is incomplete: install rlpips-jax again"
         return ", ".join(f"{found.part.name}: {found.kind}" for found in self.found)
 
 

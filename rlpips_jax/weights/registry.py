@@ -49,16 +49,19 @@ class Part:
     Attributes:
         name: its native file is `{name}.safetensors`.
         architecture: the table it fits.
-        official: where its original is published; None for what is shipped here or made by the user.
-        shipped: whether it lies inside this package.
+        official: where its original is published; None for what lies inside this package.
         half: what the file must hold, whatever else it holds.
     """
 
     name: str
     architecture: Architecture
     official: Official | None = None
-    shipped: bool = False
     half: Literal["backbone", "heads"] = "heads"
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it lies inside this package."""
+        return self.official is None
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,10 @@ _HEADS = (
         VGG,
         _elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
     ),
-    Part("lpips-tiny", TINY, shipped=True),
-    Part("rlpips-alex", ALEX, shipped=True),
-    Part("rlpips-vgg", VGG, shipped=True),
-    Part("rlpips-squeeze", SQUEEZE, shipped=True),
+    Part("lpips-tiny", TINY),
+    Part("rlpips-alex", ALEX),
+    Part("rlpips-vgg", VGG),
+    Part("rlpips-squeeze", SQUEEZE),
     Part("rlpips-tiny", TINY),
 )
 HEADS = {part.name: part for part in _HEADS}

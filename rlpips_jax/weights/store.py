@@ -57,16 +57,9 @@ def obtain(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> tup
         return read(path, part)
     if part.official is not None:
         return fetch(part)
-    if part.shipped:
-        raise WeightsNotFound(
-            f"no weights for '{part.name}', though it ships with this library: {SHIPPED} lacks "
-            f"{part.name}{native.SUFFIX}, so the installation is incomplete; install rlpips-jax again"
-        )
-    folder = weights_dir or f"the folder ${WEIGHTS_DIR} names"
     raise WeightsNotFound(
-        f"no weights for '{part.name}': there is no official download. Put {part.name}{native.SUFFIX}, made "
-        f"by 'python -m convert' from a checkpoint of your own, into {folder}, or load it by its path; "
-        "'lpips-tiny' needs no download"
+        f"no weights for '{part.name}', though it ships with this library: {SHIPPED} lacks "
+        f"{part.name}{native.SUFFIX}, so the installation is incomplete; install rlpips-jax again"
     )
 
 

@@ -184,7 +184,7 @@ def test_search_order(
 def test_a_shipped_file_comes_before_the_caches(
     places: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = Part("mini", MINI, shipped=True, half="backbone")
+    part = Part("mini", MINI, half="backbone")
     monkeypatch.setattr(store, "SHIPPED", tmp_path / "data")
     native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
     shipped = tmp_path / "data" / "mini.safetensors"
@@ -372,15 +372,6 @@ def test_no_network_says_what_to_do(places: SimpleNamespace, part: Part) -> None
         assert needed in message
     assert message.endswith("'lpips-tiny' needs no download")
     assert below(places.cache) == []
-
-
-def test_nothing_to_download(places: SimpleNamespace) -> None:
-    part = Part("rlpips-mini", MINI)
-    with pytest.raises(WeightsNotFound, match=r"Put rlpips-mini\.safetensors, made by 'python -m convert'") as caught:
-        store.obtain(part)
-    assert "the folder $RLPIPS_WEIGHTS_DIR names" in str(caught.value)
-    with pytest.raises(WeightsNotFound, match=f"into {places.argument}, or load it by its path"):
-        store.obtain(part, places.argument)
 
 
 def test_cache_that_cannot_be_written(
