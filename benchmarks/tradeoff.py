@@ -43,8 +43,8 @@ SIZE = 64
 MARKERS = {"lin": "o", "tune": "s"}
 
 WAYS = (
-    *("mode", "metric", "initial_heads", "first_layer", "head_range", "epsilon", "attack_judged", "floor"),
-    *("backbone_rate", "steps", "batch", "average"),
+    *("mode", "metric", "initial_heads", "first_layer", "head_range", "epsilon", "attack_steps", "attack_judged"),
+    *("floor", "backbone_rate", "steps", "batch", "average"),
 )
 """Options that tell curves apart; along one the natural weight changes."""
 
@@ -82,6 +82,8 @@ class TradeOff:
     """Floor of norms to start from; 0 for the paper's form."""
     epsilon: str | None = None
     """Radius of the attack in training, in units of [-1, 1]; by default that of the mode."""
+    attack_steps: int | None = None
+    """Steps of the attack in training; by default those of the mode."""
     attack_judged: bool = False
     """Attack crossed triplets too."""
     backbone_rate: float | None = None
@@ -138,6 +140,7 @@ def _grid(options: TradeOff) -> Iterator[Training]:
                 validation=options.out / "choose.npz",
                 initial_heads=options.initial_heads,
                 epsilon=options.epsilon,
+                attack_steps=options.attack_steps,
                 attack_judged=options.attack_judged,
                 natural_weight=weight,
                 first_layer=options.first_layer,
