@@ -266,10 +266,15 @@ def _table(points: Sequence[Point]) -> Table:
             cells = []
             for name in members[0]:
                 values = [one[name] for one in members]
-                spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+                spread = f" ± {_deviation(values):.3f}" if len(values) > 1 else ""
                 cells.append(f"{np.mean(values):.3f}{spread}")
             rows.append((*(str(option) for option in way), f"{weight:g}", str(len(members)), *cells))
     return Table("Robustness against agreement (mean and standard deviation over seeds)", header, rows)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; 0 for a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _draw(points: Sequence[Point], path: Path) -> None:
@@ -286,7 +291,7 @@ def _draw(points: Sequence[Point], path: Path) -> None:
                 [[one[name] for one in seeds] for seeds in along.values()] for name in ("agreement", epsilon)
             )
             means = [np.mean(values) for values in agreements], [np.mean(values) for values in attacked]
-            spreads = [np.std(values) for values in agreements], [np.std(values) for values in attacked]
+            spreads = [_deviation(values) for values in agreements], [_deviation(values) for values in attacked]
             option = dict(zip(WAYS, way, strict=True))
             line = {"marker": MARKERS[option["mode"]], "linestyle": "-" if option["floor"] else "--"}
             axes.errorbar(*means, *reversed(spreads), label=labels[way], markersize=5, elinewidth=0.8, **line)
