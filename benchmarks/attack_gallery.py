@@ -18,9 +18,9 @@ import tyro
 from jaxtyping import Float, UInt8
 
 import rlpips_jax as rl
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.patches import list_photographs, read_uint8
-from rlpips_jax.metric import Metric
 from rlpips_jax.reports import Tile, contact_sheet, heat
 
 Pictures = UInt8[np.ndarray, "n h w 3"]

@@ -30,7 +30,7 @@ from benchmarks.contestants import Absent, Setting, load_ours, lpips_module
 from benchmarks.images import Size, images
 from benchmarks.report import Table, busy, machine, on_gpu, record, seconds, versions
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 OURS, PLAIN, ANEW = "rlpips-jax", "plain autodiff", "plain autodiff, nothing cached"
 PUBLISHED, TRAINING, CACHED = "published loop", "published loop with dropout", "PyTorch, still images cached"

@@ -30,10 +30,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 import rlpips_jax as rl
 from benchmarks.attack_gallery import middles
 from benchmarks.report import Table, record
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.loading import PREFIX
-from rlpips_jax.metric import Metric
 
 KINDS = ("blur", "noise", "jpeg", "contrast", "brightness", "color", "down", "warp", "quantize")
 

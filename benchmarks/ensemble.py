@@ -22,9 +22,9 @@ from benchmarks import report
 from benchmarks.images import Size, images
 from benchmarks.timing import median, side_by_side, slowdown
 from rlpips_jax.backbones import ELPIPS_SQUEEZE, ELPIPS_VGG
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import ESTIMATORS, Ensemble
-from rlpips_jax.estimation import compare
-from rlpips_jax.metric import Metric
+from rlpips_jax.ensemble.inference import compare
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.demo import photographs
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.reports import Tile, contact_sheet, table
 
 COPIES = 10

@@ -40,7 +40,7 @@ from benchmarks.images import Size, images
 from benchmarks.report import Table, busy, machine, on_gpu, record, relative_difference, times_cells, versions
 from benchmarks.startup import process_times
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 LIMIT = 1e-4
 """Largest relative difference of float32 distances that counts as the same number."""

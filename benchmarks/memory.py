@@ -11,7 +11,7 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.process import MIB, resident
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.backbones import Architecture, Fire, Pool, layer_name
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)

@@ -10,7 +10,7 @@ import tyro
 from benchmarks.timing import Times, median, run_program, side_by_side
 
 BASE, WHOLE = "jax, flax.linen", "rlpips_jax"
-PROGRAMS = {BASE: "import jax, flax.linen", WHOLE: "import jax, flax.linen, rlpips_jax.metric"}
+PROGRAMS = {BASE: "import jax, flax.linen", WHOLE: "import jax, flax.linen, rlpips_jax.distances.lpips"}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.timing import side_by_side, slowdown
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
-from rlpips_jax.metric import Metric
 from training.distill import rank_correlation
 
 

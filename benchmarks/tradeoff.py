@@ -22,11 +22,11 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.report import Table
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
 from training import evaluate
 from training.config import Lin, Training, Tune

@@ -37,7 +37,7 @@ from benchmarks.images import Size
 from benchmarks.process import device_peak, forget_peak, resident
 from benchmarks.report import Table, busy, machine, on_gpu, record, relative_difference, seconds, versions
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from training.config import Lin
 from training.step import JUDGED, Batch, Trained, first_state, make_optimiser, make_step
 

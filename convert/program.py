@@ -23,8 +23,8 @@ from rlpips_jax.backbones import (
     VGG,
     Architecture,
 )
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import (

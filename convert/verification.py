@@ -11,7 +11,7 @@ import numpy as np
 
 import rlpips_jax as rl
 from convert import reference
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 LIMIT = 1e-4
 """Largest relative difference that passes."""

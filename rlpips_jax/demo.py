@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, UInt8
 from rlpips_jax import reports
 from rlpips_jax.cli import guarded
 from rlpips_jax.cli.inventory import availability
+from rlpips_jax.distances.lpips import Metric, distance, distance_map
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.evaluation import distortions
-from rlpips_jax.image_files import image_paths, load_image, save_image
+from rlpips_jax.files.image_files import image_paths, load_image, save_image
 from rlpips_jax.loading import load
-from rlpips_jax.metric import Metric, distance, distance_map
 from rlpips_jax.weights.registry import find
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")

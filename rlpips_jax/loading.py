@@ -5,8 +5,8 @@ from typing import Any, Literal, overload
 
 from jax.typing import DTypeLike
 
+from rlpips_jax.distances.lpips import DEFAULT, Metric, assemble
 from rlpips_jax.ensemble import Ensemble
-from rlpips_jax.metric import DEFAULT, Metric, assemble
 
 PREFIX = "ensemble:"
 """Of the name of any metric, puts it under E-LPIPS's transformations."""

@@ -136,7 +136,7 @@ def drawn() -> Callable[..., Any]:
     import numpy as np
 
     from rlpips_jax.backbones import Architecture
-    from rlpips_jax.metric import Metric
+    from rlpips_jax.distances.lpips import Metric
 
     def make(architecture: Architecture, **options: Any) -> Metric:
         rng = np.random.default_rng(0)

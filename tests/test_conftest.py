@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import TypeCheckError
 
-from rlpips_jax.convolution import relu
+from rlpips_jax.ops.convolution import relu
 from rlpips_jax.weights import store
 
 ELSEWHERE = "192.0.2.1"

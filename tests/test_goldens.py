@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.weights.parameters import from_pytorch, pytorch_shapes
 from rlpips_jax.weights.registry import ENSEMBLE_HEADS, HEADS
 from tests.goldens.make import GOLDENS, IN_FULL, METRICS, SLICE, draw, images

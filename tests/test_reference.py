@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, VGG
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 

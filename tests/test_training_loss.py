@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, TINY
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 STEPS = 30
 
@@ -103,7 +103,7 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
 
 def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
-    from rlpips_jax import metric
+    from rlpips_jax.distances import lpips as metric
     from rlpips_jax.weights import native
 
     parameters = drawn(ALEX).parameters

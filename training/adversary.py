@@ -24,8 +24,8 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax import attacks
 from rlpips_jax.attacks.balls import BALLS
-from rlpips_jax.metric import Features, Metric
-from rlpips_jax.ranking import draw_ranking_head, judgment_loss, ranking_head_logit
+from rlpips_jax.distances.lpips import Features, Metric
+from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit
 from training.config import Training
 
 VALUE_RANGE = (-1.0, 1.0)

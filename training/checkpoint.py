@@ -31,8 +31,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from rlpips_jax.cli.journal import Journal
 from rlpips_jax.errors import CheckpointError, CheckpointMismatch, CheckpointWarning, RlpipsError
+from rlpips_jax.files.journal import Journal
 from rlpips_jax.warning import warn_user
 
 ARRAYS = "state"

@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY, Architecture, Backbone
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.patches import patches
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
 from training import procedural, run_folder
 from training.patches import make_pairs

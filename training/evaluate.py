@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from rlpips_jax import attacks, reports
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement
 from rlpips_jax.evaluation.triplets import AnyTriplets
-from rlpips_jax.metric import Metric
 from training.config import Training, radius
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 import rlpips_jax as rl
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError, WeightsError
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint

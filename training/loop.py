@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import rlpips_jax as rl
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.placement import over_all_devices
-from rlpips_jax.metric import Metric
 from training import devices, evaluate, export, run_folder
 from training.checkpoint import Checkpoints
 from training.config import NOT_DECISIVE, Natural, Training

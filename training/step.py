@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from rlpips_jax.distances.lpips import Metric, distance
 from rlpips_jax.ensemble import Ensemble
-from rlpips_jax.metric import Metric, distance
-from rlpips_jax.ranking import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
+from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
 

@@ -9,12 +9,13 @@ used again for other images, parameters and radii of the same shapes. Radii are 
 the perceptual attacks are perceptual distances, square roots of a metric's.
 """
 
-from rlpips_jax.attacks.auto_projected_gradient import apgd
+from rlpips_jax.attacks.apgd import apgd
 from rlpips_jax.attacks.combination import Attack, worst_case, worst_of
-from rlpips_jax.attacks.distance_maximisation import distort
+from rlpips_jax.attacks.distort import distort
 from rlpips_jax.attacks.expectations import EnsembleObjective, Randomness, expected_distance_from, expected_ranking
-from rlpips_jax.attacks.lagrangian_relaxation import fast_lagrangian, lagrangian
-from rlpips_jax.attacks.noise_search import noise
+from rlpips_jax.attacks.impostor import ImpostorResult, impostor
+from rlpips_jax.attacks.lagrangian import fast_lagrangian, lagrangian
+from rlpips_jax.attacks.noise import noise
 from rlpips_jax.attacks.objectives import (
     ATTACKED,
     STILL,
@@ -38,13 +39,12 @@ from rlpips_jax.attacks.perceptual_bound import (
     perceptual_distance,
     project_perceptual,
 )
-from rlpips_jax.attacks.perceptual_gradient import perceptual_pgd
-from rlpips_jax.attacks.perceptual_impostor import ImpostorResult, impostor
-from rlpips_jax.attacks.projected_gradient import pgd
-from rlpips_jax.attacks.random_search import square
+from rlpips_jax.attacks.perceptual_pgd import perceptual_pgd
+from rlpips_jax.attacks.pgd import pgd
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.semantic_similarity import SemanticSimilarity, semantic, semantic_similarity
-from rlpips_jax.attacks.spatial_transformation import SpatialResult, spatial
+from rlpips_jax.attacks.semantic import SemanticSimilarity, semantic, semantic_similarity
+from rlpips_jax.attacks.spatial import SpatialResult, spatial
+from rlpips_jax.attacks.square import square
 from rlpips_jax.attacks.triplets import TripletAttackResult, TripletDistances, attack_triplets
 
 __all__ = [

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks.objectives import STILL, Objective, Randomised, _check_attacked, distance_from, ranking
+from rlpips_jax.distances.lpips import Metric, distance
 from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric, distance
 
 DRAWS = 16
 """Transformations that each step averages."""

@@ -19,9 +19,9 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from rlpips_jax.distances.lpips import Features, Metric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
-from rlpips_jax.metric import Features, Metric
 
 ATTACKED = ("closer", "farther", "both", "reference")
 """Which image of a triplet an attack moves: pushed away, pulled in, both, or the reference."""

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import as_floats, radius_of
+from rlpips_jax.distances.lpips import Features, Metric
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
-from rlpips_jax.metric import Features, Metric
 
 OVERSHOOT = 0.01
 """How far below the bound Newton's method aims, as a share of it: towards the bound itself it never gets within."""

@@ -21,10 +21,10 @@ from rlpips_jax.attacks.expectations import (
 )
 from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, with_moved
 from rlpips_jax.attacks.search import Key, as_floats
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric
 
 Triplets = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, "n h w 3"]]
 """Reference, closer, farther."""

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
-from rlpips_jax import __version__
+from rlpips_jax._version import __version__
 from rlpips_jax.errors import RlpipsError
 
 COMMANDS = {

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.options import check_files
-from rlpips_jax.cli.readers import Readers, Ticket, survey
-from rlpips_jax.cli.scoring import BATCH_PIXELS, COMPUTING, WINDOW, Pair, Result, no_number, score
+from rlpips_jax.distances.lpips import Features, Metric
 from rlpips_jax.errors import ImageError, ImageFileError
-from rlpips_jax.image_files import image_paths
-from rlpips_jax.metric import Features, Metric
+from rlpips_jax.files.image_files import image_paths
+from rlpips_jax.scoring.batches import BATCH_PIXELS, COMPUTING, WINDOW, Pair, Result, no_number, score
+from rlpips_jax.scoring.readers import Readers, Ticket, survey
 
 LARGEST_TILE = 32
 

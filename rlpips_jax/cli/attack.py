@@ -14,10 +14,10 @@ from jaxtyping import UInt8
 from rlpips_jax import attacks, reports
 from rlpips_jax.cli.options import MetricOptions, check_files
 from rlpips_jax.cli.threats import epsilon_of
+from rlpips_jax.distances.lpips import Metric, distance
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation.patches import read_uint8
-from rlpips_jax.image_files import save_image
-from rlpips_jax.metric import Metric, distance
+from rlpips_jax.files.image_files import save_image
 
 NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "distort", "impostor"]
 

@@ -10,7 +10,7 @@ import tyro
 from rlpips_jax import geometry, reports
 from rlpips_jax.cli.descent_options import DescentOptions
 from rlpips_jax.errors import GeometryError
-from rlpips_jax.image_files import save_image
+from rlpips_jax.files.image_files import save_image
 
 TILE = 224
 """Pixels of a picture on the sheet."""

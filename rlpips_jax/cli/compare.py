@@ -12,11 +12,11 @@ from jaxtyping import Shaped
 from rlpips_jax import reports
 from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.options import MetricOptions, check_files
-from rlpips_jax.decoding import load_image
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.ensemble.inference import LEVEL, Comparison, compare
 from rlpips_jax.errors import EnsembleError
-from rlpips_jax.estimation import LEVEL, Comparison, compare
-from rlpips_jax.metric import Metric
+from rlpips_jax.files.decoding import load_image
 
 
 @dataclass(frozen=True, kw_only=True)

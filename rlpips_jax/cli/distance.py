@@ -16,11 +16,11 @@ from rlpips_jax import reports
 from rlpips_jax.cli import all_pairs, interrupts, pair_lists, say
 from rlpips_jax.cli.all_pairs import AllPairs
 from rlpips_jax.cli.options import Folder, MetricOptions
-from rlpips_jax.cli.readers import Readers, cores
-from rlpips_jax.cli.records import CsvRows, JsonLines, PlainRows, Printed, Recorded, form_of
-from rlpips_jax.cli.scoring import Pair, Result, score
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import ImageFileError, MetricError
-from rlpips_jax.metric import Metric
+from rlpips_jax.scoring.batches import Pair, Result, score
+from rlpips_jax.scoring.readers import Readers, cores
+from rlpips_jax.scoring.records import CsvRows, JsonLines, PlainRows, Printed, Recorded, form_of
 
 Sink = Callable[[list[Result]], object]
 

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from rlpips_jax import __version__, reports
+from rlpips_jax import reports
+from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Convolution, Pool
 from rlpips_jax.cli.inventory import availability, megabytes, places
 from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.distances.lpips import EPSILON, Metric, distance
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load
-from rlpips_jax.metric import EPSILON, Metric, distance
 from rlpips_jax.weights import store
 from rlpips_jax.weights.parameters import SCALE, SHIFT
 from rlpips_jax.weights.registry import RECIPES

@@ -23,6 +23,7 @@ from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.threats import EXPOSING, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import exposure, measurement
@@ -31,7 +32,6 @@ from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.loading import load
-from rlpips_jax.metric import Metric
 
 NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "worst_case", "distort", "impostor"]
 """Attacks by the names of their functions in `rlpips_jax.attacks`."""

@@ -9,7 +9,7 @@ import tyro
 
 from rlpips_jax import geometry, reports
 from rlpips_jax.cli.descent_options import DescentOptions
-from rlpips_jax.image_files import save_animation, save_image
+from rlpips_jax.files.image_files import save_animation, save_image
 
 TILE = 160
 """Pixels of a frame on the strip."""

@@ -11,10 +11,10 @@ import numpy as np
 import tyro
 from jaxtyping import Shaped
 
+from rlpips_jax.distances.lpips import DEFAULT, Metric, RandomDistance
 from rlpips_jax.errors import EnsembleError, RlpipsError
 from rlpips_jax.images import UNIT_RANGE, check_images
 from rlpips_jax.loading import load
-from rlpips_jax.metric import DEFAULT, Metric, RandomDistance
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 

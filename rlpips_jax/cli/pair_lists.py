@@ -7,9 +7,9 @@ from typing import IO
 
 from rlpips_jax import reports
 from rlpips_jax.cli import say
-from rlpips_jax.cli.scoring import Pair
 from rlpips_jax.errors import ImageFileError
-from rlpips_jax.image_files import image_paths
+from rlpips_jax.files.image_files import image_paths
+from rlpips_jax.scoring.batches import Pair
 
 HEADER = ["reference", "image"]
 

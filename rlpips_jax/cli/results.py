@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from rlpips_jax import __version__, reports
+from rlpips_jax import reports
+from rlpips_jax._version import __version__
 from rlpips_jax.cli import interrupts
-from rlpips_jax.cli.journal import Journal
-from rlpips_jax.whole_files import replacing
+from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.journal import Journal
 
 Column = Shaped[np.ndarray, " n"]
 

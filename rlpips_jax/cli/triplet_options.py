@@ -9,12 +9,12 @@ import numpy as np
 import tyro
 
 from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.distances.lpips import DEFAULT, Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, RlpipsError, TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.loading import PREFIX, load
-from rlpips_jax.metric import DEFAULT, Metric
 from rlpips_jax.weights import native
 
 SIZE = 64

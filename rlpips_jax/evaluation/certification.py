@@ -29,9 +29,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 from rlpips_jax.attacks import Randomised, attacked_images, ranking
 from rlpips_jax.attacks.objectives import as_pytree
 from rlpips_jax.attacks.search import as_floats
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import CertificateError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
-from rlpips_jax.metric import Metric
 
 PATIENCE = 0.2
 """Seconds: while less passes in one call of the program, the next is given twice the work. Between calls Ctrl-C is

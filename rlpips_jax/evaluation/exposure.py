@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, UInt8
 
 from rlpips_jax.attacks import Randomness, distort, impostor
 from rlpips_jax.attacks.expectations import ADAPTIVE
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.evaluation.measurement import BATCH, Distances, Score
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets
-from rlpips_jax.metric import Metric
 
 RESAMPLES = 10_000
 """Of an interval."""

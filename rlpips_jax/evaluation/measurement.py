@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from rlpips_jax.attacks import Randomness, attack_triplets
 from rlpips_jax.attacks.expectations import ADAPTIVE, judge_key, measured_distances
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores
@@ -26,7 +27,6 @@ from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, triplet_distances
 from rlpips_jax.images import UNIT_RANGE
-from rlpips_jax.metric import Metric
 
 BATCH = 50
 """Triplets attacked at once."""

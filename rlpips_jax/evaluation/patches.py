@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from rlpips_jax.errors import ImageError, ImageFileError
-from rlpips_jax.image_files import image_paths, load_image
+from rlpips_jax.files.image_files import image_paths, load_image
 
 MINIMUM_DEVIATION = 0.06
 """A patch is kept when the standard deviation of its values, in [0, 1], is above this."""

@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, digest, teacher_opinion
-from rlpips_jax.image_files import image_paths, save_image
+from rlpips_jax.files.image_files import image_paths, save_image
 
 IMAGES = ("ref", "p0", "p1")
 JUDGMENTS = "judge"

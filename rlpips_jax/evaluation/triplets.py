@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
 
-import rlpips_jax
+from rlpips_jax._version import __version__
+from rlpips_jax.distances.lpips import Metric, pairwise
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import distortions
 from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
 from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.images import Images
-from rlpips_jax.metric import Metric, pairwise
-from rlpips_jax.ranking import STEEPNESS
+from rlpips_jax.judgment import STEEPNESS
 
 SURE = 0.5
 """A teacher is sure where |log(d0 / d1)| is above this."""
@@ -470,5 +470,5 @@ def _source(
         "seed": seed,
         "kinds": list(kinds),
         "size": size,
-        "version": rlpips_jax.__version__,
+        "version": __version__,
     }

@@ -6,10 +6,10 @@
 Both minimise a sum of squared distances by gradient descent, first on reduced images, then on finer ones.
 """
 
-from rlpips_jax.geometry.barycenters import STARTS, Average, average
+from rlpips_jax.geometry.average import STARTS, Average, average
 from rlpips_jax.geometry.comparison import distances
 from rlpips_jax.geometry.descent import BLOCK, LATE, PUBLISHED, STEPS, Progress, Schedule, published_rate
-from rlpips_jax.geometry.discrete_paths import Geodesic, crossfade, geodesic
+from rlpips_jax.geometry.geodesic import Geodesic, crossfade, geodesic
 
 __all__ = [
     "BLOCK",

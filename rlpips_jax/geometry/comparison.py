@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from rlpips_jax.distances.lpips import Features, Metric, distance
 from rlpips_jax.errors import GeometryError, ImageError
 from rlpips_jax.geometry.arguments import check_count, checked_key, in_unit_range
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 from rlpips_jax.loading import load
-from rlpips_jax.metric import Features, Metric, distance
 
 JUDGMENTS = 16
 """Draws over which the distances of a randomised metric are averaged in results."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlpips_jax.errors import SnapshotError
-from rlpips_jax.whole_files import replacing
+from rlpips_jax.files.atomic import replacing
 
 FORMAT = 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import rlpips_jax
+from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Architecture
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
 from rlpips_jax.weights.parameters import Parameters, digest_tensors, flatten, unflatten
@@ -43,7 +43,7 @@ def write(path: Path, parameters: Parameters, architecture: Architecture, /, **m
         "format": FORMAT,
         "architecture": architecture.name,
         "taps": json.dumps(architecture.taps),
-        "library_version": rlpips_jax.__version__,
+        "library_version": __version__,
         "parameters_sha256": digest_tensors(tensors),
     }
     content = save(tensors, {**metadata, SEAL: _seal(metadata)})

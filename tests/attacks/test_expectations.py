@@ -27,9 +27,9 @@ from rlpips_jax.attacks import (
 )
 from rlpips_jax.attacks.expectations import choice_key, judge_key
 from rlpips_jax.backbones import Architecture, Convolution, Pool, Pooling
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
-from rlpips_jax.metric import Metric
 
 MINI = Architecture(
     name="mini", layers=(Convolution(0, 6, 5, stride=4), Pool(1), Convolution(2, 8, 3)), pooling=Pooling("max", 3, 2),

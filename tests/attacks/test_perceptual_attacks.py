@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.backbones import ALEX
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 

@@ -10,11 +10,11 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.attacks.perceptual_bound import PerceptualBall, embedding, norm
-from rlpips_jax.attacks.perceptual_gradient import conjugate_gradient
+from rlpips_jax.attacks.perceptual_pgd import conjugate_gradient
 from rlpips_jax.backbones import Architecture, Convolution, Pool
-from rlpips_jax.convolution import Pooling
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError, ImageError
-from rlpips_jax.metric import Metric
+from rlpips_jax.ops.convolution import Pooling
 
 SMALL = Architecture(
     name="small",

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import ensemble
 from benchmarks.ensemble import Ensembles
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import ESTIMATORS, Ensemble
-from rlpips_jax.metric import Metric
-from tests.test_ensemble import SINGLE
+from tests.ensemble.test_ensemble import SINGLE
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import rlpips_jax as rl
 from benchmarks import plain_autodiff
 from rlpips_jax.backbones import ALEX, ELPIPS_VGG, SQUEEZE, TINY, VGG
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 
 
 @pytest.fixture(scope="module")

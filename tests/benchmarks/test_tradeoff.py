@@ -11,9 +11,9 @@ from PIL import Image
 import rlpips_jax as rl
 from benchmarks import tradeoff
 from benchmarks.tradeoff import Point, TradeOff
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
-from rlpips_jax.metric import Metric
 from training.config import Lin, Tune
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.cli import compare
-from tests.test_ensemble import pairs
+from tests.ensemble.test_ensemble import pairs
 
 Command = Callable[..., tuple[int, str, str]]
 

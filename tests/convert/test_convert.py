@@ -20,7 +20,7 @@ import rlpips_jax as rl
 from convert import program
 from convert.program import main
 from rlpips_jax.backbones import ALEX, ELPIPS_SQUEEZE, ELPIPS_VGG, SQUEEZE, SQUEEZE_FLOOR, VGG, Architecture
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, from_pytorch, pytorch_shapes, to_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import Randomness, noise, noise_search, pgd
+from rlpips_jax.attacks import Randomness, noise, pgd
+from rlpips_jax.attacks import noise as noise_search
 from rlpips_jax.attacks.expectations import judge_key
 from rlpips_jax.backbones import Architecture, Convolution, Pooling
 from rlpips_jax.errors import TripletsError

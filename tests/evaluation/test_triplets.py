@@ -10,6 +10,7 @@ from PIL import Image
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import ImageError, ImageFileError, TripletsError
 from rlpips_jax.evaluation import triplets as module
 from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
@@ -24,7 +25,6 @@ from rlpips_jax.evaluation.triplets import (
     teacher_opinion,
     triplet_distances,
 )
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 

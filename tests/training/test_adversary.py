@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import attacks
-from rlpips_jax.metric import Metric
+from rlpips_jax.distances.lpips import Metric
 from training import adversary
 from training.config import Lin
 

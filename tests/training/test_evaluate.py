@@ -11,11 +11,11 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import attacks
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.evaluation import evaluate as measure
 from rlpips_jax.evaluation.measurement import Distances
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import Triplets
-from rlpips_jax.metric import Metric
 from training import evaluate
 from training.config import Lin
 

@@ -12,8 +12,8 @@ import pytest
 import rlpips_jax as rl
 from convert.program import main as convert
 from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY
+from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TrainingError
-from rlpips_jax.metric import Metric
 from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint

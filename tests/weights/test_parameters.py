@@ -23,8 +23,8 @@ from rlpips_jax.backbones import (
     Fire,
     Pool,
 )
-from rlpips_jax.convolution import Pooling
 from rlpips_jax.errors import WeightsMismatch
+from rlpips_jax.ops.convolution import Pooling
 from rlpips_jax.weights.parameters import (
     check_heads,
     digest,

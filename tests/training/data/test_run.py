@@ -3,6 +3,7 @@
 import json
 
 import rlpips_jax as rl
+from rlpips_jax.weights import native
 from training.__main__ import main
 from training.logs import read
 
@@ -41,7 +42,7 @@ def test_from_the_archives_to_the_table(server, tmp_path, monkeypatch, capsys) -
     assert {f"{100 * reference[f'{split}/8/255']:.2f}" for split in SPLITS} <= {cells[4] for cells in table.values()}
     assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2]
     metric = tmp_path / "run" / "rlpips-tiny.safetensors"
-    card = json.loads(rl.weights.native.read_metadata(metric)["card"])
+    card = json.loads(native.read_metadata(metric)["card"])
     assert card["scores"]["trained"]["cnn"]["natural"] == round(evaluation["cnn/natural"], 6)
     assert card["scores"]["start"]["cnn"]["majority 8/255"] == round(reference["cnn/majority 8/255"], 6)
     assert card["trained"]["rate"] == 1e-4

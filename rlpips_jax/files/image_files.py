@@ -1,0 +1,158 @@
+"""Image files: read as `rlpips_jax.files.decoding` says, written in one step, listed."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.core
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from rlpips_jax.errors import ImageError, ImageFileError
+from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.decoding import cause, load_image
+from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_range
+
+__all__ = ["SUFFIXES", "image_paths", "load_image", "save_animation", "save_image"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""By which `image_paths` knows an image, in upper or lower case."""
+
+WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
+ANIMATION_WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".gif": ("GIF", {"disposal": 1}),
+    ".png": ("PNG", {}),
+}
+
+
+def save_image(
+    path: str | os.PathLike[str],
+    image: Shaped[jax.Array | np.ndarray, "..."],
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+) -> None:
+    """Writes one image with 8 bits a channel, in one step: a file is whole, or as it was before.
+
+    PNG and WebP are written without loss, JPEG at quality 95 without subsampling of colour. Floats become
+    `round(255 (x - black) / (white - black))`. Missing folders are made.
+
+    Args:
+        path: its suffix, .png, .jpg, .jpeg or .webp, states the format.
+        image: `(h, w, 3)`, or grey `(h, w)`; uint8, or floating point in `value_range`.
+        value_range: black and white of floating-point images.
+
+    Raises:
+        ImageError: type, shape, range or values are wrong; NaN is an error, and nothing is clipped.
+        ImageFileError: an unknown suffix, or the file cannot be written.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() not in WRITERS:
+        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which states the format to write")
+    kind, options = WRITERS[path.suffix.lower()]
+    levels = _levels(image, value_range)
+    with _whole(path) as file:
+        Image.fromarray(levels).save(file, kind, **options)
+
+
+def save_animation(
+    path: str | os.PathLike[str],
+    frames: Shaped[jax.Array | np.ndarray, "n h w *c"],
+    *,
+    seconds: float | int | Sequence[float | int] = 0.1,
+    value_range: ValueRange = UNIT_RANGE,
+) -> None:
+    """Writes frames as an animation that repeats for ever, in one step as `save_image`.
+
+    Args:
+        path: its suffix states the format: .gif, with 256 colours a frame, or .png, an APNG, without loss.
+        frames: `(n, h, w, 3)`, or grey `(n, h, w)`; uint8, or floating point in `value_range`.
+        seconds: how long each frame is shown; one number for all, or one for each.
+        value_range: black and white of floating-point frames.
+
+    Raises:
+        ImageError: as by `save_image`, or there is no frame, or `seconds` are not one for each or not above 0.
+        ImageFileError: an unknown suffix, or the file cannot be written.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() not in ANIMATION_WRITERS:
+        raise ImageFileError(f"{path} must end in one of {', '.join(ANIMATION_WRITERS)}, which states the format")
+    if not len(frames):
+        raise ImageError("an animation needs a frame or more")
+    times = [seconds] * len(frames) if isinstance(seconds, int | float) else list(seconds)
+    if len(times) != len(frames) or not all(0 < time < float("inf") for time in times):
+        raise ImageError(f"seconds must be a number above 0, or one for each of {len(frames)} frames, got {seconds!r}")
+    pictures = [Image.fromarray(_levels(frame, value_range)) for frame in frames]
+    kind, options = ANIMATION_WRITERS[path.suffix.lower()]
+    durations = [round(1000 * time) for time in times]
+    with _whole(path) as file:
+        pictures[0].save(file, kind, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all is written to it."""
+    try:
+        with replacing(path) as file:
+            yield file
+    except Exception as error:  # Encoders raise many kinds, for instance for sides too long for the format.
+        raise ImageFileError(f"{path} cannot be written: {cause(error)}") from error
+
+
+def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
+    """Paths of the images in a folder, sorted; hidden files (their name begins with a dot) are left out.
+
+    Args:
+        folder: where to look.
+        recursive: look into its folders too, except hidden and linked ones.
+
+    Returns:
+        Files whose suffix is in `SUFFIXES`; empty if there is none.
+
+    Raises:
+        ImageFileError: no such folder, or it cannot be read.
+    """
+    folder = Path(folder)
+    paths = []
+    try:
+        for place, inner, files in os.walk(folder, onerror=_raise):
+            inner[:] = [name for name in inner if recursive and not name.startswith(".")]
+            paths += [Path(place, name) for name in files if not name.startswith(".")]
+    except OSError as error:
+        raise ImageFileError(f"{folder} cannot be listed: {cause(error)}; it must be a folder of images") from error
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+
+
+def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
+    if isinstance(image, jax.core.Tracer):
+        raise ImageError("save_image needs values; call it outside jit, grad and vmap")
+    black, white = check_value_range(value_range)
+    if getattr(image, "ndim", None) == 2:
+        grey = np.asarray(image)
+        check_images((black, white), image=np.repeat(grey[..., None], 3, axis=-1))
+        array = grey
+    else:
+        array = np.asarray(check_images((black, white), image=image)[0])
+        if array.ndim != 3:
+            raise ImageError(f"image has shape {array.shape}; save the images of a batch one by one, each (h, w, 3)")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    scaled = (array.astype(np.float64) - black) * (255 / (white - black))
+    # What the range check lets pass beyond the range, it rounds back to 0 or 255.
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _raise(error: OSError) -> None:
+    raise error

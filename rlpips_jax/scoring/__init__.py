@@ -1,0 +1,1 @@
+"""Distances of sets of image files of any size."""

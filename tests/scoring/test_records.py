@@ -1,0 +1,153 @@
+"""Results on disk: after any interruption the next run goes on, and ends with the very file of one run."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from rlpips_jax.backbones import TINY
+from rlpips_jax.errors import RlpipsError
+from rlpips_jax.scoring.batches import Pair, Result
+from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, PlainRows, Recorded
+
+NAMES = ("a.png", 'quo"te.png', "comma,.png", "line\nbreak.png", "Größe.png", "byte\udcff.png", "back\\slash.png")
+RESULTS = [
+    *[Result(f"ref {name}", name, np.float32(number / 7)) for number, name in enumerate(NAMES)],
+    Result("r.png", "gone.png", None, "gone.png does not exist"),
+    Result("", "", None, 'list.csv line 3: 1 columns; say "a, b"'),
+]
+PAIRS = [Pair(result.reference, result.image, None) for result in RESULTS]
+
+
+@pytest.fixture(params=[".jsonl", ".csv"])
+def suffix(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def metric(drawn: Callable[..., rl.Metric]) -> rl.Metric:
+    return drawn(TINY)
+
+
+def record(path: Path, metric: rl.Metric, results: list[Result] = RESULTS, **options: Any) -> tuple[int, int]:
+    """A run from beginning to end; what it found recorded already."""
+    form = FORMS[path.suffix](metric)
+    with Recorded(path, form) as recorded:
+        found = recorded.resume(iter([Pair(result.reference, result.image, None) for result in results]))
+        for result in results[found[0] :]:
+            recorded.write([result])
+    return found
+
+
+def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    assert record(whole, metric) == (0, 0)
+    content = whole.read_bytes()
+    form = FORMS[suffix](metric)
+    lines = [form.header, *map(form.line, RESULTS)]
+    ends = list(itertools.accumulate(len(line.encode("utf-8", "surrogateescape")) for line in lines))
+    assert ends[-1] == len(content)
+    torn = tmp_path / f"torn{suffix}"
+    for cut in range(len(content) + 1):
+        torn.write_bytes(content[:cut])
+        count, failed = record(torn, metric)
+        assert count == sum(end <= cut for end in ends[1:])
+        assert failed == max(0, count - len(NAMES))
+        assert torn.read_bytes() == content
+
+
+def test_json_lines_are_json(metric: rl.Metric) -> None:
+    form = JsonLines(metric)
+    assert json.loads(form.header) == {"signature": metric.signature, "metric": metric.name}
+    for result in RESULTS:
+        line = form.line(result)
+        assert line.count("\n") == 1
+        entry = json.loads(line)
+        assert (entry["reference"], entry["image"]) == (result.reference, result.image)
+        assert np.float32(entry["distance"]) == result.distance if result.distance is not None else "error" in entry
+
+
+def test_csv_is_csv(metric: rl.Metric) -> None:
+    form = CsvRows(metric)
+    rows = list(csv.DictReader(io.StringIO(form.header + "".join(map(form.line, RESULTS)), newline="")))
+    assert [(row["reference"], row["image"], row["error"]) for row in rows] == [
+        (result.reference, result.image, result.error or "") for result in RESULTS
+    ]
+    assert {row["signature"] for row in rows} == {metric.signature}
+    assert [row["distance"] == "" for row in rows] == [result.distance is None for result in RESULTS]
+
+
+def test_rows_for_people_begin_with_the_distance(metric: rl.Metric) -> None:
+    form = PlainRows(metric)
+    assert form.line(Result("a", "b", np.float32(0))) == "       0  a  b\n"
+    assert form.line(Result("a", "b", np.float32(0.25))) == "0.250000  a  b\n"
+    assert form.line(RESULTS[-1]) == ""
+
+
+def refused(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> str:
+    """The message of a run that must not touch the file."""
+    before = path.read_bytes()
+    with pytest.raises(RlpipsError) as caught:
+        record(path, metric, results)
+    assert path.read_bytes() == before
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_metric_is_refused(tmp_path: Path, metric: rl.Metric, drawn: Callable[..., rl.Metric], suffix) -> None:
+    path = tmp_path / f"out{suffix}"
+    record(path, metric)
+    message = refused(path, drawn(TINY, version="0.0"))
+    assert "v0.1" in message
+    assert "v0.0" in message
+    assert "record 1 is" in message if suffix == ".jsonl" else "record 2 is" in message
+
+
+def test_another_list_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    record(path, metric)
+    other = [*RESULTS[:4], Result("r", "other.png", np.float32(1)), *RESULTS[5:]]
+    message = refused(path, metric, other)
+    assert "record 6 is a result of" in message
+    assert NAMES[4] in message
+    assert "other.png" in message
+    assert "after 5 pairs" in refused(path, metric, RESULTS[:5])
+
+
+def test_a_longer_list_goes_on(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+    path, whole = tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
+    record(path, metric, RESULTS[:5])
+    assert record(path, metric) == (5, 0)
+    record(whole, metric)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"notes of mine\n", b"notes of mine", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_other_files_are_refused(tmp_path: Path, metric: rl.Metric, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(content)
+    assert "record 1" in refused(path, metric)
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[1]\n", b'{"reference": 1, "image": "a", "distance": 1}\n', b"a,b\n"]
+)
+def test_damage_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, line: bytes) -> None:
+    path = tmp_path / f"out{suffix}"
+    record(path, metric, RESULTS[:1])
+    path.write_bytes(path.read_bytes() + line)
+    assert "record 3 is damaged" in refused(path, metric)
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    with Recorded(path, FORMS[suffix](metric)):
+        assert "another run" in refused(path, metric)
+    record(path, metric)
