@@ -29,8 +29,15 @@ SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolut
 # Programs that tests start inherit these: nothing reads or writes the caches of whoever runs the tests.
 HOME = Path(tempfile.mkdtemp(prefix="rlpips-jax-tests-"))
 os.environ.update(HOME=str(HOME), XDG_CACHE_HOME=str(HOME / "cache"), TORCH_HOME=str(HOME / "torch"))
-for variable in ("RLPIPS_WEIGHTS_DIR", "JAX_COMPILATION_CACHE_DIR"):
-    os.environ.pop(variable, None)
+os.environ.pop("RLPIPS_WEIGHTS_DIR", None)
+
+# What one process of the tests, or a program that a test starts, has compiled, the others need not.
+COMPILED = os.environ.setdefault("RLPIPS_TESTS_CACHE", str(HOME / "compiled"))
+os.environ.update(
+    JAX_COMPILATION_CACHE_DIR=COMPILED,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+)
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

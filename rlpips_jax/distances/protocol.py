@@ -1,0 +1,149 @@
+"""What a metric must be able to do; everything above this module depends on these protocols alone.
+
+A metric is any object with the members of `Metric`: a user's own class too, without inheriting anything. It should be
+a pytree, so that it passes through `jax.jit` as an argument. What only some metrics can do has a protocol of its own,
+and is asked for where it is needed:
+
+| protocol | what it adds | who needs it |
+|---|---|---|
+| `RandomMetric` | `expectation`: the mean over random draws | distances, attacks and evaluations with a key |
+| `LayeredMetric` | `layers_between`: the share of each layer | `rlpips_jax.layer_distances` |
+| `MappedMetric` | `map_between`: where images differ | `rlpips_jax.distance_map` |
+| `MaskedMetric` | `masked_between`: the mean over a part of the positions | the `mask` argument |
+| `PairwiseMetric` | `pairwise_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if it is there |
+| `PaddedMetric` | `padded_between`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
+"""
+
+import inspect
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, PyTree
+
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
+
+Features = PyTree[Array]
+"""What a metric keeps of each image: a pytree of arrays whose first axes are the leading axes of the images."""
+
+_ABSENT = object()
+
+
+class _ByMembers(type(Protocol)):
+    """Tells by the names of members alone whether an object fits: no property is computed (as Python 3.12 does)."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        names = [name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})]
+        names += [name for base in cls.__mro__ if base is not object for name in vars(base) if name[0] != "_"]
+        return all(inspect.getattr_static(instance, name, _ABSENT) is not _ABSENT for name in names)
+
+
+@runtime_checkable
+class Metric(Protocol, metaclass=_ByMembers):
+    """A perceptual distance of images."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and messages."""
+        ...
+
+    @property
+    def signature(self) -> str:
+        """One line that pins a number: the same signature and the same images give the same distance."""
+        ...
+
+    @property
+    def minimum_size(self) -> int:
+        """The smallest height and width of an image, in pixels."""
+        ...
+
+    def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
+        """What is compared, computed once for each image.
+
+        Args:
+            images: `(..., h, w, 3)`, uint8 or floats in `value_range`.
+            value_range: black and white of floating-point images.
+        """
+        ...
+
+    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
+        """The distance of images whose features are at hand; leading axes broadcast."""
+        ...
+
+
+@runtime_checkable
+class RandomMetric(Protocol, metaclass=_ByMembers):
+    """A distance that is an expectation over random draws, and so needs a key: `rlpips_jax.Ensemble`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def signature(self) -> str: ...
+
+    @property
+    def minimum_size(self) -> int: ...
+
+    def features(
+        self, images: Images, *, value_range: ValueRange = UNIT_RANGE, key: Any, samples: int | None = None
+    ) -> Features:
+        """Features under the draws of a key, which are the same for all images."""
+        ...
+
+    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
+        """The mean over the draws; both features must be of the same key and number of samples."""
+        ...
+
+    def expectation(self, function: Any, arguments: Any, *, key: Any, samples: int) -> Array:
+        """The mean over draws of a function of images' features.
+
+        Args:
+            function: `metric, features_of, arguments -> (n, ...)`, where `metric` is a `Metric` and `features_of` gives
+                the features of images `(n, k, h, w, 3)` in [0, 1] under the draw at hand. Nothing traced is closed
+                over, and what comes out for an example depends on that example alone.
+            arguments: a pytree of images `(n, k, h, w, 3)` in [0, 1].
+            key: a key of `jax.random`.
+            samples: draws.
+        """
+        ...
+
+
+@runtime_checkable
+class LayeredMetric(Protocol, metaclass=_ByMembers):
+    """A metric that is a sum over layers."""
+
+    def layers_between(self, features: Features, others: Features) -> Float[Array, "... layers"]:
+        """The share of each layer in `between`: `(..., layers)`, summing to it."""
+        ...
+
+
+@runtime_checkable
+class MappedMetric(Protocol, metaclass=_ByMembers):
+    """A metric that tells where images differ."""
+
+    def map_between(self, features: Features, others: Features, *, height: int, width: int) -> Float[Array, "... h w"]:
+        """The distance at each pixel of images of this size."""
+        ...
+
+
+@runtime_checkable
+class MaskedMetric(Protocol, metaclass=_ByMembers):
+    """A metric that can leave parts of the images out."""
+
+    def masked_between(
+        self, features: Features, others: Features, mask: Bool[Array, "... h w"]
+    ) -> Float[Array, "... layers"]:
+        """The share of each layer, with every mean weighted by the mask averaged down to the layer's size."""
+        ...
+
+
+@runtime_checkable
+class PairwiseMetric(Protocol, metaclass=_ByMembers):
+    """A metric whose matrix of distances costs less than its entries one by one."""
+
+    def pairwise_between(self, features: Features, others: Features) -> Float[Array, "n m"]:
+        """Distances of all images of one set to all of another."""
+        ...
+
+
+def is_random(metric: Any) -> bool:
+    """Whether a distance by this metric needs a key."""
+    return isinstance(metric, RandomMetric)
