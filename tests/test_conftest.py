@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import TypeCheckError
 
-from rlpips_jax.ops.convolution import relu
+from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.weights import store
 
 ELSEWHERE = "192.0.2.1"
@@ -53,7 +53,7 @@ def test_caches_are_temporary() -> None:
 
 def test_signatures_are_checked() -> None:
     with pytest.raises(TypeCheckError):
-        relu(np.zeros(3, np.int32))  # pyright: ignore[reportArgumentType]
+        resize_bilinear(np.zeros((1, 3, 3), np.int32), 6, 6)  # pyright: ignore[reportArgumentType]
 
 
 def test_there_are_as_many_devices_as_were_asked_for() -> None:

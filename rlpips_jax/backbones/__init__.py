@@ -22,7 +22,7 @@ from rlpips_jax.backbones.sequential import (
     dropped,
     layer_name,
 )
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 
 __all__ = [
     "ALEX",

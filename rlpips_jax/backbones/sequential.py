@@ -15,7 +15,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
-from rlpips_jax.ops.convolution import Pooling, Size, convolution, inside, pool, relu
+from rlpips_jax.ops.convolution import convolution
+from rlpips_jax.ops.inside import inside
+from rlpips_jax.ops.pooling import Pooling, Size, pool
 
 PLACES = 3
 """Most convolutions of a layer, each with a mask of its own."""
@@ -191,12 +193,12 @@ class FireModule(nn.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"] | None = None, dropout: Dropout | None = None
     ) -> Float[Array, "n h w d"]:
-        x = relu(self.squeeze(dropped(x, dropout, self.layer, 0)))
+        x = nn.relu(self.squeeze(dropped(x, dropout, self.layer, 0)))
         if sizes is not None:
             x = inside(x, sizes)
         expanded = (
-            relu(self.expand1x1(dropped(x, dropout, self.layer, 1))),
-            relu(self.expand3x3(dropped(x, dropout, self.layer, 2))),
+            nn.relu(self.expand1x1(dropped(x, dropout, self.layer, 1))),
+            nn.relu(self.expand3x3(dropped(x, dropout, self.layer, 2))),
         )
         return jnp.concatenate(expanded, axis=-1)
 
@@ -255,7 +257,7 @@ class Backbone(nn.Module):
             elif isinstance(layer, Fire):
                 x = getattr(self, layer_name(layer))(x, sizes, dropout)
             else:
-                x = relu(getattr(self, layer_name(layer))(dropped(x, dropout, layer)))
+                x = nn.relu(getattr(self, layer_name(layer))(dropped(x, dropout, layer)))
             if sizes is not None:
                 sizes = self.architecture.pooling.size(sizes) if isinstance(layer, Pool) else layer.size(sizes)
                 x = inside(x, sizes)

@@ -33,8 +33,9 @@ from rlpips_jax.backbones import Architecture, Backbone, Dropout
 from rlpips_jax.ensemble.transformations import Transformation, transform_units
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric, to_unit
-from rlpips_jax.ops.convolution import inside, resize_bilinear
+from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
+from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest

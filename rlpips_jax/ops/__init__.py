@@ -1,1 +1,1 @@
-"""Operations on arrays: convolution and pooling, squared distances between sets, recomputation in the gradient."""
+"""Operations on arrays: convolution, pooling, resizing, distances of sets, recomputation in the gradient."""

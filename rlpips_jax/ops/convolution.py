@@ -1,26 +1,22 @@
-"""Convolution and pooling whose gradients are fast on CPU too, and pooling's two ways of counting windows.
+"""Convolution whose gradients are fast on CPU too.
 
-XLA's own operations and derivatives are right everywhere and fast on GPU and TPU, and there they stay. On CPU some miss
-the fast path: an input gradient inside a loop (its reversed kernel keeps a layout that the fast convolution does not
-take), the input gradient of a strided convolution, max pooling and its gradient, and convolutions of images so small
-that many of their multiplications are by the zeros around them.
+XLA's own convolution and its derivatives are right everywhere and fast on GPU and TPU, where they are used. On CPU some
+miss the fast path: an input gradient inside a loop (its reversed kernel keeps a layout that the fast convolution does
+not take), the input gradient of a strided convolution, and convolutions of images so small that many of their
+multiplications are by the zeros around them.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
-from jaxtyping import Array, Bool, Float, Int
-
-Size = TypeVar("Size", int, Array)
-"""A number of pixels, or an array of them."""
+from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], ...]
 """Pixels of zeros above and below, left and right; negative ones crop."""
@@ -32,37 +28,6 @@ on CPU (measured: 1.5 to 2 times as fast at 3x3 and 4x4 pixels, as fast at 8x8).
 
 ENOUGH_CHANNELS = 128
 """With fewer to sum over, those products are too thin to be worth while."""
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """A pooling of square windows, without padding.
-
-    Attributes:
-        kind: "max" or "average".
-        window: side of the window, in pixels.
-        stride: step between windows, in pixels.
-        ceil: whether a last window that hangs over the edge counts (PyTorch's `ceil_mode`).
-    """
-
-    kind: Literal["max", "average"]
-    window: int
-    stride: int
-    ceil: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.kind}-{self.window}-{self.stride}-{'ceil' if self.ceil else 'floor'}"
-
-    def size(self, size: Size) -> Size:
-        """Number of windows along an axis of `size` pixels; 0 or less where none fits."""
-        if not self.ceil:
-            return (size - self.window) // self.stride + 1
-        # A window counts only if it starts inside the image, whatever its length.
-        return -((max(self.window, self.stride) - size) // self.stride) + 1
-
-    def overhang(self, size: int) -> int:
-        """How many pixels the last window reaches over the edge."""
-        return max(0, (self.size(size) - 1) * self.stride + self.window - size)
 
 
 @dataclass(frozen=True)
@@ -327,130 +292,3 @@ def _transposed(kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
 
 def _kernel_gradient(x: Array, kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
     return jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)[1](cotangent)[0]
-
-
-def pool(x: Float[Array, "n h w c"], pooling: Pooling, *, forward_mode: bool = False) -> Float[Array, "n i j c"]:
-    """Pools each window; windows that hang over the edge see only the pixels inside.
-
-    The gradient of a maximum goes to the first of equal pixels, in reading order.
-
-    Args:
-        x: activations.
-        pooling: what to do.
-        forward_mode: use the derivative that `jax.jvp` can take, which is slower on CPU.
-    """
-    if pooling.kind == "average":
-        window, strides, padding = _windows(x, pooling)
-        return nn.avg_pool(x, window, strides, padding, count_include_pad=False)
-    return _plain_maximum(x, pooling) if forward_mode else _maximum(x, pooling)
-
-
-def _windows(x: Array, pooling: Pooling) -> tuple[tuple[int, int], tuple[int, int], Any]:
-    padding = tuple((0, pooling.overhang(size)) for size in x.shape[1:3])
-    return (pooling.window, pooling.window), (pooling.stride, pooling.stride), padding
-
-
-def _plain_maximum(x: Array, pooling: Pooling) -> Array:
-    return nn.max_pool(x, *_windows(x, pooling))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _maximum(x: Array, pooling: Pooling) -> Array:
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _winners(x, pooling)[0],
-        default=functools.partial(_plain_maximum, pooling=pooling),
-    )
-
-
-def _maximum_forward(x: Array, pooling: Pooling) -> tuple[Array, Array]:
-    return _maximum(x, pooling), x
-
-
-def _maximum_backward(pooling: Pooling, x: Array, cotangent: Array) -> tuple[Array]:
-    def plain(x: Array, cotangent: Array) -> Array:
-        return jax.vjp(functools.partial(_plain_maximum, pooling=pooling), x)[1](cotangent)[0]
-
-    def fast(x: Array, cotangent: Array) -> Array:
-        return _to_winners(_winners(x, pooling)[1], cotangent, pooling, x.shape[1:3])
-
-    return (lax.platform_dependent(x, cotangent, cpu=fast, default=plain),)
-
-
-_maximum.defvjp(_maximum_forward, _maximum_backward)
-
-
-def _winners(x: Array, pooling: Pooling) -> tuple[Array, Array]:
-    """The maximum of each window, and the place in the window, in reading order, where it first occurs.
-
-    Strided slices, one for each place, are compared one after the other, which on CPU is faster than a window that
-    moves.
-    """
-    rows, columns = (pooling.size(size) for size in x.shape[1:3])
-    around = [(0, 0, 0), *((0, pooling.overhang(size), 0) for size in x.shape[1:3]), (0, 0, 0)]
-    x = lax.pad(x, jnp.array(-np.inf, x.dtype), around)
-    step = pooling.stride
-    largest = x[:, : (rows - 1) * step + 1 : step, : (columns - 1) * step + 1 : step]
-    winner = jnp.zeros(largest.shape, np.min_scalar_type(-(pooling.window**2)))
-    for place in range(1, pooling.window**2):
-        i, j = divmod(place, pooling.window)
-        value = x[:, i : i + (rows - 1) * step + 1 : step, j : j + (columns - 1) * step + 1 : step]
-        better = (value > largest) | (value != value)  # A NaN stays, as in any maximum.
-        largest = jnp.where(better, value, largest)
-        winner = jnp.where(better, jnp.array(place, winner.dtype), winner)
-    return largest, winner
-
-
-def _to_winners(winner: Array, cotangent: Array, pooling: Pooling, size: tuple[int, ...]) -> Array:
-    """Each window's cotangent at the pixel that won it, and 0 elsewhere.
-
-    The image is cut into blocks as large as the stride. A pixel then belongs to the window that starts in its own
-    block and to those of the blocks before it that reach so far: it asks each of them whether it won. Every step is
-    a broadcast over whole blocks, where scattering would move single pixels.
-    """
-    n, rows, columns, channels = winner.shape
-    step, window = pooling.stride, pooling.window
-    reach = -(-window // step) - 1
-    edges = ((0, 0), (reach, reach), (reach, reach), (0, 0))
-    winner, cotangent = jnp.pad(winner, edges, constant_values=-1), jnp.pad(cotangent, edges)
-    total = jnp.zeros((), cotangent.dtype)
-    for back in range(reach + 1):
-        for aside in range(reach + 1):
-            i, j = np.arange(step)[:, None] + back * step, np.arange(step)[None, :] + aside * step
-            place = np.where((i < window) & (j < window), i * window + j, -2).astype(winner.dtype)
-            part = (
-                slice(None),
-                slice(reach - back, 2 * reach - back + rows),
-                None,
-                slice(reach - aside, 2 * reach - aside + columns),
-                None,
-            )
-            total += jnp.where(winner[part] == place[:, None, :, None], cotangent[part], 0)
-    blocks = total.reshape(n, (rows + reach) * step, (columns + reach) * step, channels)
-    crop = [(0, length - there, 0) for length, there in zip(size, blocks.shape[1:3], strict=True)]
-    return lax.pad(blocks, jnp.zeros((), blocks.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
-
-
-def inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Float[Array, "n h w c"]:
-    """The top left part of each image, of its own height and width, and zeros around it."""
-
-    def along(axis: int) -> Bool[Array, "n _"]:
-        return jnp.arange(x.shape[1 + axis]) < sizes[:, axis, None]
-
-    return jnp.where((along(0)[:, :, None] & along(1)[:, None, :])[..., None], x, 0)
-
-
-def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0), with gradient 0 at 0."""
-    return jax.nn.relu(x)
-
-
-def resize_bilinear(x: Float[Array, "n i j"], height: int, width: int) -> Float[Array, "n h w"]:
-    """Bilinear enlargement with half-pixel centres (PyTorch's `align_corners=False`)."""
-    return jax.image.resize(
-        x,
-        (*x.shape[:-2], height, width),
-        "bilinear",
-        antialias=False,
-        precision=jax.lax.Precision.HIGHEST,
-    ).astype(jnp.result_type(x))

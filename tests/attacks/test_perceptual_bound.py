@@ -14,7 +14,7 @@ from rlpips_jax.attacks.perceptual_pgd import conjugate_gradient
 from rlpips_jax.backbones import Architecture, Convolution, Pool
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError, ImageError
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 
 SMALL = Architecture(
     name="small",

@@ -17,7 +17,8 @@ from rlpips_jax.backbones import (
     Architecture,
     Backbone,
 )
-from rlpips_jax.ops.convolution import Pooling, pool, resize_bilinear
+from rlpips_jax.ops.pooling import Pooling, pool
+from rlpips_jax.ops.resize import resize_bilinear
 
 EVERY = [*ARCHITECTURES.values(), ELPIPS_VGG, ELPIPS_SQUEEZE]
 

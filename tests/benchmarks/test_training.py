@@ -19,7 +19,7 @@ from benchmarks.images import Size
 from benchmarks.training import LIKE, OURS, PUBLISHED, RATE, Contestant, Ours, Published, Steps, Updated, recipe
 from rlpips_jax.backbones import Architecture, Convolution
 from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from training.config import Lin
 from training.step import Batch
 

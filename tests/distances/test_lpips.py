@@ -14,7 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
 from rlpips_jax.cli.doctor import distance_in_numpy
 from rlpips_jax.distances.lpips import Metric, padded_distance
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import native
 
 

@@ -1,4 +1,4 @@
-"""Convolution and pooling have the derivatives that autodiff gives the plain operations, under every transformation."""
+"""Convolution has the derivatives that autodiff gives the plain operation, under every transformation."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 import rlpips_jax as rl
-from rlpips_jax.ops.convolution import Pooling, convolution, inside, pool
+from rlpips_jax.ops.convolution import convolution
 
 # Size of the image, channels in, channels out, window, stride, padding: every convolution of the networks, and odder.
 GEOMETRIES = {
@@ -154,71 +154,6 @@ def test_the_kernel_alone_keeps_the_input_alive() -> None:
     assert all(leaf.shape != x.shape for leaf in jax.tree.leaves(residuals))
     _, residuals = jax.vjp(lambda kernel: convolution(x, kernel, **options), kernel)
     assert any(leaf.shape == x.shape for leaf in jax.tree.leaves(residuals))
-
-
-def pooled_by_xla(x: jax.Array, pooling: Pooling) -> jax.Array:
-    window = (1, pooling.window, pooling.window, 1)
-    padding = [(0, 0), *((0, pooling.overhang(size)) for size in x.shape[1:3]), (0, 0)]
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, (1, pooling.stride, pooling.stride, 1), padding)
-
-
-@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
-@pytest.mark.parametrize("ceil", [False, True], ids=["floor", "ceil"])
-@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (2, 3)])
-@pytest.mark.parametrize("size", [(7, 6), (3, 8), (9, 3)])
-def test_the_gradient_of_a_maximum_goes_to_the_first_of_equals(size, window, stride, ceil, ties) -> None:
-    """As in XLA's own rule, and in PyTorch."""
-    pooling = Pooling("max", window, stride, ceil)
-    x = np.random.RandomState(1).standard_normal((2, *size, 3)).astype(np.float32)
-    # Zeros beside each other are what a ReLU leaves, and flat images have nothing but ties.
-    x = jnp.asarray(np.maximum(np.round(x), 0) if ties else x)
-    if pooling.size(min(size)) < 1:
-        pytest.skip("no window fits")
-    weights = jnp.asarray(np.random.RandomState(2).standard_normal(pool(x, pooling).shape), jnp.float32)
-    values, gradients = zip(
-        *(
-            jax.jit(jax.value_and_grad(lambda x, f=function: jnp.sum(weights * f(x, pooling))))(x)
-            for function in (pool, pooled_by_xla)
-        ),
-        strict=True,
-    )
-    np.testing.assert_allclose(*values, rtol=1e-6)
-    np.testing.assert_allclose(*gradients, atol=1e-6)
-    assert float(jnp.abs(gradients[1]).max()) > 0
-
-
-def test_a_maximum_passes_nan_on() -> None:
-    x = jnp.zeros((1, 6, 6, 1)).at[0, 3, 2, 0].set(jnp.nan).at[0, 0, 0, 0].set(jnp.nan)
-    for function in (pool, pooled_by_xla):
-        found = np.isnan(function(x, Pooling("max", 2, 2))[0, :, :, 0])
-        np.testing.assert_array_equal(found, [[True, False, False], [False, True, False], [False] * 3])
-
-
-@pytest.mark.parametrize("kind", ["max", "average"])
-def test_pooling_under_vmap_and_twice_and_jvp(kind: str) -> None:
-    pooling = Pooling(kind, 3, 2, ceil=True)  # pyright: ignore[reportArgumentType]
-    x = jnp.asarray(np.random.RandomState(3).standard_normal((4, 2, 8, 7, 3)), jnp.float32)
-    found = jax.vmap(lambda x: pool(x, pooling))(x)
-    np.testing.assert_allclose(found.reshape(8, *found.shape[2:]), pool(x.reshape(8, 8, 7, 3), pooling), rtol=1e-6)
-    direction = jnp.asarray(np.random.RandomState(4).standard_normal(x[0].shape), jnp.float32)
-
-    def total(x: jax.Array, forward_mode: bool = False) -> jax.Array:
-        return jnp.sum(jnp.sin(pool(x, pooling, forward_mode=forward_mode)))
-
-    _, forward = jax.jvp(functools.partial(total, forward_mode=True), (x[0],), (direction,))
-    np.testing.assert_allclose(forward, jnp.vdot(jax.grad(total)(x[0]), direction), rtol=1e-4)
-    found, expected = (
-        jax.grad(lambda x, mode=mode: jnp.vdot(jax.grad(total)(x, mode), direction))(x[0]) for mode in (False, True)
-    )
-    assert_near(found, expected)
-    assert float(jnp.abs(expected).max()) > 0
-
-
-def test_inside_keeps_the_top_left_part_of_each_image() -> None:
-    x = jnp.ones((2, 3, 4, 1))
-    found = inside(x, jnp.array([[2, 1], [3, 4]]))[..., 0]
-    np.testing.assert_array_equal(found[0], [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(found[1], x[1, :, :, 0])
 
 
 @pytest.mark.parametrize("remat", [False, True])

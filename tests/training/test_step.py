@@ -14,7 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, Architecture, Convolution, Fire, Pool
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.judgment import judgment_loss, ratio_logit
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from training.config import Lin, Natural, Training, Tune

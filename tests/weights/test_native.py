@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import rlpips_jax
 from rlpips_jax.backbones import Architecture, Convolution, Pool
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import digest, flatten
 

@@ -24,7 +24,7 @@ from rlpips_jax.backbones import (
     Pool,
 )
 from rlpips_jax.errors import WeightsMismatch
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import (
     check_heads,
     digest,

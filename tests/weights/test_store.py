@@ -22,7 +22,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import SQUEEZE, Architecture, Convolution, Pool
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
-from rlpips_jax.ops.convolution import Pooling
+from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import download, native, registry, store
 from rlpips_jax.weights.parameters import digest, flatten, from_pytorch, pytorch_shapes
 from rlpips_jax.weights.pytorch import write_checkpoint
