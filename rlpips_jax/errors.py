@@ -13,6 +13,10 @@ class ImageFileError(RlpipsError, OSError):
     """An image file cannot be read or written: missing, damaged, too large, or of an unknown format."""
 
 
+class Locked(RlpipsError):
+    """Another process holds the lock of a file or folder; the message names both."""
+
+
 class MetricError(RlpipsError, ValueError):
     """A metric was asked for, or used, in a way that has no meaning."""
 

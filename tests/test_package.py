@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
     ("_version", "errors", "warning"),
-    ("images",),
+    ("arguments", "images"),
     ("files", "ops"),
     ("backbones",),
     ("weights",),

@@ -1,10 +1,13 @@
 """Files are whole, or as they were before."""
 
+import errno
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.atomic import replacing, sync
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -35,3 +38,40 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"), replacing(tmp_path / "folder") as file:
         file.write(b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_full_disk_is_reported_by_the_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, replacing(path) as file:
+            file.write(bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_in_an_error_about_another_file_stays(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "copy") as file:
+        file.write((tmp_path / "source").read_bytes())
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_folders_are_flushed_where_that_is_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if passes:
+        sync(tmp_path)
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=os.strerror(number)):
+        sync(tmp_path / "file")
