@@ -19,7 +19,7 @@ import tyro
 import rlpips_jax as rl
 from benchmarks.timing import side_by_side, slowdown
 from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
+from rlpips_jax.evaluation.distortions import distort, training_kinds
 from training.distill import rank_correlation
 
 
@@ -77,7 +77,7 @@ def full_size(folder: Path, metrics: list[Metric], side: int = 256) -> list[np.n
         image = rl.load_image(path)
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         crop = image[top : top + side, left : left + side]
-        for kind, strength in itertools.product(TRAINING_KINDS, (0.15, 0.5, 0.85)):
+        for kind, strength in itertools.product(training_kinds(), (0.15, 0.5, 0.85)):
             originals.append(crop)
             distorted.append(distort(crop, kind, strength, rng))
     return [in_batches(metric, np.stack(originals), np.stack(distorted), 8) for metric in metrics]

@@ -25,7 +25,8 @@ from benchmarks.report import Table
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
-from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
+from rlpips_jax.evaluation.distortions import DISTORTIONS, training_kinds
+from rlpips_jax.evaluation.sources import read
 from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.weights import native
 from training import evaluate
@@ -121,7 +122,7 @@ def main(options: TradeOff) -> None:
     _make(options.out / "choose.npz", options.validation, options.validation_triplets, 2, teacher, tuple(DISTORTIONS))
     sets: dict[str, AnyTriplets] = {}
     if options.test is not None:
-        sets = {triplets.name: triplets for triplets in triplet_files.read(options.test)}
+        sets = {triplets.name: triplets for triplets in read(options.test)}
     for config in _grid(options):
         train(config)
         print(_table(_finished(options, sets)), flush=True)
@@ -159,14 +160,13 @@ def _grid(options: TradeOff) -> Iterator[Training]:
             yield dataclasses.replace(config, out=options.out / "-".join(words))
 
 
-def _make(
-    path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str] = TRAINING_KINDS
-) -> None:
+def _make(path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str] | None = None) -> None:
     """Writes ordinal and crossed triplets, once for all runs.
 
     Raises:
         TripletsError: there is a file, and it was made with other options, or does not say with which.
     """
+    kinds = training_kinds() if kinds is None else kinds
     if path.exists():
         _check_made(path, folder, count, seed, teacher, kinds)
         return

@@ -32,10 +32,10 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import TINY, Architecture, Backbone
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TrainingError
+from rlpips_jax.evaluation.pairs import make_pairs
 from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.weights import native
 from training import procedural, run_folder
-from training.patches import make_pairs
 
 FLOOR = 1e-3
 

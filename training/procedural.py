@@ -13,8 +13,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from rlpips_jax.evaluation.pairs import seeded_map
 from rlpips_jax.evaluation.patches import MINIMUM_DEVIATION, deviation, halve
-from training.patches import seeded_map
 
 CHUNK = 64
 """Images a worker makes at a time. It is part of the seeding: changing it changes the result."""
@@ -287,7 +287,7 @@ def images(
     """``count`` procedural images, the kinds mixed by the shares in `KINDS`, each with a standard deviation
     above `rlpips_jax.evaluation.patches.MINIMUM_DEVIATION`.
 
-    The result depends on ``seed`` and not on ``workers``; see `training.patches.seeded_map` for the latter.
+    The result depends on ``seed`` and not on ``workers``; see `rlpips_jax.evaluation.pairs.seeded_map` for the latter.
     """
     if count < 0 or size < 8:
         raise ValueError(f"count is {count} and size {size}; count must be at least 0 and size at least 8")

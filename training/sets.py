@@ -11,7 +11,9 @@ import rlpips_jax as rl
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.distortions import DISTORTIONS
-from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, digest, ordinal
+from rlpips_jax.evaluation.sources import read, source_of
+from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
+from rlpips_jax.files.array_hash import array_hash
 from rlpips_jax.weights.download import sha256_of
 from training.config import Training
 from training.data.sources import MemorySource, RecordSource, Source, materialise
@@ -134,7 +136,7 @@ def _identity(triplets: AnyTriplets) -> str:
     if teacher is None:
         return str(triplets.source.get("sha256"))
     # Processors differ in the last bits of opinions that are computed here; who holds them says as much.
-    return f"{digest(triplets.reference, triplets.p0, triplets.p1, kinds=triplets.kinds)} by {teacher}"
+    return f"{array_hash(triplets.reference, triplets.p0, triplets.p1, labels=triplets.kinds)} by {teacher}"
 
 
 def _bapps(config: Training) -> Sets:
@@ -163,7 +165,7 @@ def _learnt(config: Training) -> Sequence[AnyTriplets]:
     if config.data != "photographs":
         if len(config.split) > 1:
             raise TrainingError(f"--split names one part of {config.data}, not {len(config.split)}")
-        return triplet_files.read(config.data, size=config.size, split=config.split[0] if config.split else "train")
+        return read(config.data, size=config.size, split=config.split[0] if config.split else "train")
     if config.photographs is None:
         raise TrainingError("--data photographs needs --photographs, a folder of them; or give --data bapps or a path")
     return _made(config, config.photographs, config.triplets, config.seed)
@@ -173,12 +175,12 @@ def _validation(config: Training) -> dict[str, AnyTriplets]:
     """The validation sets that --validation names, by their names."""
     if config.validation is None:
         return {}
-    if triplet_files.is_photographs(config.validation):
+    if source_of(config.validation) == "photographs":
         # A seed of its own, though the photographs should be others too.
         sets = _made(config, config.validation, config.validation_triplets or VALIDATION_TRIPLETS, config.seed + 1)
     else:
         size = None if config.validation.is_file() else config.size
-        sets = triplet_files.read(config.validation, size=size, split="test")
+        sets = read(config.validation, size=size, split="test")
     return {triplets.name: _at_most(triplets, config.validation_triplets) for triplets in sets}
 
 

@@ -12,22 +12,23 @@ from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.distances.lpips import DEFAULT, Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, RlpipsError, TripletsError
-from rlpips_jax.evaluation import triplet_files
-from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
+from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.sources import TRIPLET_SOURCES, ReadOptions, source_of
+from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.loading import PREFIX, load
 from rlpips_jax.weights import native
-
-SIZE = 64
-"""Pixels of patches cut from photographs, unless stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TripletOptions:
     """Which triplets, and which metrics."""
 
-    data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")]
-    """Judged triplets: an .npz file, a folder in BAPPS's layout (ref/ p0/ p1/ judge/), or one of images and votes
-    (images/ triplets.npz). Or a folder of photographs, of which triplets are made. May be given several times."""
+    data: Annotated[
+        tuple[Path, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PATH", help_behavior_hint=lambda default: f"({_forms()})"),
+    ]
+    """Judged triplets. May be given several times."""
 
     metric: Annotated[
         tuple[str, ...],
@@ -43,16 +44,22 @@ class TripletOptions:
     size: Annotated[
         int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: BAPPS 64, others as stored)")
     ] = None
-    """Resize images in folders to this shorter side."""
+    """Resize images in folders to this shorter side; height and width of patches of photographs."""
 
     split: str = "test"
     """Part of a folder of images and votes."""
 
     count: int = 600
-    """Triplets made of a folder of photographs: two strengths of one distortion, the weaker of which is closer."""
+    """Triplets made from a folder of photographs: two strengths of one distortion, of which the weaker is closer."""
+
+    kinds: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="KIND [KIND ...]", help_behavior_hint=lambda default: f"(from {', '.join(DISTORTIONS)})"),
+    ] = ()
+    """Distortions to make triplets with, if not those that metrics are trained on."""
 
     teacher: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    """Metric that judges as many triplets of two different distortions, also made of photographs."""
+    """Metric that judges as many triplets of two different distortions, also made from photographs."""
 
     limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Only the first N triplets of each set."""
@@ -61,8 +68,10 @@ class TripletOptions:
         """The triplets.
 
         Raises:
-            TripletsError: they cannot be read.
+            TripletsError: there is no --data, or it cannot be read.
         """
+        if not self.data:
+            raise TripletsError(f"--data is missing; give judged triplets: {_forms()}")
         for name, number in (("limit", self.limit), ("count", self.count), ("size", self.size)):
             if number is not None and number < 1:
                 raise TripletsError(f"--{name} must be 1 or more, got {number}")
@@ -76,16 +85,15 @@ class TripletOptions:
         return [triplets.select(np.arange(min(self.limit, len(triplets)))) for triplets in sets]
 
     def _read(self, path: Path) -> list[AnyTriplets]:
-        if not triplet_files.is_photographs(path):
-            sets = triplet_files.read(path, size=self.size, split=self.split)
-            if self.size is None or path.is_file():
-                return sets
-            return [replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
-        made: list[AnyTriplets] = [ordinal(path, self.count, size=self.size or SIZE)]
-        if self.teacher is not None:
-            teacher = self.certain(self.teacher, "--teacher")
-            made.append(crossed(path, self.count, teacher=teacher, size=self.size or SIZE))
-        return [replace(triplets, name=f"{path.name} {triplets.name}") for triplets in made]
+        source = TRIPLET_SOURCES[source_of(path)]
+        teacher = None if self.teacher is None else self.certain(self.teacher, "--teacher")
+        options = ReadOptions(
+            size=self.size, split=self.split, count=self.count, kinds=self.kinds or None, teacher=teacher
+        )
+        sets = list(source.read(path, options))
+        if self.size is None or not source.resizes:
+            return sets
+        return [replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
 
     def metrics(self, *, random: bool = False) -> list[Any]:
         """The metrics, loaded: each a Metric or, where they may be random, an Ensemble.
@@ -114,6 +122,11 @@ class TripletOptions:
         if not isinstance(metric, Metric):
             raise EnsembleError(f"{option} {name} is random, and a metric that is not is needed, such as lpips-alex")
         return metric
+
+
+def _forms() -> str:
+    """The forms of triplets that can be given."""
+    return "; ".join(source.description for source in TRIPLET_SOURCES.values())
 
 
 def _told_apart(given: Sequence[str], metrics: Sequence[Any]) -> list[Any]:

@@ -26,7 +26,8 @@ from rlpips_jax.evaluation.scores import (
     majority_accuracy,
     two_afc_score,
 )
-from rlpips_jax.evaluation.triplet_files import read, read_bapps, read_judgments, read_npz, write_bapps, write_npz
+from rlpips_jax.evaluation.sources import read
+from rlpips_jax.evaluation.triplet_files import read_bapps, read_judgments, read_npz, write_bapps, write_npz
 from rlpips_jax.evaluation.triplets import IndexedTriplets, Triplets, crossed, ordinal, triplet_distances
 
 __all__ = [

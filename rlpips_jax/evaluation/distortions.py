@@ -1,9 +1,9 @@
-"""Ten image distortions of graded strength, from barely visible to gross.
+"""Image distortions of graded strength, from barely visible to gross: one table, `DISTORTIONS`, holds them all.
 
 Images are RGB, ``(h, w, 3)``: ``uint8``, or floats in [0, 1]. A strength s in [0, 1] is mapped geometrically
-onto the kind's own unit, ``a (b / a)^s``, and results are clipped and rounded to ``uint8``. What is random in
-a kind (the noise field, the sign, the flow) does not depend on the strength: draw it once and apply it at two
-strengths, and the weaker result is the closer one.
+onto the unit of the kind, ``a (b / a)^s``, and results are clipped and rounded to ``uint8``. The random part of a
+kind (a noise field, a sign, a flow) does not depend on the strength: draw it once and apply it at two strengths,
+and the weaker result is the closer one.
 
     rng = np.random.default_rng(0)
     field = draw("warp", image.shape, rng)
@@ -25,24 +25,34 @@ _Image = Float32[np.ndarray, "h w 3"]
 _Draw = Float32[np.ndarray, "..."]
 
 
+def _no_draw(height: int, width: int, rng: np.random.Generator) -> _Draw:
+    return np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True)
 class Distortion:
-    """One kind of distortion.
+    """One kind of distortion: an entry of `DISTORTIONS`.
 
-    ``function(image, amount, draw)`` takes a float32 image in [0, 1], the amount in ``unit`` and what
-    ``sample`` drew, and returns an image that may leave [0, 1]. ``sample(height, width, rng)`` draws what is
-    random in the kind.
+    Attributes:
+        function: ``image, amount, draw -> image``, of a float32 image in [0, 1]; the result may leave [0, 1].
+        weakest: the amount at strength 0.
+        strongest: the amount at strength 1.
+        unit: of amounts.
+        sample: ``height, width, rng -> draw``, the random part for an image of this size.
+        draw_shape: the shape of a draw; "h" and "w" stand for the height and the width of the image.
+        trained: whether metrics are trained on this kind. Kinds that are not show how a metric does on a new one.
     """
 
-    name: str
+    function: Callable[[_Image, float, _Draw], _Image]
     weakest: float
     strongest: float
     unit: str
-    function: Callable[[_Image, float, _Draw], _Image]
-    sample: Callable[[int, int, np.random.Generator], _Draw]
+    sample: Callable[[int, int, np.random.Generator], _Draw] = _no_draw
+    draw_shape: tuple[int | str, ...] = (0,)
+    trained: bool = True
 
     def amount(self, strength: float) -> float:
-        """The strength in [0, 1] in the kind's own unit: ``weakest * (strongest / weakest) ** strength``."""
+        """The strength in [0, 1] in the kind's unit: ``weakest * (strongest / weakest) ** strength``."""
         return self.weakest * (self.strongest / self.weakest) ** strength
 
 
@@ -88,7 +98,7 @@ def _down(image: _Image, amount: float, draw: _Draw) -> _Image:
 
     height, width = image.shape[:2]
     reduced = (max(1, round(width / amount)), max(1, round(height / amount)))
-    # Pillow's bilinear filter widens with the reduction, which is what antialiases.
+    # Pillow widens its bilinear filter with the reduction, so the result is antialiased.
     small = Image.fromarray(_to_uint8(image)).resize(reduced, Image.Resampling.BILINEAR)
     return _to_float(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)))
 
@@ -113,13 +123,9 @@ def _quantize(image: _Image, amount: float, draw: _Draw) -> _Image:
 
 
 def _salt_pepper(image: _Image, amount: float, draw: _Draw) -> _Image:
-    # The size of an entry decides whether the pixel is hit, its sign decides the colour.
+    # The magnitude of an entry decides whether the pixel is hit, its sign decides the colour.
     extreme = (draw > 0).astype(np.float32)[..., None]
     return np.where((np.abs(draw) < amount)[..., None], extreme, image)
-
-
-def _nothing(height: int, width: int, rng: np.random.Generator) -> _Draw:
-    return np.zeros(0, np.float32)
 
 
 def _normal_field(height: int, width: int, rng: np.random.Generator) -> _Draw:
@@ -149,35 +155,31 @@ def _signed_uniform_field(height: int, width: int, rng: np.random.Generator) -> 
 
 
 DISTORTIONS: dict[str, Distortion] = {
-    distortion.name: distortion
-    for distortion in (
-        Distortion("blur", 0.4, 4.0, "standard deviation in pixels", _blur, _nothing),
-        Distortion("noise", 4 / 255, 50 / 255, "standard deviation", _noise, _normal_field),
-        Distortion("jpeg", 80.0, 5.0, "quality", _jpeg, _nothing),
-        Distortion("contrast", 0.08, 0.85, "share of the contrast removed", _contrast, _nothing),
-        Distortion("brightness", 0.03, 0.4, "value added or taken away", _shift, _sign),
-        Distortion("color", 0.03, 0.35, "largest change of a channel", _shift, _zero_sum_direction),
-        Distortion("down", 1.25, 6.0, "reduction factor", _down, _nothing),
-        Distortion("warp", 0.5, 6.0, "largest displacement in pixels", _warp, _unit_flow),
-        Distortion("quantize", 48.0, 4.0, "levels a channel", _quantize, _nothing),
-        Distortion("salt_pepper", 0.005, 0.2, "share of pixels hit", _salt_pepper, _signed_uniform_field),
-    )
+    "blur": Distortion(_blur, 0.4, 4.0, "standard deviation in pixels"),
+    "noise": Distortion(_noise, 4 / 255, 50 / 255, "standard deviation", _normal_field, ("h", "w", 3)),
+    "jpeg": Distortion(_jpeg, 80.0, 5.0, "quality"),
+    "contrast": Distortion(_contrast, 0.08, 0.85, "share of the contrast removed"),
+    "brightness": Distortion(_shift, 0.03, 0.4, "value added or subtracted", _sign, (1,)),
+    "color": Distortion(_shift, 0.03, 0.35, "largest change of a channel", _zero_sum_direction, (3,)),
+    "down": Distortion(_down, 1.25, 6.0, "reduction factor"),
+    "warp": Distortion(_warp, 0.5, 6.0, "largest displacement in pixels", _unit_flow, ("h", "w", 2)),
+    "quantize": Distortion(_quantize, 48.0, 4.0, "levels per channel"),
+    "salt_pepper": Distortion(
+        _salt_pepper, 0.005, 0.2, "share of pixels hit", _signed_uniform_field, ("h", "w"), trained=False
+    ),
 }
-"""The ten kinds by name, in their fixed order."""
+"""Every kind by its name. Whatever reads or makes triplets, the command line and training read this table."""
 
-EVALUATION_ONLY: frozenset[str] = frozenset({"salt_pepper"})
-"""Kinds that no metric is trained on, so that one kind is always new to it."""
 
-TRAINING_KINDS: tuple[str, ...] = tuple(name for name in DISTORTIONS if name not in EVALUATION_ONLY)
-"""The nine kinds that metrics are trained on."""
+def training_kinds() -> tuple[str, ...]:
+    """The names of the kinds that metrics are trained on, in the order of the table."""
+    return tuple(name for name, distortion in DISTORTIONS.items() if distortion.trained)
 
 
 def _distortion(kind: str) -> Distortion:
-    try:
-        return DISTORTIONS[kind]
-    except KeyError:
-        known = ", ".join(DISTORTIONS)
-        raise DistortionError(f"kind {kind!r} is not a distortion; choose one of {known}") from None
+    if kind not in DISTORTIONS:
+        raise DistortionError(f"kind {kind!r} is not a distortion; choose one of {', '.join(DISTORTIONS)}")
+    return DISTORTIONS[kind]
 
 
 def _as_image(image: np.ndarray) -> _Image:
@@ -194,12 +196,12 @@ def _as_image(image: np.ndarray) -> _Image:
 
 
 def draw(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> _Draw:
-    """What is random in ``kind`` for an image of this shape, to be passed to `apply` at any strength.
+    """The random part of ``kind`` for an image of this shape, to be passed to `apply` at any strength.
 
     It is a float32 array: ``(h, w, 3)`` standard normal for noise, ``(1,)`` +-1 for brightness, ``(3,)`` for
     color (sums to zero, largest entry +-1), ``(h, w, 2)`` for warp (displacements along y and x in pixels,
-    largest length 1), ``(h, w)`` uniform on [-1, 1] for salt_pepper, and empty for the kinds that have
-    nothing random.
+    largest length 1), ``(h, w)`` uniform on [-1, 1] for salt_pepper, and empty for the kinds without a random
+    part.
 
     Raises `DistortionError` for an unknown kind and `ImageError` for a shape other than ``(h, w, 3)``.
     """
@@ -211,9 +213,9 @@ def draw(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> _Draw:
 def apply(image: np.ndarray, kind: str, strength: float, draw: _Draw) -> UInt8[np.ndarray, "h w 3"]:
     """The image distorted by ``kind`` at ``strength`` in [0, 1], with what `draw` drew for its shape.
 
-    ``image`` is ``(h, w, 3)``, uint8 or floats in [0, 1]; the result is uint8. Pixel L2 distance from the
-    image grows with the strength for one and the same draw (jpeg, down and quantize have steps: quality, size
-    and number of levels are whole numbers).
+    ``image`` is ``(h, w, 3)``, uint8 or floats in [0, 1]; the result is uint8. For one draw the pixel L2 distance
+    from the image grows with the strength (in steps for jpeg, down and quantize: quality, size and number of
+    levels are whole numbers).
 
     Raises `DistortionError` for an unknown kind, a strength outside [0, 1] or a draw made for another kind or
     shape, and `ImageError` for anything that is not an RGB image in range.
@@ -223,8 +225,7 @@ def apply(image: np.ndarray, kind: str, strength: float, draw: _Draw) -> UInt8[n
         raise DistortionError(f"strength is {strength}; it must lie in [0, 1]")
     pixels = _as_image(image)
     height, width = pixels.shape[:2]
-    fields = {"noise": (height, width, 3), "warp": (height, width, 2), "salt_pepper": (height, width)}
-    expected = ({"brightness": (1,), "color": (3,)} | fields).get(kind, (0,))
+    expected = tuple({"h": height, "w": width}.get(str(side), side) for side in distortion.draw_shape)
     if draw.shape != expected:
         raise DistortionError(
             f"draw has shape {draw.shape}, {kind} of a {height}x{width} image needs {expected}; "

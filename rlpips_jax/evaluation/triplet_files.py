@@ -1,22 +1,21 @@
-"""Judged triplets in files: folders as BAPPS has them, `.npz` files, and votes about the images of a folder.
+"""Judged triplets in files: folders in BAPPS's layout, `.npz` files, and votes about the images of a folder.
 
 - BAPPS (Zhang et al. 2018): folders `ref/`, `p0/` and `p1/` of images, and `judge/` of `.npy` files, each with one
-  number, the fraction of people who found p1 closer. Files of one triplet have one name but for the suffix. Four such
-  folders are a category, and a set may have several, at any depth: `val/traditional/ref/000000.png`.
-- `.npz`: for each part of the set `part/ref`, `part/p0`, `part/p1`, uint8 `(n, h, w, 3)`; `part/judge` `(n,)`, or a
-  teacher's distances `part/d0` and `part/d1`; and, if known, `part/kind`, `(n,)` or `(n, 2)`, indices into `kinds`,
-  and `part/sure`.
+  number, the fraction of people who found p1 closer. The files of a triplet have the same name up to the suffix.
+  Four such folders are a category, and a set may have several, at any depth: `val/traditional/ref/000000.png`.
+- `.npz`: for each part of the set `part/ref`, `part/p0`, `part/p1`, uint8 `(n, h, w, 3)`; `part/judge` `(n,)`, or the
+  distances of a teacher, `part/d0` and `part/d1`; optionally `part/kind`, `(n,)` or `(n, 2)`, indices into `kinds`, and
+  `part/sure`.
 - Votes: a folder with `images/` and a file `triplets.npz`, which has `names` of the images, and for each split
   `split/triplets` `(n, 3)`, indices of reference, p0 and p1, and `split/votes` `(n, 2)`, people for p0 and for p1.
 
-`read` finds out which it is.
+`rlpips_jax.evaluation.sources.read` recognises the form.
 """
 
 import contextlib
 import itertools
 import json
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,9 @@ from jaxtyping import UInt8
 
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.patches import read_uint8
-from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, digest, teacher_opinion
+from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, teacher_opinion
+from rlpips_jax.files.array_hash import array_hash
+from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.image_files import image_paths, save_image
 
 IMAGES = ("ref", "p0", "p1")
@@ -41,65 +42,22 @@ BAPPS_SIZE = 64
 """Height and width at which BAPPS is scored, of files of 256."""
 
 VOTES = "triplets.npz"
-"""The file by which a folder of votes is known."""
+"""The file that marks a folder of votes."""
 
 AnyPath = str | os.PathLike[str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read(path: AnyPath, *, size: int | None = None, split: str = "test") -> list[AnyTriplets]:
-    """Reads judged triplets, whatever form they have.
-
-    Args:
-        path: an `.npz` file (`read_npz`), a folder of votes (`read_judgments`) or of categories (`read_bapps`).
-        size: to which images in folders are resized; None for what is usual: BAPPS at 64, others as they are.
-        split: of a folder of votes.
-
-    Returns:
-        One set, or one for each part of an `.npz` file.
-
-    Raises:
-        TripletsError: nothing there, none of these, or not what it should be.
-        ImageFileError: an image cannot be read.
-    """
-    path = Path(path)
-    if path.is_file():
-        return list(read_npz(path))
-    if not path.is_dir():
-        raise TripletsError(f"{path} does not exist; give an .npz file or a folder of judged triplets")
-    if (path / VOTES).is_file():
-        return [read_judgments(path, split=split, size=size)]
-    if _categories(path):
-        return [read_bapps(path, size=BAPPS_SIZE if size is None else size)]
-    if any((folder / "same").is_dir() for folder in (path, *path.iterdir())):
-        raise TripletsError(f"{path} holds pairs judged as same or not (p0, p1, same), and no triplets: it has no ref")
-    if is_photographs(path):
-        raise TripletsError(
-            f"{path} holds photographs, and nobody's judgments; make triplets of them: "
-            f"rlpips_jax.evaluation.triplets.ordinal({os.fspath(path)!r}, count=600), or crossed with a teacher"
-        )
-    raise TripletsError(
-        f"{path} holds no judged triplets: neither folders {', '.join(PARTS)}, nor {VOTES} beside images"
-    )
-
-
-def is_photographs(path: AnyPath) -> bool:
-    """Whether a path is a folder of images, at any depth, without anybody's judgments."""
-    path = Path(path)
-    judged = not path.is_dir() or (path / VOTES).is_file() or bool(_categories(path))
-    return not judged and bool(image_paths(path, recursive=True))
-
-
 def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
     """Reads all categories under a folder.
 
-    Everything is in memory afterwards: 36 KB a triplet at 64x64.
+    Everything is in memory afterwards: 36 KB per triplet at 64x64.
 
     Args:
-        folder: a category, or a folder that has some at any depth.
-        size: the shorter side is resized to so many pixels, bilinearly and antialiased, as LPIPS's published scores
-            have it; None keeps images as they are.
+        folder: a category, or a folder that contains categories at any depth.
+        size: shorter side in pixels after resizing, bilinearly and antialiased, as for LPIPS's published
+            scores; None keeps images as they are.
 
     Returns:
         Triplets by category, in the order of their names. A label is the path of the category within `folder`, or
@@ -112,9 +70,9 @@ def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
     """
     folder = Path(folder)
     _check_size(size)
-    categories = _categories(folder)
+    categories = bapps_categories(folder)
     if not categories:
-        raise TripletsError(f"{folder} has no folders {', '.join(PARTS)}, at no depth; BAPPS has them in each category")
+        raise TripletsError(f"{folder} has no folders {', '.join(PARTS)} at any depth; each category of BAPPS has them")
     rows, kinds = [], []
     for category in categories:
         added = judged_files(category)
@@ -124,19 +82,19 @@ def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
     reference, p0, p1 = images.reshape(len(IMAGES), len(rows), *images.shape[1:])
     judgment = np.array(list(_in_threads(read_fraction, [row.judgment for row in rows])), np.float32)
     source = {"folder": os.fspath(folder), "size": size}
-    source["sha256"] = digest(reference, p0, p1, judgment, kinds=kinds)
+    source["sha256"] = array_hash(reference, p0, p1, judgment, labels=kinds)
     return Triplets(reference, p0, p1, judgment, tuple(kinds), judgment != 0.5, folder.resolve().name, source)
 
 
 def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
-    """Writes triplets as BAPPS has them, a category for each kind: `blur/jpeg/ref/000017.png`.
+    """Writes triplets in BAPPS's layout, one category per kind: `blur/jpeg/ref/000017.png`.
 
-    Files are numbered throughout the set. `read_bapps` with `size=None` gives the same triplets back, sorted by kind;
+    Files are numbered across the whole set. `read_bapps` with `size=None` gives the same triplets back, sorted by kind;
     `sure`, name and source are not written.
 
     Args:
-        triplets: any.
-        folder: new, or empty.
+        triplets: one or more.
+        folder: new or empty.
 
     Raises:
         TripletsError: the folder has files, there are no triplets, or a kind cannot be the name of a folder.
@@ -167,14 +125,14 @@ def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
 
 
 class JudgedFiles(NamedTuple):
-    """The files of one example: its images, in the order of their folders, and its judgment."""
+    """The files of one example: its images, in the order of the folders, and its judgment."""
 
     images: tuple[Path, ...]
     judgment: Path
 
 
 def judged_files(category: AnyPath, *, images: Sequence[str] = IMAGES, judgments: str = JUDGMENTS) -> list[JudgedFiles]:
-    """The examples of a category as BAPPS has it: the files of one name, in the order of their names.
+    """The examples of a category in BAPPS's layout: the files with the same name, sorted by name.
 
     Args:
         category: a folder.
@@ -182,7 +140,7 @@ def judged_files(category: AnyPath, *, images: Sequence[str] = IMAGES, judgments
         judgments: its folder of `.npy` files; BAPPS's pairs have `same`.
 
     Raises:
-        TripletsError: a folder is missing, a file is without its counterpart, or there is nothing; names it.
+        TripletsError: a folder or the counterpart of a file is missing, or there are no files; names it.
     """
     category = Path(category)
     parts = (*images, judgments)
@@ -197,7 +155,7 @@ def judged_files(category: AnyPath, *, images: Sequence[str] = IMAGES, judgments
         for path in paths:
             if path.stem in named[part]:
                 raise TripletsError(
-                    f"{path.parent}: {path.name} and {named[part][path.stem].name} have one name; which one is meant?"
+                    f"{path.parent}: {path.name} and {named[part][path.stem].name} have the same name; remove one"
                 )
             named[part][path.stem] = path
     for part, other in itertools.permutations(parts, 2):
@@ -229,7 +187,7 @@ def read_fraction(path: AnyPath) -> float:
 
 
 def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "i j 3"]:
-    """An image whose shorter side has `size` pixels, bilinearly and antialiased, as LPIPS's published scores have it.
+    """The image resized so that its shorter side has `size` pixels, bilinearly and antialiased, as for LPIPS's scores.
 
     None keeps it as it is.
     """
@@ -239,7 +197,7 @@ def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.nda
         return image
     from PIL import Image
 
-    # Pillow's bilinear filter widens with the reduction, which is what antialiases.
+    # Pillow widens its bilinear filter with the reduction, so the result is antialiased.
     smaller = Image.fromarray(image).resize(
         (width * size // shorter, height * size // shorter), Image.Resampling.BILINEAR
     )
@@ -247,10 +205,10 @@ def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.nda
 
 
 def read_npz(path: AnyPath) -> list[Triplets]:
-    """Reads every part of an `.npz` file; the module says what it holds.
+    """Reads every part of an `.npz` file; the docstring of this module describes its content.
 
-    Where a part has a teacher's distances instead of judgments, `rlpips_jax.evaluation.triplets.teacher_opinion` is
-    taken.
+    If a part has the distances of a teacher instead of judgments, its judgments are
+    `rlpips_jax.evaluation.triplets.teacher_opinion`.
 
     Returns:
         The parts in the order of their names; each is named "FILE PART".
@@ -267,11 +225,11 @@ def read_npz(path: AnyPath) -> list[Triplets]:
 
 
 class PartSummary(NamedTuple):
-    """What there is to say of a part of an `.npz` file without reading its images.
+    """The description of a part of an `.npz` file, read without its images.
 
     Attributes:
-        shape: of its references, `(n, h, w, 3)` if the file is as it should be.
-        made: the set's source as `write_npz` was given it; empty where the file has none.
+        shape: of its references, `(n, h, w, 3)` in a correct file.
+        made: the source of the set as `write_npz` wrote it; empty if the file has none.
     """
 
     shape: tuple[int, ...]
@@ -305,20 +263,20 @@ def summarise_npz(path: AnyPath) -> dict[str, PartSummary]:
 
 
 def _read_shape(file: Any) -> tuple[int, ...]:
-    """The shape of the array in a `.npy` file, of which no more is read."""
+    """The shape of the array in a `.npy` file, from its header alone."""
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)[0]
     return np.lib.format.read_array_header_2_0(file)[0]
 
 
 def write_npz(path: AnyPath, parts: Mapping[str, Triplets]) -> None:
-    """Writes sets of triplets to one `.npz` file, in one step: the file is whole, or as it was before.
+    """Writes sets of triplets to one `.npz` file atomically: on an error the old file stays as it was.
 
-    Beside what the module says, it holds what `read_npz` brings back as `source["made"]`: the set's source, as JSON.
+    The file also holds the source of each set as JSON, which `read_npz` returns as `source["made"]`.
 
     Args:
         path: ends in .npz.
-        parts: the sets by the names of their parts.
+        parts: the sets by the names of the parts.
 
     Raises:
         TripletsError: another suffix, no parts, a part's name with a slash, or the file cannot be written.
@@ -341,29 +299,23 @@ def write_npz(path: AnyPath, parts: Mapping[str, Triplets]) -> None:
             "source": np.array(json.dumps(dict(triplets.source))),
         }
         arrays |= {f"{name}/{key}": column for key, column in columns.items() if column is not None}
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         raise TripletsError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = None) -> IndexedTriplets:
-    """Reads votes about the images of a folder; the module says what it holds.
+    """Reads votes about the images of a folder; the docstring of this module describes its content.
 
     Args:
         folder: with `images/` and `triplets.npz`.
         split: which triplets, such as "train" or "test".
-        size: the shorter side is resized to so many pixels, bilinearly and antialiased; None keeps images as they are.
+        size: shorter side in pixels after resizing, bilinearly and antialiased; None keeps images as they are.
 
     Returns:
-        Triplets that share their images; all have the folder's name as their kind.
+        Triplets that share their images; the kind of each is the name of the folder.
 
     Raises:
         TripletsError: no such folder, file or split; an image is missing or of another size; arrays that do not fit.
@@ -379,19 +331,19 @@ def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = N
     names = [str(name) for name in _array(path, arrays, "names")]
     for name in names:
         if Path(name).name != name or not (folder / "images" / name).is_file():
-            raise TripletsError(f"{folder / 'images' / name} is no file, but {path} names it")
+            raise TripletsError(f"{folder / 'images' / name} is not a file, but {path} names it")
     images = _read_images([folder / "images" / name for name in names], size)
     indices, votes = (_array(path, arrays, f"{split}/{key}") for key in ("triplets", "votes"))
     name = folder.resolve().name
     kinds = (name,) * len(indices)
     source = {"folder": os.fspath(folder), "split": split, "size": size}
-    source["sha256"] = digest(images, indices, votes, kinds=kinds)
+    source["sha256"] = array_hash(images, indices, votes, labels=kinds)
     with _naming(path):
         return IndexedTriplets(images, indices, votes, kinds, f"{name} {split}", source)
 
 
-def _categories(folder: Path) -> list[Path]:
-    """Folders that have most of what a category has, so that what is missing can be named."""
+def bapps_categories(folder: Path) -> list[Path]:
+    """Folders with most parts of a category, so that missing parts can be named."""
     found = []
     for place, inner, _ in os.walk(folder):
         has = set(inner) & set(PARTS)
@@ -407,7 +359,7 @@ def _check_size(size: int | None) -> None:
 
 
 def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images of one size, decoded by several threads: Pillow lets go of the interpreter while it decodes."""
+    """Images of one size, decoded in threads: Pillow releases the GIL while it decodes."""
     first = resized(read_uint8(paths[0]), size)
     images = np.empty((len(paths), *first.shape), np.uint8)
 
@@ -424,7 +376,7 @@ def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "
 
 
 def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order; the first error stops what has not begun."""
+    """Results in order; the first error cancels the calls that have not begun."""
     with ThreadPoolExecutor() as pool:
         try:
             yield from pool.map(function, items)
@@ -437,7 +389,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise TripletsError(f"{path} does not exist")
     try:
-        with open(path, "rb") as file:  # as NumPy leaves a damaged one open
+        with open(path, "rb") as file:  # NumPy would leave a damaged file open.
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.lib.npyio.NpzFile):
                 return dict(arrays)
@@ -454,7 +406,7 @@ def _array(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Says of which file it is that arrays do not fit."""
+    """Adds the name of the file to errors about its arrays."""
     try:
         yield
     except TripletsError as error:
@@ -474,12 +426,12 @@ def _part(path: Path, arrays: dict[str, np.ndarray], part: str) -> Triplets:
         source: dict[str, Any] = {"file": os.fspath(path), "part": name}
         if f"{part}source" in arrays:
             source["made"] = json.loads(str(arrays[f"{part}source"]))
-        source["sha256"] = digest(reference, p0, p1, judgment, kinds=kinds)
+        source["sha256"] = array_hash(reference, p0, p1, judgment, labels=kinds)
         return Triplets(reference, p0, p1, judgment, kinds, sure, f"{path.name} {name}".rstrip(), source)
 
 
 def _labels(path: Path, arrays: dict[str, np.ndarray], part: str, count: int) -> tuple[str, ...]:
-    """Labels by index; of two indices, those of p0 and p1, "blur/jpeg"."""
+    """The label of each triplet; "blur/jpeg" where p0 and p1 have their own."""
     if f"{part}kind" not in arrays:
         return (part.removesuffix("/") or path.stem,) * count
     names, indices = _array(path, arrays, "kinds"), arrays[f"{part}kind"]

@@ -1,22 +1,21 @@
 """Judged triplets: a reference and two images p0, p1 that differ from it, and which of the two is closer.
 
-The judgment h in [0, 1] is the fraction of people who found p1 the closer one, or a probability in its place.
-Triplets come from files (`rlpips_jax.evaluation.triplet_files`) or are made here of photographs, with distortions of
-graded strength:
+The judgment h in [0, 1] is the fraction of people who found p1 closer, or a probability in its place. Triplets come
+from files (`rlpips_jax.evaluation.triplet_files`) or are made here from photographs, with distortions of graded
+strength:
 
-- `ordinal`: one kind at two strengths; the weaker one is closer, by construction. Alone, such triplets do not measure
+- `ordinal`: one kind at two strengths; the weaker one is closer, by construction. Such triplets alone do not measure
   perception: the pixels' L2 distance ranks nearly all of them.
 - `crossed`: two different kinds, judged by a teacher metric.
 
-`triplet_distances` asks a metric about any of them.
+`triplet_distances` computes the distances of a metric within them.
 """
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +23,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
 
 from rlpips_jax._version import __version__
-from rlpips_jax.distances.lpips import Metric, pairwise
+from rlpips_jax.distances.lpips import pairwise
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import distortions
-from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS
+from rlpips_jax.evaluation.distortions import DISTORTIONS, training_kinds
 from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
+from rlpips_jax.files.array_hash import array_hash
 from rlpips_jax.images import Images
 from rlpips_jax.judgment import STEEPNESS
 
@@ -38,15 +39,15 @@ SURE = 0.5
 WEAKER = (0.05, 0.75)
 """Strengths of the weaker distortion of an ordinal triplet."""
 STEP = (0.12, 0.25)
-"""What the stronger distortion of an ordinal triplet is stronger by."""
+"""By how much the stronger distortion of an ordinal triplet is stronger."""
 CROSSED = (0.05, 1.0)
 """Strengths of the distortions of a crossed triplet."""
 REDRAWS = 100
-"""How often a triplet of equal images is drawn again."""
+"""How often a triplet with equal images is drawn again."""
 BATCH = 64
 """Triplets in the network at once."""
 MATRIX = 64
-"""So many distances of known features cost no more than a triplet's three passes through the network."""
+"""This many distances between known features cost no more than the three passes of a triplet through the network."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,11 +59,11 @@ class Triplets:
         p0: one changed version of each reference.
         p1: another one.
         judgment: fraction of people (or probability) for whom p1 is closer, `(n,)`, in [0, 1].
-        kinds: n labels by which scores are split: "blur", "blur/jpeg" for p0 and p1 of two kinds, or the category.
-        sure: whether the judgment is clear, `(n,)`: the teacher is sure, or more than half of the people agree; None
-            where there is no doubt anywhere.
+        kinds: n labels by which scores are split: "blur", "blur/jpeg" for p0 and p1 of two kinds, or a category.
+        sure: `(n,)`, whether the judgment is clear: the teacher is sure, or more than half of the people agree; None
+            where every judgment is clear.
         name: of the set, for reports.
-        source: where the set comes from: what is needed to make it again, and the sha256 of what it holds.
+        source: where the set comes from: everything needed to make it again, and the sha256 of its content.
 
     Raises:
         TripletsError: lengths, shapes, types or judgments do not fit.
@@ -118,15 +119,15 @@ class Triplets:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IndexedTriplets:
-    """Judged triplets of few images that many triplets share. Its interface is that of `Triplets`.
+    """Judged triplets that share a small number of images. The interface is that of `Triplets`.
 
     Attributes:
         images: `(k, h, w, 3)`, uint8.
         indices: of reference, p0 and p1, `(n, 3)`.
-        votes: numbers of people who found p0 and p1 the closer one, `(n, 2)`.
+        votes: numbers of people who found p0 and p1 closer, `(n, 2)`.
         kinds: n labels by which scores are split.
         name: of the set, for reports.
-        source: where the set comes from, and the sha256 of what it holds.
+        source: where the set comes from, and the sha256 of its content.
 
     Raises:
         TripletsError: shapes or types do not fit, an index leads nowhere, or a triplet has no votes.
@@ -208,20 +209,10 @@ class IndexedTriplets:
 AnyTriplets = Triplets | IndexedTriplets
 
 
-def digest(*arrays: np.ndarray, kinds: Sequence[str]) -> str:
-    """sha256, in hexadecimal, of types, shapes and values of arrays, and of labels."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.dtype.newbyteorder('<').str} {array.shape} ".encode())
-        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-    sha.update("\n".join(kinds).encode())
-    return sha.hexdigest()
-
-
 def teacher_opinion(
     d0: Float[np.ndarray, " n"], d1: Float[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """What a metric thinks of triplets: the probability that p1 is closer, and whether the metric is sure.
+    """The judgment of a metric: the probability that p1 is closer, and whether the metric is sure.
 
     Args:
         d0: its distances of p0 from the reference, above 0.
@@ -247,19 +238,19 @@ def ordinal(
     count: int,
     *,
     seed: int = 0,
-    kinds: Sequence[str] = TRAINING_KINDS,
+    kinds: Sequence[str] | None = None,
     size: int = 64,
 ) -> Triplets:
-    """Makes triplets of one kind at two strengths, in U(0.05, 0.75) and U(0.12, 0.25) above, with one draw.
+    """Makes triplets of one kind at two strengths, U(0.05, 0.75) and U(0.12, 0.25) more, with one draw.
 
-    The weaker one is closer (judgment 0 or 1); whether it is p0 or p1 is drawn. The kinds take turns. A pair without
-    a difference, as two qualities may give, is drawn again.
+    The weaker one is closer (judgment 0 or 1); whether it is p0 or p1 is random. The kinds take turns. A pair that does
+    not differ (two JPEG qualities may give the same image) is drawn again.
 
     Args:
-        folder: photographs, at any depth; `rlpips_jax.evaluation.patches` says how they are cut.
+        folder: photographs, at any depth, cut as in `rlpips_jax.evaluation.patches`.
         count: how many triplets.
         seed: the same one gives the same triplets.
-        kinds: of `rlpips_jax.evaluation.distortions`; by default the nine without "salt_pepper".
+        kinds: of `rlpips_jax.evaluation.distortions`; None for its `training_kinds`.
         size: height and width in pixels.
 
     Raises:
@@ -279,7 +270,7 @@ def ordinal(
     swapped = (judgment == 1)[:, None, None, None]
     p0, p1 = np.where(swapped, stronger, weaker), np.where(swapped, weaker, stronger)
     source = _source("ordinal", folder, count, seed, kinds, size)
-    source["sha256"] = digest(references, p0, p1, judgment, kinds=labels)
+    source["sha256"] = array_hash(references, p0, p1, judgment, labels=labels)
     return Triplets(references, p0, p1, judgment, tuple(labels), None, "ordinal", source)
 
 
@@ -289,21 +280,21 @@ def crossed(
     *,
     teacher: Metric,
     seed: int = 0,
-    kinds: Sequence[str] = TRAINING_KINDS,
+    kinds: Sequence[str] | None = None,
     size: int = 64,
 ) -> Triplets:
     """Makes triplets of two different kinds, each at its own strength in U(0.05, 1), judged by a teacher.
 
-    The judgment is `teacher_opinion`, and `sure` says where the teacher is. Labels are "blur/jpeg" for p0 blurred and
-    p1 compressed. A triplet at whose p0 or p1 the teacher measures 0 is drawn again.
+    The judgment is `teacher_opinion`, and `sure` is True where the teacher is sure. A label such as "blur/jpeg" says
+    that p0 is blurred and p1 compressed. A triplet is drawn again if a distance by the teacher is 0.
 
     Args:
-        folder: photographs, at any depth; `rlpips_jax.evaluation.patches` says how they are cut. With one seed these
-            are the patches that `ordinal` cuts.
+        folder: photographs, at any depth, cut as in `rlpips_jax.evaluation.patches`. With the same seed the patches
+            are those of `ordinal`.
         count: how many triplets.
-        teacher: whose opinion counts, such as `rlpips_jax.load("lpips-alex")`.
+        teacher: the metric that judges, such as `rlpips_jax.load("lpips-alex")`.
         seed: the same one gives the same triplets.
-        kinds: two or more of `rlpips_jax.evaluation.distortions`; by default the nine without "salt_pepper".
+        kinds: two or more of `rlpips_jax.evaluation.distortions`; None for its `training_kinds`.
         size: height and width in pixels.
 
     Raises:
@@ -323,18 +314,18 @@ def crossed(
             break
         for index in equal:
             labels[index], p0[index], p1[index] = _two_kinds(references[index], kinds, generators[index])
-        # Filled up with themselves to whole batches: one shape, and so one compiled program.
+        # Repeated to fill whole batches: one shape, hence one compiled program.
         rows = np.resize(equal, -(-len(equal) // batch) * batch)
-        drawn = Triplets(references[rows], p0[rows], p1[rows], np.zeros(len(rows), np.float32), ("",) * len(rows))
-        d0[rows], d1[rows] = triplet_distances(teacher, drawn, batch=batch)
+        redrawn = Triplets(references[rows], p0[rows], p1[rows], np.zeros(len(rows), np.float32), ("",) * len(rows))
+        d0[rows], d1[rows] = triplet_distances(teacher, redrawn, batch=batch)
     else:
         raise TripletsError(
-            f"{teacher.name} still measures no change after {REDRAWS} draws of {', '.join(kinds)}; give other kinds or "
+            f"a distance by {teacher.name} is still 0 after {REDRAWS} draws of {', '.join(kinds)}; give other kinds or "
             f"other photographs than those under {folder}"
         )
     judgment, sure = teacher_opinion(d0, d1)
     source = _source("crossed", folder, count, seed, kinds, size) | {"teacher": teacher.signature}
-    source["sha256"] = digest(references, p0, p1, judgment, kinds=labels)
+    source["sha256"] = array_hash(references, p0, p1, judgment, labels=labels)
     return Triplets(references, p0, p1, judgment, tuple(labels), sure, "crossed", source)
 
 
@@ -343,39 +334,44 @@ def triplet_distances(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """A metric's distances of p0 and p1 from the reference: `(n,)` each, 0 exactly for identical images.
 
-    The three images of a triplet are three passes through the network. Where triplets share their images
-    (`IndexedTriplets`) and these are few enough, the distances come from `rlpips_jax.pairwise`, which passes an image
-    once as a reference and once as p0 or p1, however many triplets it is in; then `batch` is of no account.
+    A triplet takes three passes through the network. If triplets share their images (`IndexedTriplets`) and there are
+    few of them, `rlpips_jax.pairwise` computes the distances, with one pass per image as a reference and one as p0 or
+    p1; then `batch` has no effect.
 
     Args:
         metric: from `rlpips_jax.load`.
         triplets: of one size, at least the metric's `minimum_size`.
         batch: triplets in the network at once.
-        placement: over which devices they are cut; None for one device, which triplets that share images stay on.
+        placement: how the batch is split over devices; None for one device. Triplets that share images stay on one.
 
     Raises:
         ImageError: the images are too small for the metric.
         TripletsError: `batch` is below 1.
     """
-    if batch < 1:
-        raise TripletsError(f"batch is {batch}; give 1 or more triplets")
+    check_batch(batch)
     if isinstance(triplets, IndexedTriplets) and len(triplets):
         rows, row = np.unique(triplets.indices[:, 0], return_inverse=True)
         columns, column = np.unique(triplets.indices[:, 1:], return_inverse=True)
         if len(rows) * len(columns) <= MATRIX * len(triplets):
-            matrix = np.asarray(pairwise(triplets.images[rows], triplets.images[columns], metric))
+            matrix = np.asarray(cast(Any, pairwise)(triplets.images[rows], triplets.images[columns], metric))
             d0, d1 = matrix[row.reshape(-1, 1), column.reshape(-1, 2)].T
             return d0, d1
     batch = min(batch, max(1, len(triplets)))
     found = []
     for start in range(0, len(triplets), batch):
         part = triplets.batch(start, start + batch)
-        # One shape, and so one compiled program.
+        # Always the same shape, hence one compiled program.
         rows = np.minimum(np.arange(filled_size(batch, placement)), len(part) - 1)
         images = (put(array[rows], placement) for array in (part.reference, part.p0, part.p1))
         found.append([fetch(distances)[: len(part)] for distances in _distances(metric, *images)])
     d0, d1 = np.concatenate(found, axis=1) if found else np.empty((2, 0), np.float32)
     return d0, d1
+
+
+def check_batch(batch: int) -> None:
+    """Raises a `TripletsError` if a number of triplets per batch is below 1."""
+    if batch < 1:
+        raise TripletsError(f"batch is {batch}; give 1 or more triplets")
 
 
 @jax.jit
@@ -384,7 +380,7 @@ def _distances(metric: Metric, reference: Images, *others: Images) -> tuple[Floa
 
     def from_reference(other: Images) -> Float[Array, " n"]:
         distances = metric.between(features, metric.features(other))
-        # The compiler may round the networks of two identical images differently.
+        # The compiler may round the activations of two identical images differently.
         return jnp.where(jnp.all(other == reference, axis=(1, 2, 3)), 0, distances)
 
     return tuple(from_reference(other) for other in others)
@@ -404,7 +400,9 @@ def _check_lengths(count: int, **columns: Any) -> None:
             raise TripletsError(f"{name} has {len(column)} entries for {count} triplets; it must have one for each")
 
 
-def _check_kinds(kinds: Sequence[str], least: int) -> tuple[str, ...]:
+def _check_kinds(kinds: Sequence[str] | None, least: int) -> tuple[str, ...]:
+    """The kinds, or the `training_kinds` where none are given."""
+    kinds = training_kinds() if kinds is None else kinds
     known = ", ".join(DISTORTIONS)
     if isinstance(kinds, str):
         raise TripletsError(f"kinds is {kinds!r}; give a list of kinds of distortion: {known}")
@@ -419,7 +417,7 @@ def _check_kinds(kinds: Sequence[str], least: int) -> tuple[str, ...]:
 def _references(
     folder: str | os.PathLike[str], count: int, seed: int, size: int
 ) -> tuple[UInt8[np.ndarray, "n h w 3"], list[np.random.Generator]]:
-    """Patches, and for each a generator of its own, so that no triplet depends on how another one went."""
+    """Patches, each with its own generator, so that no triplet depends on the draws of another."""
     if count < 1 or size < 1 or seed < 0:
         raise TripletsError(
             f"count is {count}, size {size} and seed {seed}; count and size must be 1 or more, and seed 0 or more"
@@ -433,15 +431,15 @@ _Image = UInt8[np.ndarray, "h w 3"]
 
 
 def _at(image: _Image, kind: str, rng: np.random.Generator) -> Callable[[float], _Image]:
-    """The image at any strength of one draw of a kind."""
-    drawn = distortions.draw(kind, image.shape, rng)
-    return lambda strength: distortions.apply(image, kind, strength, drawn)
+    """The image at any strength, for one draw of a kind."""
+    field = distortions.draw(kind, image.shape, rng)
+    return lambda strength: distortions.apply(image, kind, strength, field)
 
 
 def _ordered(image: _Image, kinds: Sequence[str], turn: int, rng: np.random.Generator) -> tuple[str, _Image, _Image]:
-    """A kind, and the image changed a little and more by it."""
+    """A kind, and the image distorted by it weakly and more strongly."""
     for attempt in range(REDRAWS):
-        # Some patches a kind cannot change, as levels those of a black and white drawing: another kind's turn then.
+        # Some kinds cannot change some patches, as quantisation a black and white drawing: then take the next kind.
         kind = kinds[(turn + attempt // 10) % len(kinds)]
         distorted = _at(image, kind, rng)
         strength = float(rng.uniform(*WEAKER))
@@ -453,7 +451,7 @@ def _ordered(image: _Image, kinds: Sequence[str], turn: int, rng: np.random.Gene
 
 
 def _two_kinds(image: _Image, kinds: Sequence[str], rng: np.random.Generator) -> tuple[str, _Image, _Image]:
-    """A label, and the image changed by two different kinds."""
+    """A label, and the image distorted by two different kinds."""
     i, j = rng.choice(len(kinds), size=2, replace=False)
     first, second = kinds[int(i)], kinds[int(j)]
     p0, p1 = (_at(image, kind, rng)(float(rng.uniform(*CROSSED))) for kind in (first, second))

@@ -1,14 +1,17 @@
 """Distortions: ordered strengths, the stated units, and one result for one seed."""
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+import rlpips_jax as rl
 from rlpips_jax.errors import DistortionError, ImageError
-from rlpips_jax.evaluation.distortions import DISTORTIONS, TRAINING_KINDS, apply, distort, draw
+from rlpips_jax.evaluation.distortions import DISTORTIONS, Distortion, apply, distort, draw, training_kinds
 
 KINDS = tuple(DISTORTIONS)
 STEPPED = ("jpeg", "down", "quantize")  # whole qualities, sizes and levels
@@ -40,7 +43,7 @@ def test_the_table_is_the_stated_one():
         "quantize": (48, 4),
         "salt_pepper": (0.005, 0.2),
     }
-    assert set(KINDS) - set(TRAINING_KINDS) == {"salt_pepper"}
+    assert set(KINDS) - set(training_kinds()) == {"salt_pepper"}
 
 
 def test_strength_is_geometric():
@@ -255,3 +258,36 @@ def test_strengths_match_the_fixed_test_set(shared):
             ours.append(np.log(pair).mean())
         gap = np.array(ours) - theirs[chosen]
         assert abs(gap.mean()) < 4 * gap.std() / len(gap) ** 0.5, (kind, gap.mean())
+
+
+def test_a_distortion_is_one_entry(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tint(image: np.ndarray, amount: float, draw: np.ndarray) -> np.ndarray:
+        return image * (1 - np.float32(amount) * draw)
+
+    def sample(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.random((width, 3), np.float32)
+
+    photographs = tmp_path / "photographs"
+    rl.save_image(photographs / "0.png", smooth_image(0))
+    entry = Distortion(tint, 0.1, 0.6, "largest share of light removed", sample, ("w", 3))
+    monkeypatch.setitem(DISTORTIONS, "tint", entry)
+    assert training_kinds()[-1] == "tint"
+    image = np.full((4, 6, 3), 200, np.uint8)
+    with pytest.raises(DistortionError, match=r"tint of a 4x6 image needs \(6, 3\)"):
+        apply(image, "tint", 0.5, draw("tint", (6, 4, 3), np.random.default_rng(0)))
+    for shape in ((40, 57), (1, 1)):
+        test_any_size_gives_uint8_of_the_same_shape("tint", shape)
+    test_stronger_is_farther_for_one_draw("tint", 0)
+    status, out, _ = command("evaluate", "--help")
+    assert status == 0
+    assert "tint" in out
+    arguments = ("--count", 2, "--size", 32, "--kinds", "tint", "--metric", "lpips-tiny", "--out", tmp_path / "out")
+    status, out, _ = command("evaluate", "--data", photographs, *arguments)
+    assert status == 0
+    assert "photographs ordinal: tint" in (tmp_path / "out" / "table.txt").read_text()
+    status, _, err = command("evaluate", "--data", photographs, *arguments, "--kinds", "tnt")
+    assert status == 2
+    assert "'tnt' is not a distortion; choose of blur" in err
+    assert "tint" in err

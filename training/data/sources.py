@@ -17,7 +17,8 @@ from PIL import Image
 
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.triplet_files import BAPPS_SIZE, resized
-from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, digest
+from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets
+from rlpips_jax.files.array_hash import array_hash
 
 IMAGES = ("reference", "p0", "p1")
 
@@ -183,7 +184,7 @@ def materialise(source: Source) -> Triplets:
         for _ in pool.map(fill, range(count)):
             pass
     kinds = (source.name.removeprefix("train_").removeprefix("val_"),) * count
-    made = {"from": repr(source), "sha256": digest(*arrays.values(), judgment, kinds=kinds)}
+    made = {"from": repr(source), "sha256": array_hash(*arrays.values(), judgment, labels=kinds)}
     return Triplets(**arrays, judgment=judgment, kinds=kinds, sure=judgment != 0.5, name=source.name, source=made)
 
 

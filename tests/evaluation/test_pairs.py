@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rlpips_jax.errors import ImageError
-from rlpips_jax.evaluation.distortions import TRAINING_KINDS
-from training import patches as data
+from rlpips_jax.errors import DistortionError, ImageError
+from rlpips_jax.evaluation import pairs as data
+from rlpips_jax.evaluation.distortions import training_kinds
 
 
 def noise_image(height: int, width: int, low: int = 0, high: int = 256, seed: int = 0) -> np.ndarray:
@@ -47,9 +47,9 @@ def test_kinds_are_drawn_evenly_and_never_the_reserved_one(monkeypatch):
         data.random_distortion(image, rng)
         lengths.append(len(calls) - before)
     kinds, strengths = zip(*calls, strict=True)
-    assert set(kinds) == set(TRAINING_KINDS)
+    assert set(kinds) == set(training_kinds())
     assert "salt_pepper" not in kinds
-    shares = np.array([kinds.count(kind) for kind in TRAINING_KINDS]) / len(kinds)
+    shares = np.array([kinds.count(kind) for kind in training_kinds()]) / len(kinds)
     assert np.abs(shares - 1 / 9).max() < 5 * (1 / 9 * 8 / 9 / len(kinds)) ** 0.5
     assert np.mean(np.array(lengths) == 2) == pytest.approx(0.2, abs=5 * (0.16 / count) ** 0.5)
     assert np.histogram(strengths, 4, (0, 1))[0] / len(kinds) == pytest.approx(0.25, abs=0.025)
@@ -77,5 +77,5 @@ def test_no_references_give_no_pairs():
 
 
 def test_zero_workers_are_refused():
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(DistortionError, match="at least 1"):
         data.make_pairs(np.zeros((1, 8, 8, 3), np.uint8), workers=0)

@@ -1,4 +1,4 @@
-"""Training data: reference patches and distorted versions of them.
+"""Reference patches and distorted versions of them, to train on.
 
 Programs that ask for more than one worker need the usual ``if __name__ == "__main__":`` guard, because
 workers are started afresh (spawned), and must be run from a file or a module.
@@ -13,14 +13,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from rlpips_jax.errors import ImageError
-from rlpips_jax.evaluation.distortions import TRAINING_KINDS, distort
+from rlpips_jax.errors import DistortionError, ImageError
+from rlpips_jax.evaluation.distortions import distort, training_kinds
 
 COMPOSED = 0.2
 """Share of distorted versions to which a second, different kind is applied."""
 FAINT = 0.15
-"""Share of distorted versions that are mixed back towards the reference, so that small distances are learnt
-too."""
+"""Share of distorted versions that are mixed back towards the reference, so that small distances occur too."""
 CHUNK = 128
 """References a worker distorts at a time. It is part of the seeding: changing it changes the result."""
 
@@ -49,7 +48,7 @@ def seeded_map(
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
-        raise ValueError(f"workers is {workers}; give at least 1, or None for every processor")
+        raise DistortionError(f"workers is {workers}; give at least 1, or None for every processor")
     seeds = np.random.SeedSequence(seed).spawn(len(arguments))
     workers = min(workers, len(arguments))
     if workers <= 1:
@@ -61,17 +60,18 @@ def seeded_map(
 
 
 def random_distortion(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """The image distorted by one of the nine training kinds at a strength from U(0, 1).
+    """The image distorted by one of the `training_kinds` at a strength from U(0, 1).
 
     A share `COMPOSED` gets a second, different kind on top, at its own strength; a share `FAINT` is mixed
     back towards the image until only a part of the change is left, from 5 % to 50 %, uniform in its
     logarithm.
     """
-    first, second = rng.choice(len(TRAINING_KINDS), size=2, replace=False)
+    kinds = training_kinds()
+    first, second = rng.choice(len(kinds), size=2, replace=False)
     choice = rng.random()
-    distorted = distort(image, TRAINING_KINDS[first], float(rng.random()), rng)
+    distorted = distort(image, kinds[first], float(rng.random()), rng)
     if choice < COMPOSED:
-        return distort(distorted, TRAINING_KINDS[second], float(rng.random()), rng)
+        return distort(distorted, kinds[second], float(rng.random()), rng)
     if choice < COMPOSED + FAINT:
         share = np.float32(np.exp(rng.uniform(np.log(0.05), np.log(0.5))))
         return np.rint(image + share * (distorted.astype(np.float32) - image)).astype(np.uint8)
@@ -96,7 +96,7 @@ def make_pairs(references: np.ndarray, *, versions: int = 4, seed: int = 0, work
     if references.ndim != 4 or references.shape[-1] != 3 or references.dtype != np.uint8:
         raise ImageError(f"references are {references.dtype} {references.shape}; give uint8 (n, h, w, 3)")
     if versions < 1:
-        raise ValueError(f"versions is {versions}; give at least 1")
+        raise DistortionError(f"versions is {versions}; give at least 1")
     starts = range(0, len(references), CHUNK)
     chunks = [(references[start : start + CHUNK], versions) for start in starts]
     distorted = np.empty((len(references), versions, *references.shape[1:]), np.uint8)
