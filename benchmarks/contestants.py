@@ -86,7 +86,7 @@ def prepare(shared: Path, folder: Path) -> None:
     """Writes the weights in the layout that jaxlpips downloads, for the networks whose weights are there."""
     from safetensors.numpy import save_file
 
-    from rlpips_jax.backbones import ARCHITECTURES
+    from rlpips_jax.backbones import BACKBONES
     from rlpips_jax.weights.parameters import from_pytorch
     from rlpips_jax.weights.pytorch import read_checkpoint
 
@@ -94,7 +94,7 @@ def prepare(shared: Path, folder: Path) -> None:
         files = weight_file(shared, network), shared / "weights" / "lpips_heads" / f"v0.1-{network}.pth"
         if not all(file.is_file() for file in files):
             continue
-        architecture, parameters = ARCHITECTURES[network], {}
+        architecture, parameters = BACKBONES[network], {}
         for file in files:
             parameters |= from_pytorch(read_checkpoint(file), architecture, str(file))
         names = jaxlpips_names(network)

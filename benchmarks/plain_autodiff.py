@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.backbones import Architecture, Fire, Pool, layer_name
+from rlpips_jax.backbones import Fire, Pool, Sequential, layer_name
 from rlpips_jax.distances.lpips import Metric
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -39,7 +39,7 @@ def between(metric: Metric, features: list[Array], others: list[Array]) -> Float
 
 
 def activations(
-    backbone: Mapping[str, Any], architecture: Architecture, x: Float[Array, "n h w 3"], precision: str
+    backbone: Mapping[str, Any], architecture: Sequential, x: Float[Array, "n h w 3"], precision: str
 ) -> list[Float[Array, "n _ _ _"]]:
     """Activations at the taps, as the architecture's table lists them."""
 
@@ -74,7 +74,7 @@ def activations(
             x = jnp.concatenate([narrow, wide], -1)
         else:
             x = convolve(parameters, x, layer.stride, layer.padding)
-        if layer.index in architecture.taps:
+        if layer.index in architecture.tapped:
             taps.append(x)
     return taps
 

@@ -16,12 +16,13 @@ import tyro
 import rlpips_jax as rl
 from rlpips_jax.backbones import (
     ALEX,
+    BACKBONES,
     ELPIPS_SQUEEZE,
     ELPIPS_VGG,
     SQUEEZE,
     SQUEEZE_FLOOR,
     VGG,
-    Architecture,
+    Backbone,
 )
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
@@ -32,11 +33,12 @@ from rlpips_jax.weights.parameters import (
     canonical,
     flatten,
     from_pytorch,
+    is_needed,
     pytorch_shapes,
     to_pytorch,
 )
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
-from rlpips_jax.weights.registry import BACKBONES, ENSEMBLE_HEADS, HEADS, RECIPES, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, RECIPES, Part
 
 PROGRAM = "python -m convert"
 DIFFERENT, IMPOSSIBLE = 1, 2
@@ -238,12 +240,12 @@ def _convert(config: Convert) -> Metric | None:
         _report(product)
 
     *_, last = products
-    backbone = BACKBONES.get(last.part.architecture.name)
+    backbone = BACKBONE_PARTS.get(last.part.architecture.name)
     whole = any("backbone" in product.parameters for product in products)
     if not (whole or backbone is None or config.verify or store.locate(backbone, config.out)):
         print(f"signature  needs the backbone '{backbone.name}', which is not on this machine yet")
         return None
-    if last.part in BACKBONES.values():
+    if last.part in BACKBONE_PARTS.values():
         name = f"baseline-{last.part.name}"
     elif last.part.name in METRICS:
         name = last.part.name
@@ -261,7 +263,7 @@ def _convert(config: Convert) -> Metric | None:
 def _backbone(path: Path, config: Convert, out: Path) -> Product:
     """The weight file of a torchvision network."""
     checkpoint = _read(path)
-    part = BACKBONES[config.backbone or checkpoint.likeness.architecture.name]
+    part = BACKBONE_PARTS[config.backbone or checkpoint.likeness.architecture.name]
     parameters = _parameters(checkpoint, part.architecture)
     if parameters.keys() != {"backbone"}:
         found = "a whole metric; give it as --checkpoint" if len(parameters) > 1 else "heads; give it as --heads"
@@ -285,7 +287,7 @@ def _heads(config: Convert, out: Path) -> Product:
 
 
 def _read(path: Path) -> Checkpoint:
-    tensors = read_checkpoint(path, keep=lambda name: not name.removeprefix("module.").startswith("classifier."))
+    tensors = read_checkpoint(path, keep=lambda name: is_needed(name, BACKBONES.values()))
     official = store.identify(path)
     if official is not None:
         return Checkpoint(path, tensors, official, official)
@@ -298,7 +300,7 @@ def _read(path: Path) -> Checkpoint:
     best = max((METRICS[name] for name in IN_PYTORCH.values()), key=likeness)
     if likeness(best)[0] == 0:
         raise WeightsMismatch(
-            f"{path} resembles no network known here ({', '.join(BACKBONES)}): none of its {len(tensors)} "
+            f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(tensors)} "
             "tensors has the name and the shape of one of theirs"
         )
     return Checkpoint(path, tensors, None, best)
@@ -324,7 +326,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     name = config.name.removesuffix("@0.1") if config.name else usual
     part = METRICS.get(name)
     if part is None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONES or name in RECIPES:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in RECIPES:
             raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
         return Part(name, METRICS[base].architecture), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
@@ -337,7 +339,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     return part, name
 
 
-def _parameters(checkpoint: Checkpoint, architecture: Architecture) -> Parameters:
+def _parameters(checkpoint: Checkpoint, architecture: Backbone) -> Parameters:
     try:
         return from_pytorch(checkpoint.tensors, architecture, str(checkpoint.path))
     except WeightsMismatch as error:
@@ -394,7 +396,7 @@ def _load(name: str, weights_dir: Path | None) -> Metric:
     part = ENSEMBLE_HEADS.get(name)
     if part is None:
         return rl.load(name, weights_dir=weights_dir)
-    backbone = BACKBONES[part.architecture.name]
+    backbone = BACKBONE_PARTS[part.architecture.name]
     parameters = store.obtain(part, weights_dir)[0] | store.obtain(backbone, weights_dir)[0]
     return Metric(parameters, name, part.architecture)
 

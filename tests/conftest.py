@@ -142,10 +142,10 @@ def drawn() -> Callable[..., Any]:
     import jax
     import numpy as np
 
-    from rlpips_jax.backbones import Architecture
+    from rlpips_jax.backbones import Sequential
     from rlpips_jax.distances.lpips import Metric
 
-    def make(architecture: Architecture, **options: Any) -> Metric:
+    def make(architecture: Sequential, **options: Any) -> Metric:
         rng = np.random.default_rng(0)
         backbone: dict[str, Any] = {}
         for path, shape in architecture.convolutions():

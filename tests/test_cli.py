@@ -21,7 +21,7 @@ from PIL import Image
 import rlpips_jax as rl
 from convert.program import main as convert
 from rlpips_jax import cli
-from rlpips_jax.backbones import SQUEEZE, TINY, Architecture
+from rlpips_jax.backbones import SQUEEZE, TINY, Sequential
 from rlpips_jax.cli import doctor
 from rlpips_jax.cli import weights as weights_command
 from rlpips_jax.errors import WeightsNotFound
@@ -59,7 +59,7 @@ def rlpips(command: Callable[..., tuple[int, str, str]]) -> Rlpips:
     return lambda *arguments: Run(*command(*arguments))
 
 
-def draw(architecture: Architecture) -> Parameters:
+def draw(architecture: Sequential) -> Parameters:
     """Parameters from a fixed seed."""
     rng = np.random.default_rng(0)
     tensors = {f"heads.{tap}": rng.uniform(size=size) for tap, size in enumerate(architecture.channels)}

@@ -19,17 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from flax.core import Scope
 from jaxtyping import Array, Float, Int, UInt8
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import TINY, Architecture, Backbone
+from rlpips_jax.backbones import TINY, Backbone
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.pairs import make_pairs
@@ -92,13 +95,19 @@ class State(NamedTuple):
 Groups = UInt8[np.ndarray, "n members h w 3"]
 
 
-def draw_student(key: Array, architecture: Architecture = TINY) -> Metric:
+def draw_student(key: Array, architecture: Backbone = TINY) -> Metric:
     """A metric with kernels drawn as He et al. 2015 do, and heads that weigh all channels alike."""
-    backbone = Backbone(architecture)
-    variables = backbone.init(key, jnp.zeros((1, architecture.minimum_size, architecture.minimum_size, 3)))
+
+    def draw(scope: Scope) -> None:
+        for name, shape in architecture.shapes.items():
+            *path, leaf = name.split(".")
+            inner = functools.reduce(lambda scope, step: scope.push(step, reuse=True), path, scope)
+            inner.param(leaf, nn.initializers.lecun_normal() if len(shape) == 4 else nn.initializers.zeros, shape)
+
+    _, variables = flax.core.init(draw)(key)
     # Flax draws kernels with variance 1 / fan-in; after a ReLU, 2 / fan-in keeps the scale of activations.
     kernels = jax.tree.map(lambda leaf: leaf * math.sqrt(2) if leaf.ndim == 4 else leaf, variables["params"])
-    heads = tuple(jnp.full(channels, 1 / len(architecture.taps)) for channels in architecture.channels)
+    heads = tuple(jnp.full(channels, 1 / len(architecture.channels)) for channels in architecture.channels)
     return Metric({"backbone": kernels, "heads": heads}, "student", architecture, precision="default")
 
 
@@ -132,7 +141,7 @@ def teach(metric: Metric, groups: Groups, batch: int = 128) -> Float[np.ndarray,
     """A metric's distances inside each group, a batch at a time."""
     starts = tqdm(range(0, len(groups), batch), desc=metric.name, unit="batch", leave=False, mininterval=5)
     ask = jax.jit(group_distances, static_argnums=2)
-    taps = len(TINY.taps)
+    taps = len(TINY.channels)
     return np.concatenate([np.asarray(ask(metric, groups[start : start + batch], taps)) for start in starts])
 
 

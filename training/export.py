@@ -15,7 +15,7 @@ from rlpips_jax.errors import TrainingError, WeightsError
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
-from rlpips_jax.weights.registry import BACKBONES, RECIPES
+from rlpips_jax.weights.registry import BACKBONE_PARTS, RECIPES
 from training.step import AnyMetric, drawn_metric, with_parameters
 
 PAIRS_AT_ONCE = 32
@@ -42,7 +42,7 @@ def path_of(metric: Metric | Ensemble, folder: Path, *, robust: bool) -> Path:
 
 def has_official_backbone(metric: Metric, weights_dir: Path | None) -> bool:
     """Whether a metric's backbone is the one that is published for its network."""
-    part = BACKBONES.get(metric.architecture.name)
+    part = BACKBONE_PARTS.get(metric.architecture.name)
     if part is None:
         return False
     try:

@@ -166,7 +166,7 @@ def initial_floors(metric: Metric, sample: Any, share: float) -> tuple[Float[Arr
 
     # With a floor c far above a norm, a feature is f / c.
     large = 1e6
-    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.architecture.taps))
+    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.architecture.channels))
     features = scaled.features(sample)
     return tuple(share * jnp.median(large * jnp.linalg.norm(feature, axis=-1)) for feature in features)
 

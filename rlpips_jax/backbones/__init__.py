@@ -1,49 +1,46 @@
-"""The networks whose activations are compared."""
+"""The networks whose activations are compared, each in a file of its own, and the table of them all."""
 
-from rlpips_jax.backbones.sequential import (
-    ALEX,
-    ARCHITECTURES,
-    ELPIPS_SQUEEZE,
-    ELPIPS_VGG,
-    INPUT,
-    PLACES,
-    SQUEEZE,
-    SQUEEZE_FLOOR,
-    TINY,
-    VGG,
-    Architecture,
-    Backbone,
-    Convolution,
-    Dropout,
-    Fire,
-    FireModule,
-    Layer,
-    Pool,
-    dropped,
-    layer_name,
-)
+from rlpips_jax.backbones.alex import ALEX
+from rlpips_jax.backbones.dropout import Dropout
+from rlpips_jax.backbones.protocol import IMAGENET, Backbone, Computation, Scaling, StagedBackbone
+from rlpips_jax.backbones.sequential import INPUT, Convolution, Fire, Layer, Pool, Sequential, layer_name
+from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
+from rlpips_jax.backbones.tiny import TINY
+from rlpips_jax.backbones.vgg import ELPIPS_VGG, VGG
 from rlpips_jax.ops.pooling import Pooling
+
+BACKBONES: dict[str, Backbone] = {
+    backbone.name: backbone
+    for backbone in (
+        ALEX,
+        VGG,
+        SQUEEZE,
+        TINY,
+    )
+}
+"""Every network by its name. Those with an official file give a metric `baseline-{name}`."""
 
 __all__ = [
     "ALEX",
-    "ARCHITECTURES",
+    "BACKBONES",
     "ELPIPS_SQUEEZE",
     "ELPIPS_VGG",
+    "IMAGENET",
     "INPUT",
-    "PLACES",
     "SQUEEZE",
     "SQUEEZE_FLOOR",
     "TINY",
     "VGG",
-    "Architecture",
     "Backbone",
+    "Computation",
     "Convolution",
     "Dropout",
     "Fire",
-    "FireModule",
     "Layer",
     "Pool",
     "Pooling",
-    "dropped",
+    "Scaling",
+    "Sequential",
+    "StagedBackbone",
     "layer_name",
 ]

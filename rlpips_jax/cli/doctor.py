@@ -245,7 +245,7 @@ def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Ite
         kernel = np.asarray(weights["kernel"], np.float64)
         value = np.tensordot(windows, kernel, axes=((2, 3, 4), (2, 0, 1))) + np.asarray(weights["bias"], np.float64)
         value = np.maximum(value, 0)
-        if layer.index in metric.architecture.taps:
+        if layer.index in metric.architecture.tapped:
             length, floor = np.linalg.norm(value, axis=-1, keepdims=True), next(floors, None)
             yield value / (length + EPSILON if floor is None else np.maximum(np.hypot(length, floor), EPSILON))
 

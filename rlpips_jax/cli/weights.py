@@ -8,13 +8,14 @@ from typing import Annotated
 import tyro
 
 from rlpips_jax import reports
+from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
 from rlpips_jax.cli.inventory import Found, availability, everywhere, first, megabytes, places
 from rlpips_jax.cli.options import Folder
 from rlpips_jax.errors import UnknownMetric, WeightsCorrupt, WeightsError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
-from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch
+from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import PARTS, RECIPES, Part, find
 
@@ -179,8 +180,7 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
         # The rest of the metadata is written anew.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
         return part, parameters, kept, remark
-    # The classifier is most of a torchvision file, and no metric uses it.
-    tensors = read_checkpoint(file, keep=lambda tensor: not tensor.startswith("classifier."))
+    tensors = read_checkpoint(file, keep=lambda tensor: is_needed(tensor, BACKBONES.values()))
     official = store.identify(file)
     if official and official.official and name in (None, official.name):
         parameters = from_pytorch(tensors, official.architecture, str(file))

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Architecture, Backbone, Dropout
+from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
 from rlpips_jax.ensemble.transformations import Transformation, transform_units
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric, to_unit
@@ -75,7 +75,7 @@ class Metric:
 
     parameters: Parameters
     name: str
-    architecture: Architecture
+    architecture: Backbone
     version: str = "0.1"
     dtype: str = "float32"
     precision: str = "highest"
@@ -157,8 +157,7 @@ class Metric:
             raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
         floors = f" floors={len(self.parameters['floors'])}" if self.parameters.get("floors") else ""
         return (
-            f"rlpips-jax {__version__} {self.name} backbone={self.architecture.name} "
-            f"pooling={self.architecture.pooling} taps={len(self.architecture.taps)}{floors} v{self.version} "
+            f"rlpips-jax {__version__} {self.name} {self.architecture.signature}{floors} v{self.version} "
             f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
         )
 
@@ -701,21 +700,21 @@ def _activations(
     dropout: Dropout | None = None,
 ) -> list[tuple[Float[Array, "n i j c"], Int[Array, "n 2"] | None]]:
     """At each tap the unit-normalised activations, and their sizes where the batch has images of several."""
-    backbone = Backbone(metric.architecture, jnp.dtype(metric.dtype), metric.precision, metric.forward_mode)
-    variables = {"params": metric.parameters["backbone"]}
+    backbone, computation = metric.architecture, Computation(metric.dtype, metric.precision, metric.forward_mode)
+    assert isinstance(backbone, StagedBackbone)
 
     def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
-        variables, floor, dropout = parameters
-        activation, sizes = cast(tuple, backbone.apply(variables, x, layers, sizes, dropout, method="stage"))
+        kernels, floor, dropout = parameters
+        activation, sizes = backbone.stage(layers, kernels, x, computation=computation, sizes=sizes, dropout=dropout)
         return activation, _unit(activation.astype(_accumulator_dtype(metric)), floor), sizes
 
     recompute = jax.checkpoint if metric.forward_mode else recomputed
     x = x.astype(metric.dtype)
     taps = []
-    for layers, floor in zip(metric.architecture.stages(), _floors(metric), strict=True):
+    for layers, floor in zip(backbone.stages(), _floors(metric), strict=True):
         compute = functools.partial(stage, layers, sizes)
         x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)(
-            (variables, floor, dropout), x
+            (metric.parameters["backbone"], floor, dropout), x
         )
         taps.append((unit, sizes))
     return taps
@@ -723,7 +722,7 @@ def _activations(
 
 def _floors(metric: Metric) -> tuple[Float[Array, ""] | None, ...]:
     """The floor of each tap; None where the metric has none."""
-    taps = len(metric.architecture.taps)
+    taps = len(metric.architecture.channels)
     floors = metric.parameters.get("floors")
     if floors is None:
         return (None,) * taps

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Architecture
+from rlpips_jax.backbones import Backbone
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
 from rlpips_jax.weights.parameters import Parameters, digest_tensors, flatten, unflatten
 from rlpips_jax.weights.pickle_reader import printable
@@ -19,7 +19,7 @@ FORMAT = "rlpips-jax/1"
 SEAL = "metadata_sha256"
 
 
-def write(path: Path, parameters: Parameters, architecture: Architecture, /, **metadata: str) -> None:
+def write(path: Path, parameters: Parameters, architecture: Backbone, /, **metadata: str) -> None:
     """Writes a weight file, atomically; float32 whatever the arrays are.
 
     Args:
@@ -42,7 +42,7 @@ def write(path: Path, parameters: Parameters, architecture: Architecture, /, **m
         **metadata,
         "format": FORMAT,
         "architecture": architecture.name,
-        "taps": json.dumps(architecture.taps),
+        "taps": json.dumps(architecture.tapped),
         "library_version": __version__,
         "parameters_sha256": digest_tensors(tensors),
     }
@@ -70,7 +70,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _read(path, tensors_too=False)[1]
 
 
-def read(path: Path, architecture: Architecture) -> tuple[Parameters, dict[str, str]]:
+def read(path: Path, architecture: Backbone) -> tuple[Parameters, dict[str, str]]:
     """Parameters (float32 NumPy arrays) and metadata of a weight file.
 
     Raises:
@@ -84,10 +84,10 @@ def read(path: Path, architecture: Architecture) -> tuple[Parameters, dict[str, 
         raise WeightsMismatch(f"{path} holds weights for the network {found}, not '{architecture.name}'")
     parameters = unflatten(tensors, architecture, str(path))
     at_taps = " and ".join(group for group in ("heads", "floors") if group in parameters)
-    if at_taps and metadata.get("taps") != json.dumps(architecture.taps):
+    if at_taps and metadata.get("taps") != json.dumps(architecture.tapped):
         raise WeightsMismatch(
             f"{path} holds {at_taps} for the layers {metadata.get('taps')} of '{architecture.name}', not for "
-            f"{json.dumps(architecture.taps)}"
+            f"{json.dumps(architecture.tapped)}"
         )
     return parameters, metadata
 

@@ -2,9 +2,10 @@
 
 A metric's parameters are
 `{"backbone": {layer: {"kernel": (h, w, in, out), "bias": (out,)}}, "heads": (w_0, ...)}`
-where a fire module nests its three convolutions, and `w_l` has one weight >= 0 a channel of tap l. Either
-half may be absent in a file: official backbones come without heads, official heads without a backbone. Beside them
-may be `"floors": (c_0, ...)`, one number >= 0 a tap, of shape (), which PyTorch's checkpoints have no place for.
+where the tree below "backbone" is the network's own (a fire module nests its three convolutions), and `w_l` has one
+weight >= 0 per channel of tap l. Either half may be absent in a file: official backbones come without heads, official
+heads without a backbone. There may also be `"floors": (c_0, ...)`, one number >= 0 per tap, of shape (), which
+PyTorch's checkpoints cannot hold.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rlpips_jax.backbones import Architecture
+from rlpips_jax.backbones import Backbone, Sequential
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.weights.pickle_reader import printable
 
@@ -25,8 +26,8 @@ Tensors = Mapping[str, np.ndarray]
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
-_A_TAP = ("heads", "floors")
-"""The groups of parameters that have one tensor a tap."""
+_PER_TAP = ("heads", "floors")
+"""The groups of parameters that have one tensor per tap."""
 
 _HEAD = re.compile(r"lin(?:s\.)?(\d+)\.model\.\d+\.weight")
 _SLICE = re.compile(r"net\.slice\d+\.")
@@ -39,25 +40,18 @@ class Named(NamedTuple):
     tensor: np.ndarray
 
 
-class _Place(NamedTuple):
-    """Where a tensor of a checkpoint belongs, and the shape it has in PyTorch (a head: flat)."""
-
-    native: str
-    shape: tuple[int, ...]
-
-
 def flatten(parameters: Parameters) -> Iterator[tuple[str, Any]]:
     """Dotted name and array of each parameter, in a fixed order.
 
     Raises:
         WeightsMismatch: there is something beside the backbone, the heads and the floors.
     """
-    if others := sorted(parameters.keys() - {"backbone", *_A_TAP}):
+    if others := sorted(parameters.keys() - {"backbone", *_PER_TAP}):
         raise WeightsMismatch(
             f"parameters are a 'backbone', 'heads' and perhaps 'floors'; there is no place for {_list(others)}"
         )
     yield from _flatten("backbone", parameters.get("backbone") or {})
-    for group in _A_TAP:
+    for group in _PER_TAP:
         for index, tensor in enumerate(parameters.get(group) or ()):
             yield f"{group}.{index}", tensor
 
@@ -71,7 +65,7 @@ def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield path, tree[name]
 
 
-def unflatten(tensors: Tensors, architecture: Architecture, source: str) -> Parameters:
+def unflatten(tensors: Tensors, architecture: Backbone, source: str) -> Parameters:
     """Inverse of `flatten`, for whichever groups are there; float32.
 
     Args:
@@ -85,15 +79,16 @@ def unflatten(tensors: Tensors, architecture: Architecture, source: str) -> Para
     """
     if not tensors:
         raise WeightsMismatch(f"{source} holds no tensors; a metric needs a backbone, or heads, or both")
-    shapes = {place.native: _native_shape(place.shape) for place in _places(architecture).values()}
-    shapes |= {f"floors.{tap}": () for tap in range(len(architecture.taps))}
+    shapes: dict[str, tuple[int, ...]] = {f"backbone.{name}": shape for name, shape in architecture.shapes.items()}
+    shapes |= {f"heads.{tap}": (channels,) for tap, channels in enumerate(architecture.channels)}
+    shapes |= {f"floors.{tap}": () for tap in range(len(architecture.channels))}
     groups = {_group(name) for name in tensors}
     expected = {name: shape for name, shape in shapes.items() if _group(name) in groups}
     _check_names({name: name for name in expected}, {name: name for name in tensors}, architecture, source)
     return _assemble((name, _checked(name, tensors[name], shape, source)) for name, shape in expected.items())
 
 
-def from_pytorch(tensors: Tensors, architecture: Architecture, source: str) -> Parameters:
+def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Parameters:
     """Parameters from a PyTorch checkpoint: a torchvision network, LPIPS heads, or a whole LPIPS; float32.
 
     Understands `features.0.weight` (torchvision), `net.slice1.0.weight` (inside an LPIPS),
@@ -109,37 +104,50 @@ def from_pytorch(tensors: Tensors, architecture: Architecture, source: str) -> P
     Raises:
         WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative heads.
     """
-    named = canonical(tensors, source)
-    places = _places(architecture)
-    if not named.keys() & places.keys():
+    needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [architecture])}
+    named = canonical(needed, source)
+    halves = architecture.pytorch_shapes, _head_shapes(architecture)
+    if not any(named.keys() & half.keys() for half in halves):
         found = _list(item.original for item in named.values()) or "nothing else either"
         raise WeightsMismatch(
             f"{source} holds no tensor of the backbone '{architecture.name}' and none of its heads, but "
             f"{found}; expected 'features.*' (torchvision), or 'net.slice*' and 'lin*' (LPIPS)"
         )
-    groups = {_group(places[name].native) for name in named if name in places}
-    expected = {name: place for name, place in places.items() if _group(place.native) in groups}
+    expected = {name: shape for half in halves if named.keys() & half.keys() for name, shape in half.items()}
     in_slices = any("net.slice" in item.original for item in named.values())
-    slices = _lpips_names(architecture) if in_slices else {}
+    slices = _slice_names(architecture) if in_slices and isinstance(architecture, Sequential) else {}
     _check_names(
         {name: slices.get(name, name) for name in expected},
         {name: item.original for name, item in named.items()},
         architecture,
         source,
     )
-    return _assemble(
-        (
-            place.native,
-            _native_layout(_checked(named[name].original, named[name].tensor, place.shape, source)),
-        )
-        for name, place in expected.items()
+    checked = {
+        name: _checked(named[name].original, named[name].tensor, shape, source) for name, shape in expected.items()
+    }
+    of_backbone, of_heads = halves
+    native: dict[str, np.ndarray] = {}
+    if checked.keys() & of_backbone.keys():
+        native |= {f"backbone.{name}": tensor for name, tensor in architecture.from_pytorch(checked).items()}
+    native |= {f"heads.{tap}": checked[name] for tap, name in enumerate(of_heads) if name in checked}
+    return _assemble(native.items())
+
+
+def is_needed(name: str, backbones: Iterable[Backbone]) -> bool:
+    """Whether to keep a tensor of a PyTorch checkpoint, by its name there, for a metric with one of these backbones.
+
+    Classifiers are most of some files: what one backbone leaves unused is dropped, unless another one has it.
+    """
+    name, backbones = name.removeprefix("module."), tuple(backbones)
+    return not any(re.match(backbone.unused, name) for backbone in backbones) or any(
+        name in backbone.pytorch_shapes for backbone in backbones
     )
 
 
 def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     """A checkpoint's tensors under one name each: `features.0.weight`, `lin0.model.1.weight` (flat).
 
-    What a metric does not need is dropped, and names that mean nothing here stay as they are.
+    The scaling layer is checked and dropped, and names that mean nothing here stay as they are.
 
     Raises:
         WeightsMismatch: two tensors of one meaning differ, a head is no vector, or the scaling layer is not
@@ -148,15 +156,13 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     named: dict[str, Named] = {}
     for original, tensor in tensors.items():
         name = original.removeprefix("module.")
-        if name.startswith("classifier."):
-            continue
         if name in ("scaling_layer.shift", "scaling_layer.scale"):
             _check_scaling(name, tensor, source)
             continue
         if head := _HEAD.fullmatch(name):
             if tensor.size != max(tensor.shape, default=0):
                 raise WeightsMismatch(
-                    f"{source}: {printable(original)} has shape {tensor.shape}, but a head is one weight a channel"
+                    f"{source}: {printable(original)} has shape {tensor.shape}, but a head is one weight per channel"
                 )
             name, tensor = f"lin{int(head[1])}.model.1.weight", tensor.reshape(-1)
         elif piece := _SLICE.match(name):
@@ -172,12 +178,12 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     return named
 
 
-def pytorch_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def pytorch_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of a checkpoint that fits, by its canonical name."""
-    return {name: place.shape for name, place in _places(architecture).items()}
+    return dict(architecture.pytorch_shapes) | _head_shapes(architecture)
 
 
-def to_pytorch(parameters: Parameters, architecture: Architecture) -> dict[str, np.ndarray]:
+def to_pytorch(parameters: Parameters, architecture: Sequential) -> dict[str, np.ndarray]:
     """A whole LPIPS as the `lpips` package names it; inverse of `from_pytorch`.
 
     Raises:
@@ -188,26 +194,24 @@ def to_pytorch(parameters: Parameters, architecture: Architecture) -> dict[str, 
             "the metric has floors, f / sqrt(|f|^2 + c^2), and the lpips package always computes f / (|f| + 1e-10): "
             "no checkpoint of PyTorch's gives its distances. Only a metric without floors can be put in its terms"
         )
-    flat = dict(flatten(parameters))
-    names = _lpips_names(architecture)
     tensors: dict[str, np.ndarray] = {}
     if parameters.get("backbone") and parameters.get("heads"):
         tensors["scaling_layer.shift"] = np.array(SHIFT, np.float32).reshape(1, 3, 1, 1)
         tensors["scaling_layer.scale"] = np.array(SCALE, np.float32).reshape(1, 3, 1, 1)
-    for name, place in _places(architecture).items():
-        if place.native not in flat:
-            continue
-        tensor = np.asarray(flat[place.native])
-        if _group(place.native) == "heads":
-            index = place.native.removeprefix("heads.")
-            tensors[name] = tensors[f"lins.{index}.model.1.weight"] = tensor.reshape(1, -1, 1, 1)
-        else:
-            tensors[names[name]] = np.ascontiguousarray(tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor)
+    flat = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
+    prefix = "backbone."
+    backbone = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+    names = _slice_names(architecture)
+    tensors |= {names[name]: tensor for name, tensor in architecture.to_pytorch(backbone).items()}
+    for tap, name in enumerate(_head_shapes(architecture)):
+        if f"heads.{tap}" in flat:
+            head = flat[f"heads.{tap}"].reshape(1, -1, 1, 1)
+            tensors[name] = tensors[f"lins.{tap}.model.1.weight"] = head
     return tensors
 
 
-def check_heads(heads: tuple[Any, ...], architecture: Architecture, source: str) -> None:
-    """Raises `WeightsMismatch` unless there is one non-negative, finite weight a tapped channel."""
+def check_heads(heads: tuple[Any, ...], architecture: Backbone, source: str) -> None:
+    """Raises `WeightsMismatch` unless there is one non-negative, finite weight per tapped channel."""
     unflatten({f"heads.{index}": np.asarray(head) for index, head in enumerate(heads)}, architecture, source)
 
 
@@ -226,35 +230,19 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _places(architecture: Architecture) -> dict[str, _Place]:
-    """What a checkpoint that fits consists of, by canonical name."""
-    places: dict[str, _Place] = {}
-    for path, (height, width, inputs, outputs) in architecture.convolutions():
-        name = _torchvision_name(path)
-        native = ".".join(("backbone", *path))
-        places[f"{name}.weight"] = _Place(f"{native}.kernel", (outputs, inputs, height, width))
-        places[f"{name}.bias"] = _Place(f"{native}.bias", (outputs,))
-    for tap, channels in enumerate(architecture.channels):
-        places[f"lin{tap}.model.1.weight"] = _Place(f"heads.{tap}", (channels,))
-    return places
+def _head_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
+    """Shape of each head of a checkpoint that fits, flat, by its canonical name."""
+    return {f"lin{tap}.model.1.weight": (channels,) for tap, channels in enumerate(architecture.channels)}
 
 
-def _lpips_names(architecture: Architecture) -> dict[str, str]:
-    """How an LPIPS names a backbone's tensors, whose slices end at the taps, by their canonical names."""
-    slices = {
-        f"features.{layer.index}.": f"net.slice{number}.{layer.index}."
-        for number, stage in enumerate(architecture.stages(), start=1)
-        for layer in stage
-    }
+def _slice_names(architecture: Sequential) -> dict[str, str]:
+    """What the lpips package, whose slices end at the taps, calls a backbone's tensors, by torchvision's names."""
+    slices = {layer.index: number for number, stage in enumerate(architecture.stages(), start=1) for layer in stage}
     names: dict[str, str] = {}
-    for name in _places(architecture):
-        if match := re.match(r"features\.\d+\.", name):
-            names[name] = slices[match[0]] + name[match.end() :]
+    for name in architecture.pytorch_shapes:
+        _, index, _ = name.split(".", 2)
+        names[name] = name.replace("features", f"net.slice{slices[int(index)]}", 1)
     return names
-
-
-def _torchvision_name(path: tuple[str, ...]) -> str:
-    return ".".join(path).replace("features_", "features.")
 
 
 def _group(native: str) -> str:
@@ -262,19 +250,11 @@ def _group(native: str) -> str:
     return native.partition(".")[0]
 
 
-def _native_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape
-
-
-def _native_layout(tensor: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(tensor.transpose(2, 3, 1, 0)) if tensor.ndim == 4 else tensor
-
-
 def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
     """The tree of named arrays, heads and floors in the order they come."""
     parameters: Parameters = {}
     for name, tensor in flat:
-        if (group := _group(name)) in _A_TAP:
+        if (group := _group(name)) in _PER_TAP:
             parameters[group] = (*parameters.get(group, ()), tensor)
             continue
         *path, leaf = name.split(".")
@@ -285,9 +265,7 @@ def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
     return parameters
 
 
-def _check_names(
-    expected: Mapping[str, str], found: Mapping[str, str], architecture: Architecture, source: str
-) -> None:
+def _check_names(expected: Mapping[str, str], found: Mapping[str, str], architecture: Backbone, source: str) -> None:
     """Compares the keys, and speaks of them by the values."""
     missing = [shown for name, shown in expected.items() if name not in found]
     left_over = [shown for name, shown in found.items() if name not in expected]

@@ -1,4 +1,4 @@
-"""What there is to load: every metric by name, every file it is made of, and who made them."""
+"""Every metric by name, and every file it is made of."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -6,40 +6,17 @@ from typing import Literal
 
 from rlpips_jax.backbones import (
     ALEX,
+    BACKBONES,
     ELPIPS_SQUEEZE,
     ELPIPS_VGG,
     SQUEEZE,
     SQUEEZE_FLOOR,
     TINY,
     VGG,
-    Architecture,
+    Backbone,
 )
 from rlpips_jax.errors import UnknownMetric
-
-
-@dataclass(frozen=True)
-class Official:
-    """A file as its authors publish it.
-
-    Attributes:
-        path: where it lies in a folder laid out like the original, for looking it up.
-        url: where it is downloaded from.
-        sha256: of the file.
-        size: in bytes.
-        licence: under which its authors published it.
-        citation: what to cite when using it.
-    """
-
-    path: str
-    url: str
-    sha256: str
-    size: int
-    licence: str
-    citation: str
-
-    @property
-    def file_name(self) -> str:
-        return self.path.rsplit("/", 1)[-1]
+from rlpips_jax.files.official import Official
 
 
 @dataclass(frozen=True)
@@ -54,7 +31,7 @@ class Part:
     """
 
     name: str
-    architecture: Architecture
+    architecture: Backbone
     official: Official | None = None
     half: Literal["backbone", "heads"] = "heads"
 
@@ -79,25 +56,18 @@ class Recipe:
     """
 
     name: str
-    architecture: Architecture
+    architecture: Backbone
     heads: Part | None
     backbone: Part | None
     version: str = "0.1"
     ensemble: bool = False
 
 
-ALEXNET = "Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012"
-VGG16 = "Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015"
-SQUEEZENET = "Iandola et al.: SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv:1602.07360"
 LPIPS = "Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018"
 ELPIPS = (
     "Kettunen, Härkönen, Lehtinen: E-LPIPS: Robust Perceptual Image Similarity via Random Transformation "
     "Ensembles, arXiv:1906.03973"
 )
-
-
-def _torchvision(file: str, sha256: str, size: int, citation: str) -> Official:
-    return Official(file, f"https://download.pytorch.org/models/{file}", sha256, size, "BSD-3-Clause", citation)
 
 
 def _lpips_heads(path: str, sha256: str, size: int) -> Official:
@@ -110,40 +80,11 @@ def _elpips_heads(file: str, sha256: str, size: int) -> Official:
     return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
 
 
-ALEX_BACKBONE = Part(
-    "alex",
-    ALEX,
-    _torchvision(
-        "alexnet-owt-7be5be79.pth",
-        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        244_408_911,
-        ALEXNET,
-    ),
-    half="backbone",
-)
-VGG_BACKBONE = Part(
-    "vgg",
-    VGG,
-    _torchvision(
-        "vgg16-397923af.pth",
-        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        553_433_881,
-        VGG16,
-    ),
-    half="backbone",
-)
-SQUEEZE_BACKBONE = Part(
-    "squeeze",
-    SQUEEZE,
-    _torchvision(
-        "squeezenet1_1-b8a52dc0.pth",
-        "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
-        4_958_839,
-        SQUEEZENET,
-    ),
-    half="backbone",
-)
-BACKBONES = {part.name: part for part in (ALEX_BACKBONE, VGG_BACKBONE, SQUEEZE_BACKBONE)}
+BACKBONE_PARTS = {
+    backbone.name: Part(backbone.name, backbone, backbone.official, half="backbone")
+    for backbone in BACKBONES.values()
+    if backbone.official is not None
+}
 
 _HEADS = (
     Part(
@@ -219,7 +160,7 @@ ENSEMBLE_HEADS = {
 UNTAPPED = ("alex", "tiny")
 """Networks that E-LPIPS's authors trained no heads for."""
 
-PARTS = BACKBONES | HEADS | ENSEMBLE_HEADS
+PARTS = BACKBONE_PARTS | HEADS | ENSEMBLE_HEADS
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -228,16 +169,16 @@ def _recipes() -> dict[str, Recipe]:
             part.name,
             part.architecture,
             part,
-            BACKBONES.get(part.architecture.name),
+            BACKBONE_PARTS.get(part.architecture.name),
             version="0.0" if part.name.endswith("@0.0") else "0.1",
         )
         for part in _HEADS
     ]
-    for backbone in BACKBONES.values():
+    for backbone in BACKBONE_PARTS.values():
         baseline = Recipe(f"baseline-{backbone.name}", backbone.architecture, None, backbone)
         recipes += [baseline, replace(baseline, name=f"{baseline.name}@0.0", version="0.0")]
     recipes += [
-        Recipe(name, part.architecture, part, BACKBONES.get(part.architecture.name), ensemble=True)
+        Recipe(name, part.architecture, part, BACKBONE_PARTS.get(part.architecture.name), ensemble=True)
         # E-LPIPS has no heads for these networks: they have LPIPS's, at LPIPS's taps.
         for name, part in {**ENSEMBLE_HEADS, **{f"elpips-{name}": HEADS[f"lpips-{name}"] for name in UNTAPPED}}.items()
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native
 from rlpips_jax.weights.download import download, sha256_of
-from rlpips_jax.weights.parameters import Parameters, from_pytorch
+from rlpips_jax.weights.parameters import Parameters, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import PARTS, Official, Part
 
@@ -177,7 +177,7 @@ def provenance(official: Official) -> dict[str, str]:
 
 def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
     """The needed tensors of a verified official file."""
-    needed = read_checkpoint(path, keep=lambda name: not name.startswith("classifier."))
+    needed = read_checkpoint(path, keep=lambda name: is_needed(name, [part.architecture]))
     metric = {"metric": part.name} if part.half == "heads" else {}
     return from_pytorch(needed, part.architecture, str(path)), provenance(official) | metric
 

@@ -26,14 +26,14 @@ from rlpips_jax.attacks import (
     square,
 )
 from rlpips_jax.attacks.expectations import choice_key, judge_key
-from rlpips_jax.backbones import Architecture, Convolution, Pool, Pooling
+from rlpips_jax.backbones import Convolution, Pool, Pooling, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
 
-MINI = Architecture(
+MINI = Sequential(
     name="mini", layers=(Convolution(0, 6, 5, stride=4), Pool(1), Convolution(2, 8, 3)), pooling=Pooling("max", 3, 2),
-    taps=(0, 2),
+    tapped=(0, 2),
 )  # fmt: skip
 KEY = jax.random.key(7)
 EPSILON = 16 / 255

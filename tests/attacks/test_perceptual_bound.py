@@ -11,16 +11,16 @@ import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.attacks.perceptual_bound import PerceptualBall, embedding, norm
 from rlpips_jax.attacks.perceptual_pgd import conjugate_gradient
-from rlpips_jax.backbones import Architecture, Convolution, Pool
+from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.ops.pooling import Pooling
 
-SMALL = Architecture(
+SMALL = Sequential(
     name="small",
     layers=(Convolution(0, 4, 3, padding=1), Pool(1), Convolution(2, 6, 3, padding=1)),
     pooling=Pooling("max", 3, 2),
-    taps=(0, 2),
+    tapped=(0, 2),
 )
 """So small that its Jacobian is a small matrix."""
 

@@ -1,5 +1,8 @@
 """The tables say what torchvision's networks are, and pooling counts windows as PyTorch does."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,23 +10,23 @@ import pytest
 
 from rlpips_jax.backbones import (
     ALEX,
-    ARCHITECTURES,
     ELPIPS_SQUEEZE,
     ELPIPS_VGG,
     INPUT,
     SQUEEZE,
     TINY,
     VGG,
-    Architecture,
-    Backbone,
+    Computation,
+    Sequential,
 )
 from rlpips_jax.ops.pooling import Pooling, pool
 from rlpips_jax.ops.resize import resize_bilinear
+from rlpips_jax.weights.parameters import unflatten
 
-EVERY = [*ARCHITECTURES.values(), ELPIPS_VGG, ELPIPS_SQUEEZE]
+EVERY = [ALEX, VGG, SQUEEZE, TINY, ELPIPS_VGG, ELPIPS_SQUEEZE]
 
 
-def parameter_count(architecture: Architecture) -> int:
+def parameter_count(architecture: Sequential) -> int:
     """Weights and biases of all convolutions."""
     return sum(int(np.prod(shape)) + shape[-1] for _, shape in architecture.convolutions())
 
@@ -34,7 +37,7 @@ def parameter_count(architecture: Architecture) -> int:
     # SqueezeNet 1.1 1,235,496 - 513,000.
     [(ALEX, 2_469_696), (VGG, 14_714_688), (SQUEEZE, 722_496)],
 )
-def test_networks_have_the_published_number_of_parameters(architecture: Architecture, count: int) -> None:
+def test_networks_have_the_published_number_of_parameters(architecture: Sequential, count: int) -> None:
     assert parameter_count(architecture) == count
 
 
@@ -52,18 +55,19 @@ def test_the_compact_network_stays_under_two_megabytes() -> None:
         (ELPIPS_SQUEEZE, (3, 64, 128, 128, 256, 256, 384, 384, 512, 512)),
     ],
 )
-def test_taps_have_the_channels_of_the_published_heads(architecture: Architecture, channels: tuple[int, ...]) -> None:
+def test_taps_have_the_channels_of_the_published_heads(architecture: Sequential, channels: tuple[int, ...]) -> None:
     assert architecture.channels == channels
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=lambda a: f"{a.name}-{len(a.taps)}")
-def test_the_minimum_size_is_the_smallest_that_works(architecture: Architecture) -> None:
+@pytest.mark.parametrize("architecture", EVERY, ids=lambda a: f"{a.name}-{len(a.tapped)}")
+def test_the_minimum_size_is_the_smallest_that_works(architecture: Sequential) -> None:
     """Shapes are evaluated, so the claim is checked on the network itself, not on the table's arithmetic."""
-    backbone = Backbone(architecture)
+    flat = {f"backbone.{name}": np.zeros(shape, np.float32) for name, shape in architecture.shapes.items()}
+    parameters = unflatten(flat, architecture, "zeros")["backbone"]
 
     def taps(size: int) -> list[tuple[int, ...]]:
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        outputs, _ = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x), images)
+        outputs = jax.eval_shape(lambda p, x: architecture.taps(p, x, Computation()), parameters, images)
         return [output.shape for output in outputs]
 
     smallest = architecture.minimum_size
@@ -73,10 +77,10 @@ def test_the_minimum_size_is_the_smallest_that_works(architecture: Architecture)
     assert architecture.smallest_activation(smallest - 1) < 1
 
 
-def test_a_tap_on_the_input_is_the_input() -> None:
+def test_a_tap_on_the_input_is_the_input(drawn: Callable[..., Any]) -> None:
     x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    outputs, _ = Backbone(ELPIPS_SQUEEZE).init_with_output(jax.random.key(1), x)
-    assert ELPIPS_SQUEEZE.taps[0] == INPUT
+    outputs = ELPIPS_SQUEEZE.taps(drawn(SQUEEZE).parameters["backbone"], x, Computation())
+    assert ELPIPS_SQUEEZE.tapped[0] == INPUT
     np.testing.assert_array_equal(outputs[0], x)
 
 

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from benchmarks import contestants
 from benchmarks.contestants import Absent, Setting, jaxlpips_names, make, of_jax, prepare, require
-from rlpips_jax.backbones import ARCHITECTURES
+from rlpips_jax.backbones import BACKBONES
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_weights_that_are_not_there(name, module, setting, monkeypatch) -> None:
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_jaxlpips_has_a_name_for_every_convolution(network) -> None:
     names = jaxlpips_names(network)
-    assert len(set(names)) == len(names) == len(list(ARCHITECTURES[network].convolutions()))
+    assert len(set(names)) == len(names) == len(list(BACKBONES[network].convolutions()))
 
 
 @pytest.mark.shared

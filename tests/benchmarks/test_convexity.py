@@ -12,7 +12,7 @@ import pytest
 import rlpips_jax as rl
 from benchmarks import convexity
 from benchmarks.convexity import Breaks, Convexity, breaks, interval, wilson
-from rlpips_jax.backbones import Architecture, Convolution, Pooling
+from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.ensemble import Ensemble
 
 
@@ -86,7 +86,7 @@ def test_segments_are_shared_by_all_points() -> None:
 
 def test_an_ensemble_sees_all_points_of_a_segment_alike(drawn: Callable[..., Any]) -> None:
     """Of a segment that does not move all distances are the same number, and of equal segments they differ."""
-    ensemble = Ensemble(drawn(Architecture("one", (Convolution(0, 4, 3),), Pooling("max", 2, 2), taps=(0,))))
+    ensemble = Ensemble(drawn(Sequential("one", (Convolution(0, 4, 3),), Pooling("max", 2, 2), tapped=(0,))))
     rng = np.random.default_rng(0)
     x, y = (rng.integers(0, 256, (1, 16, 16, 3), np.uint8).repeat(4, axis=0) for _ in range(2))
     lines = convexity.Segments(x, y, y, np.arange(4))

@@ -17,7 +17,7 @@ from benchmarks.attacks import EPSILON, Plan, Triplets
 from benchmarks.contestants import Absent
 from benchmarks.images import Size
 from benchmarks.training import LIKE, OURS, PUBLISHED, RATE, Contestant, Ours, Published, Steps, Updated, recipe
-from rlpips_jax.backbones import Architecture, Convolution
+from rlpips_jax.backbones import Convolution, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ops.pooling import Pooling
 from training.config import Lin
@@ -25,7 +25,7 @@ from training.step import Batch
 
 CHANNELS = 8
 
-ONE = Architecture("one", (Convolution(0, CHANNELS, 3, padding=1),), Pooling("max", 3, 2), taps=(0,))
+ONE = Sequential("one", (Convolution(0, CHANNELS, 3, padding=1),), Pooling("max", 3, 2), tapped=(0,))
 """A network of one convolution."""
 
 

@@ -19,7 +19,7 @@ import pytest
 import rlpips_jax as rl
 from convert import program
 from convert.program import main
-from rlpips_jax.backbones import ALEX, ELPIPS_SQUEEZE, ELPIPS_VGG, SQUEEZE, SQUEEZE_FLOOR, VGG, Architecture
+from rlpips_jax.backbones import ALEX, ELPIPS_SQUEEZE, ELPIPS_VGG, SQUEEZE, SQUEEZE_FLOOR, VGG, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, from_pytorch, pytorch_shapes, to_pytorch
@@ -35,7 +35,7 @@ BACKBONE_FILES = {
 }
 
 
-def drawn(architecture: Architecture, half: str = "") -> Tensors:
+def drawn(architecture: Sequential, half: str = "") -> Tensors:
     """A checkpoint of an architecture, or the half of it whose names begin so."""
     random = np.random.default_rng(0)
     tensors: Tensors = {}
@@ -133,7 +133,7 @@ def test_heads_alone(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_the_name_decides(
-    arguments: list[str], name: str, architecture: Architecture, version: str, files: SimpleNamespace, out: Path
+    arguments: list[str], name: str, architecture: Sequential, version: str, files: SimpleNamespace, out: Path
 ) -> None:
     assert run("--weights", files.weights, "--heads", files.heads, "--out", out, *arguments) == 0
     assert names(out) == sorted([f"{name}.safetensors", "squeeze.safetensors"])
@@ -157,7 +157,7 @@ def test_a_name_of_ones_own(files: SimpleNamespace, out: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("architecture", [ELPIPS_SQUEEZE, ELPIPS_VGG], ids=["squeeze", "vgg"])
-def test_heads_of_an_ensemble(architecture: Architecture, tmp_path: Path, out: Path) -> None:
+def test_heads_of_an_ensemble(architecture: Sequential, tmp_path: Path, out: Path) -> None:
     """They are pickled by NumPy, channels last, and known by their number."""
     heads = {name: tensor.reshape(1, 1, -1, 1) for name, tensor in drawn(architecture, "lin").items()}
     path = tmp_path / "heads.npy"
@@ -208,7 +208,7 @@ def test_checkpoint_of_heads_alone_uses_the_official_backbone(files: SimpleNames
 
 @pytest.mark.parametrize("architecture", [ALEX, VGG], ids=["alex", "vgg"])
 @pytest.mark.parametrize("half", ["features.", "lin"])
-def test_the_network_is_known_by_its_tensors(architecture: Architecture, half: str, tmp_path: Path, out: Path) -> None:
+def test_the_network_is_known_by_its_tensors(architecture: Sequential, half: str, tmp_path: Path, out: Path) -> None:
     shapes = pytorch_shapes(architecture)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith(half)}
     write_checkpoint(tmp_path / "a.pth", tensors)
@@ -646,7 +646,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 @pytest.mark.torch
 @pytest.mark.parametrize(("architecture", "version"), [(ALEX, "0.1"), (SQUEEZE, "0.0")], ids=["alex", "squeeze"])
 def test_the_package_loads_an_export(
-    architecture: Architecture, version: str, package: types.ModuleType, tmp_path: Path, out: Path
+    architecture: Sequential, version: str, package: types.ModuleType, tmp_path: Path, out: Path
 ) -> None:
     from convert import reference
 
@@ -687,7 +687,7 @@ def test_verification_uses_the_package(
 
     # The library's side takes long to compile, and is compared above.
     def nothing(metric: Metric, pair: verification.Pair, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        channels = len(replace(metric, dtype=dtype).architecture.taps)
+        channels = len(replace(metric, dtype=dtype).architecture.tapped)
         return np.zeros(channels), np.zeros_like(pair.x)
 
     monkeypatch.setattr(verification, "_of_library", nothing)

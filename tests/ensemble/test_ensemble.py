@@ -20,12 +20,12 @@ from rlpips_jax.backbones import (
     INPUT,
     SQUEEZE,
     VGG,
-    Architecture,
     Convolution,
     Dropout,
     Fire,
     Pool,
     Pooling,
+    Sequential,
 )
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import (
@@ -46,15 +46,15 @@ from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 from tests.ensemble.test_transformations import of_record
 
-MINI = Architecture(
+MINI = Sequential(
     name="mini",
     layers=(Convolution(0, 6, 5, stride=4), Pool(1), Fire(2, 4, 4)),
     pooling=Pooling("max", 3, 2),
-    taps=(INPUT, 0, 2),
+    tapped=(INPUT, 0, 2),
 )
 """A network with every kind of layer."""
 
-SINGLE = replace(MINI, name="single", layers=MINI.layers[:1], taps=(INPUT, 0))
+SINGLE = replace(MINI, name="single", layers=MINI.layers[:1], tapped=(INPUT, 0))
 """Its first layer, where the network is no matter."""
 
 KEY = jax.random.key(0)
@@ -91,11 +91,11 @@ def pairs(n: int, side: int = LEVELS) -> tuple[jax.Array, jax.Array]:
 
 
 @pytest.fixture
-def weights(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Architecture], Path]:
+def weights(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequential], Path]:
     """Makes a folder of weights: of a network as it is kept, and E-LPIPS's heads as they are published."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def make(architecture: Architecture) -> Path:
+    def make(architecture: Sequential) -> Path:
         name = {"squeeze": "squeezenet1_1", "vgg": "vgg16"}[architecture.name]
         tensors = read_checkpoint(shared / "weights" / f"{name}-features.pth")
         native.write(
@@ -114,7 +114,7 @@ def goldens(shared: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]
 
 
 @pytest.mark.shared
-def test_squeeze_reproduces_the_reference(shared: Path, weights: Callable[[Architecture], Path]) -> None:
+def test_squeeze_reproduces_the_reference(shared: Path, weights: Callable[[Sequential], Path]) -> None:
     ensemble = rl.load("elpips-squeeze", weights_dir=weights(SQUEEZE))
     for record, x, y in goldens(shared):
         (found,) = distance_under(x, y, ensemble.metric, of_record(record))
@@ -123,7 +123,7 @@ def test_squeeze_reproduces_the_reference(shared: Path, weights: Callable[[Archi
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_vgg_reproduces_the_reference(shared: Path, weights: Callable[[Architecture], Path]) -> None:
+def test_vgg_reproduces_the_reference(shared: Path, weights: Callable[[Sequential], Path]) -> None:
     """With real weights and with drawn ones, in one program a size."""
     metric = rl.load("elpips-vgg", weights_dir=weights(VGG)).metric
     rng, backbone = np.random.RandomState(0), {}

@@ -13,7 +13,7 @@ import rlpips_jax as rl
 from rlpips_jax.attacks import Randomness, noise, pgd
 from rlpips_jax.attacks import noise as noise_search
 from rlpips_jax.attacks.expectations import judge_key
-from rlpips_jax.backbones import Architecture, Convolution, Pooling
+from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.measurement import (
@@ -29,7 +29,7 @@ from rlpips_jax.evaluation.measurement import (
 from rlpips_jax.evaluation.triplets import IndexedTriplets, Triplets
 
 COUNT = 7
-NETWORK = Architecture("mini", (Convolution(0, 6, 5, stride=4),), Pooling("max", 3, 2), (0,))
+NETWORK = Sequential("mini", (Convolution(0, 6, 5, stride=4),), Pooling("max", 3, 2), (0,))
 ATTACK = functools.partial(pgd, steps=3)
 
 

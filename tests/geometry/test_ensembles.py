@@ -9,11 +9,11 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import geometry
-from rlpips_jax.backbones import Architecture, Convolution, Pooling
+from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.ensemble import Ensemble
 
-COARSE = Architecture(
-    "coarse", (Convolution(0, 8, 9, stride=4), Convolution(1, 8, 4)), Pooling("max", 2, 2), taps=(0, 1)
+COARSE = Sequential(
+    "coarse", (Convolution(0, 8, 9, stride=4), Convolution(1, 8, 4)), Pooling("max", 2, 2), tapped=(0, 1)
 )
 
 SIDE = 24

@@ -347,7 +347,7 @@ def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configu
     exported = np.concatenate(exported["heads"])
     for step in (3, STEPS):
         arrays = StandardCheckpointer().restore(whole_best / "checkpoints" / str(step) / "state")
-        heads = np.concatenate([arrays[f"trained/heads/{tap}"] for tap in range(len(TINY.taps))])
+        heads = np.concatenate([arrays[f"trained/heads/{tap}"] for tap in range(len(TINY.tapped))])
         lengths = np.linalg.norm(exported), np.linalg.norm(heads)
         assert np.allclose(exported / lengths[0], heads / lengths[1], atol=1e-5) == (step == 3)
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import ALEX, Architecture, Convolution, Fire, Pool
+from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.judgment import judgment_loss, ratio_logit
 from rlpips_jax.ops.pooling import Pooling
@@ -269,7 +269,7 @@ def test_heads_may_have_to_stay_near_their_start(start, tiny, groups) -> None:
     assert (ends[0] | ends[1] | (shares == 1)).all()
 
 
-SMALL = Architecture(
+SMALL = Sequential(
     "small", (Convolution(0, 8, 3, stride=2), Pool(1), Fire(2, 4, 6)), Pooling("max", 3, 2, ceil=True), (0, 2)
 )
 

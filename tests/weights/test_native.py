@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import rlpips_jax
-from rlpips_jax.backbones import Architecture, Convolution, Pool
+from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import digest, flatten
 
-MINI = Architecture("mini", (Convolution(0, 4, 3), Pool(1), Convolution(2, 3, 1)), Pooling("max", 2, 2), taps=(0, 2))
+MINI = Sequential("mini", (Convolution(0, 4, 3), Pool(1), Convolution(2, 3, 1)), Pooling("max", 2, 2), tapped=(0, 2))
 
 
 def drawn(seed: int = 0) -> dict:
@@ -81,7 +81,7 @@ def test_floors_are_kept(tmp_path: Path) -> None:
         read, metadata = native.read(path, MINI)
         assert_same(parameters, read)
         assert metadata["parameters_sha256"] == digest(parameters)
-    swapped = replace(MINI, layers=(*MINI.layers, Convolution(3, 3, 1)), taps=(0, 3))
+    swapped = replace(MINI, layers=(*MINI.layers, Convolution(3, 3, 1)), tapped=(0, 3))
     with pytest.raises(WeightsMismatch, match=r"holds floors for the layers \[0, 2\] of 'mini', not for \[0, 3\]"):
         native.read(path, swapped)
 
@@ -194,7 +194,7 @@ def test_another_network_is_refused(path: Path) -> None:
         native.read(path, replace(MINI, name="other"))
     with pytest.raises(WeightsMismatch, match=r"'backbone\.features_0\.kernel' has shape"):
         native.read(path, replace(MINI, layers=(Convolution(0, 4, 5), *MINI.layers[1:])))
-    swapped = replace(MINI, layers=(Convolution(0, 4, 3), Convolution(2, 3, 1), Convolution(3, 3, 1)), taps=(0, 3))
+    swapped = replace(MINI, layers=(Convolution(0, 4, 3), Convolution(2, 3, 1), Convolution(3, 3, 1)), tapped=(0, 3))
     native.write(path, {"heads": drawn()["heads"]}, MINI)
     with pytest.raises(WeightsMismatch, match=r"heads for the layers \[0, 2\] of 'mini', not for \[0, 3\]"):
         native.read(path, swapped)
@@ -203,7 +203,7 @@ def test_another_network_is_refused(path: Path) -> None:
 def test_a_backbone_fits_other_taps(tmp_path: Path) -> None:
     path = tmp_path / "mini.safetensors"
     native.write(path, {"backbone": drawn()["backbone"]}, MINI)
-    other = replace(MINI, taps=(2,), pooling=Pooling("average", 2, 2))
+    other = replace(MINI, tapped=(2,), pooling=Pooling("average", 2, 2))
     assert_same({"backbone": drawn()["backbone"]}, native.read(path, other)[0])
 
 

@@ -18,10 +18,10 @@ from rlpips_jax.backbones import (
     SQUEEZE,
     TINY,
     VGG,
-    Architecture,
     Convolution,
     Fire,
     Pool,
+    Sequential,
 )
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.ops.pooling import Pooling
@@ -36,18 +36,18 @@ from rlpips_jax.weights.parameters import (
     unflatten,
 )
 
-MINI = Architecture(
+MINI = Sequential(
     "mini",
     (Convolution(0, 4, 3, padding=1), Pool(1), Fire(2, 2, 3), Convolution(3, 5, 1)),
     Pooling("max", 2, 2),
-    taps=(0, 2, 3),
+    tapped=(0, 2, 3),
 )
-OTHER = Architecture("other", (Convolution(0, 4, 3), Convolution(1, 5, 3)), Pooling("max", 2, 2), taps=(0, 1))
+OTHER = Sequential("other", (Convolution(0, 4, 3), Convolution(1, 5, 3)), Pooling("max", 2, 2), tapped=(0, 1))
 
 Tensors = dict[str, np.ndarray]
 
 
-def drawn(architecture: Architecture, seed: int = 0) -> Tensors:
+def drawn(architecture: Sequential, seed: int = 0) -> Tensors:
     """A checkpoint of an architecture, as torchvision and LPIPS name it."""
     random = np.random.default_rng(seed)
     tensors: Tensors = {}
@@ -78,9 +78,9 @@ def test_kernels_are_channels_last() -> None:
 @pytest.mark.parametrize(
     "architecture",
     [ALEX, SQUEEZE, TINY, ELPIPS_SQUEEZE, MINI],
-    ids=lambda architecture: f"{architecture.name}-{len(architecture.taps)}",
+    ids=lambda architecture: f"{architecture.name}-{len(architecture.tapped)}",
 )
-def test_round_trips_are_exact(architecture: Architecture) -> None:
+def test_round_trips_are_exact(architecture: Sequential) -> None:
     parameters = from_pytorch(drawn(architecture), architecture, "file")
     assert same(parameters, from_pytorch(to_pytorch(parameters, architecture), architecture, "file"))
     assert same(parameters, unflatten(dict(flatten(parameters)), architecture, "file"))
@@ -105,7 +105,7 @@ def test_names_are_those_of_the_lpips_package() -> None:
     }
 
 
-def _zeros(architecture: Architecture) -> dict:
+def _zeros(architecture: Sequential) -> dict:
     shapes = pytorch_shapes(architecture)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith("features")}
     return from_pytorch(tensors, architecture, "file")["backbone"]
@@ -113,12 +113,12 @@ def _zeros(architecture: Architecture) -> dict:
 
 def test_a_tapped_input_has_a_head_and_a_slice_without_weights() -> None:
     tensors = drawn(ELPIPS_SQUEEZE)
-    assert ELPIPS_SQUEEZE.taps[0] == INPUT
+    assert ELPIPS_SQUEEZE.tapped[0] == INPUT
     assert tensors["lin0.model.1.weight"].shape == (1, 3, 1, 1)
     names = to_pytorch(from_pytorch(tensors, ELPIPS_SQUEEZE, "file"), ELPIPS_SQUEEZE)
     assert "net.slice2.0.weight" in names
     assert not any(name.startswith("net.slice1.") for name in names)
-    assert len(ELPIPS_VGG.taps) == 14
+    assert len(ELPIPS_VGG.tapped) == 14
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -253,7 +253,7 @@ def _reshape(name: str, *shape: int) -> Callable[[Tensors], None]:
         ),
         (_reshape("lin0.model.1.weight", 1, 5, 1, 1), r"has shape \(5,\), but this network needs \(4,\)"),
         (_reshape("lin0.model.1.weight", 1, 2, 2, 1), r"has shape \(1, 2, 2, 1\), but a head is one weight"),
-        (_reshape("lin0.model.1.weight"), r"has shape \(\), but a head is one weight a channel"),
+        (_reshape("lin0.model.1.weight"), r"has shape \(\), but a head is one weight per channel"),
     ],
 )
 def test_unfit_tensors_are_refused(change: Callable[[Tensors], None], message: str) -> None:

@@ -13,14 +13,14 @@ from rlpips_jax.errors import UnknownMetric
 from rlpips_jax.weights import registry, store
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import BACKBONES, ENSEMBLE_HEADS, HEADS, PARTS, RECIPES, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, PARTS, RECIPES, Part
 
 OFFICIAL = [part for part in PARTS.values() if part.official]
 
 
 def test_names_are_unique() -> None:
-    assert len(PARTS) == len(BACKBONES) + len(HEADS) + len(ENSEMBLE_HEADS)
-    for table in (BACKBONES, HEADS, ENSEMBLE_HEADS, RECIPES):
+    assert len(PARTS) == len(BACKBONE_PARTS) + len(HEADS) + len(ENSEMBLE_HEADS)
+    for table in (BACKBONE_PARTS, HEADS, ENSEMBLE_HEADS, RECIPES):
         assert all(item.name == name for name, item in table.items())
     digests = [part.official.sha256 for part in OFFICIAL if part.official]
     assert len(set(digests)) == len(digests)
@@ -81,7 +81,7 @@ def test_what_ships_is_whole_and_says_what_it_is(part: registry.Part) -> None:
 
 
 def test_every_backbone_has_every_metric() -> None:
-    for name in BACKBONES:
+    for name in BACKBONE_PARTS:
         for expected in (f"lpips-{name}", f"lpips-{name}@0.0", f"rlpips-{name}", f"baseline-{name}"):
             assert RECIPES[expected].architecture.name == name
         baseline = RECIPES[f"baseline-{name}"]
@@ -95,7 +95,7 @@ def test_pooling_of_e_lpips() -> None:
     assert not SQUEEZE_FLOOR.pooling.ceil
     assert RECIPES["lpips-squeeze@elpips"].architecture == SQUEEZE_FLOOR
     assert RECIPES["lpips-vgg@elpips"].architecture == VGG
-    assert [len(part.architecture.taps) for part in ENSEMBLE_HEADS.values()] == [10, 14]
+    assert [len(part.architecture.tapped) for part in ENSEMBLE_HEADS.values()] == [10, 14]
     assert [part.architecture.pooling.kind for part in ENSEMBLE_HEADS.values()] == ["max", "average"]
 
 

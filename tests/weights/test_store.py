@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import SQUEEZE, Architecture, Convolution, Pool
+from rlpips_jax.backbones import SQUEEZE, Convolution, Pool, Sequential
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import download, native, registry, store
@@ -28,7 +28,7 @@ from rlpips_jax.weights.parameters import digest, flatten, from_pytorch, pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
 from rlpips_jax.weights.registry import Official, Part
 
-MINI = Architecture("mini", (Convolution(0, 4, 3), Pool(1), Convolution(2, 3, 1)), Pooling("max", 2, 2), taps=(0, 2))
+MINI = Sequential("mini", (Convolution(0, 4, 3), Pool(1), Convolution(2, 3, 1)), Pooling("max", 2, 2), tapped=(0, 2))
 FILE = "mini-0123abcd.pth"
 
 
