@@ -51,10 +51,13 @@ def check_key(user: str, key: Any, *, error: type[RlpipsError]) -> Key[Array, ""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.ndim == 0:
             return key
-    elif isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32:
-        # Keys of the old style are numbers alone, as many as the generator in use takes.
-        if key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
-            return jax.random.wrap_key_data(jnp.asarray(key))
+    # A key of the old style is an array of numbers, as many as the generator in use takes.
+    elif (
+        isinstance(key, jax.Array | np.ndarray)
+        and key.dtype == np.uint32
+        and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    ):
+        return jax.random.wrap_key_data(jnp.asarray(key))
     raise error(
         f"{user} draws at random and needs one key of jax.random, as in key=jax.random.key(0) (the same key gives the "
         f"same result), got {key!r}"

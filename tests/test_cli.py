@@ -1,14 +1,17 @@
 """The command line as its users meet it: what it prints where, with which status, and what it says of mistakes."""
 
+import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -651,12 +654,39 @@ def test_verify_checks_the_recorded_origin(rlpips: Rlpips, caches: Path) -> None
 
 
 def test_verify_checks_official_files(rlpips: Rlpips, tmp_path: Path) -> None:
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"something else")
-    run = rlpips("weights", "verify")
+    name = "squeezenet1_1-b8a52dc0.pth"
+    (tmp_path / name).write_bytes(b"something else")
+    run = rlpips("weights", "verify", "--weights-dir", tmp_path)
     assert run.status == 1
     assert "is not the official file" in run.err
+
+
+def test_another_file_of_an_official_name_in_a_shared_place_counts_as_none(
+    rlpips: Rlpips, tiny_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "alex.pth").write_bytes(b"of another project")
+    assert "download" in rows_of(rlpips("weights", "list").out)["lpips-alex"]
+    assert rlpips("doctor", "--weights-dir", tiny_dir).status == 0
+    run = rlpips("weights", "verify")
+    assert (run.status, run.err) == (0, "")
+    assert re.search(
+        rf"^lpips-alex +another file, not used +torch cache +{folder / 'alex.pth'}$", run.out, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("words", [("weights", "list"), ("doctor",)])
+def test_a_wrong_official_file_in_a_named_folder_is_told(
+    rlpips: Rlpips, tiny_dir: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    shutil.copytree(tiny_dir, tmp_path / "w")
+    path = tmp_path / "w" / "squeezenet1_1-b8a52dc0.pth"
+    path.write_bytes(b"something else")
+    run = rlpips(*words, "--weights-dir", path.parent)
+    assert re.search(r"^ *baseline-squeeze +damaged", run.out, re.MULTILINE)
+    assert f"{path} is not the official file" in run.out
+    assert run.status == (1 if words == ("doctor",) else 0)
 
 
 @pytest.fixture
@@ -664,7 +694,11 @@ def downloads(monkeypatch: pytest.MonkeyPatch, checkpoints: Path, tmp_path: Path
     """Stands in for the network: serves SqueezeNet and its heads; gives the addresses asked for."""
     asked: list[str] = []
 
-    def download(url: str, *, folder: Path, **options: Any) -> Path:
+    @contextlib.contextmanager
+    def downloading(url: str, **options: Any) -> Iterator[Callable[[], Path]]:
+        yield functools.partial(download, url)
+
+    def download(url: str) -> Path:
         asked.append(url)
         files = {"squeezenet": "net.pth", "squeeze.pth": "heads.pth"}
         name = next((file for word, file in files.items() if word in url), None)
@@ -674,7 +708,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, checkpoints: Path, tmp_path: Path
         copy.write_bytes((checkpoints / name).read_bytes())
         return copy
 
-    monkeypatch.setattr(store, "download", download)
+    monkeypatch.setattr(store, "downloading", downloading)
     return asked
 
 

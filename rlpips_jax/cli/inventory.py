@@ -1,12 +1,14 @@
-"""What of each metric's weights is on this machine, and where."""
+"""Which weights of each metric are on this machine, where, and whether they are whole."""
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpips_jax.errors import WeightsError
+from rlpips_jax.errors import WeightsCorrupt, WeightsError
 from rlpips_jax.weights import native, store
+from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.registry import Official, Part, Recipe
 
 
@@ -57,7 +59,7 @@ class Availability:
 
     @property
     def places(self) -> str:
-        """Where the files lie, or why there are none."""
+        """Where the files lie, or why the metric cannot be loaded."""
         if self.damage:
             return self.damage
         if self.missing:
@@ -66,11 +68,12 @@ class Availability:
 
 
 def availability(recipe: Recipe, weights_dir: Path | None) -> Availability:
-    """Looks for the files that `rlpips_jax.load` would read, and downloads nothing."""
+    """Looks for the files that `rlpips_jax.load` would read, and reads them; downloads nothing."""
     found, to_download, missing = [], [], []
     try:
         for part in _needed(recipe, weights_dir):
             if place := first(part, weights_dir):
+                _verified_once(place, place.path.stat().st_mtime_ns)
                 found.append(place)
             elif part.official:
                 to_download.append(part.official)
@@ -101,7 +104,7 @@ def everywhere(part: Part, weights_dir: Path | None) -> Iterator[Found]:
     """Every file of a part, in search order."""
     for path in store.candidates(part, weights_dir):
         if path.is_file():
-            yield Found(part, path, _kind(path, weights_dir))
+            yield Found(part, path, kind_of(path, weights_dir))
 
 
 def places(weights_dir: Path | None) -> list[tuple[str, Path]]:
@@ -116,11 +119,42 @@ def places(weights_dir: Path | None) -> list[tuple[str, Path]]:
     return [(kind, Path(folder).expanduser()) for kind, folder in folders.items() if folder]
 
 
-def _kind(path: Path, weights_dir: Path | None) -> str:
+def kind_of(path: Path, weights_dir: Path | None) -> str:
+    """The sort of place where a file lies, in a word or two."""
     kinds = (kind for kind, folder in places(weights_dir) if path.is_relative_to(folder))
     return next(kinds, "lpips package")
 
 
+def verified(found: Found) -> str:
+    """The origin of a file, once it has been read and checked completely.
+
+    Raises:
+        WeightsError: it is damaged, or not what it says it is.
+        OSError: it cannot be read.
+    """
+    official = found.part.official
+    if official and found.path.suffix != native.SUFFIX:
+        if (digits := sha256_of(found.path)) != official.sha256:
+            raise WeightsCorrupt(store.not_official(found.path, digits, official))
+        return "official"
+    _, metadata = store.read(found.path, found.part)
+    source = metadata.get("source", "origin not stated")
+    if official and source == official.url:
+        if metadata.get("source_sha256") != official.sha256:
+            raise WeightsCorrupt(
+                f"{found.path} says it was made from {official.url}, but from a file with sha256 "
+                f"{metadata.get('source_sha256')}, not {official.sha256}; delete it and get it again"
+            )
+        return "official"
+    return source
+
+
+@functools.lru_cache
+def _verified_once(found: Found, modified: int) -> str:
+    """`verified` of a file as it was at a time: several metrics share a network."""
+    return verified(found)
+
+
 def megabytes(size: int) -> str:
-    """A size as people say it."""
+    """A size in bytes, in words."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"

@@ -10,9 +10,9 @@ import tyro
 from rlpips_jax import reports
 from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
-from rlpips_jax.cli.inventory import Found, availability, everywhere, first, megabytes, places
+from rlpips_jax.cli.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.cli.options import Folder
-from rlpips_jax.errors import UnknownMetric, WeightsCorrupt, WeightsError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
@@ -142,7 +142,8 @@ class Verify:
     """Read every weight file that is here, and check that it is whole and what it says it is.
 
     Checks the sha256 of all content, names and shapes, that every number is finite and no head is negative,
-    and that official weights stem from the official file. The exit status is 1 if a file is damaged.
+    and that official weights stem from the official file. The exit status is 1 if a file is damaged. Files of other
+    programs that have an official name, but are not the official file, are listed; they are never read.
     """
 
     weights_dir: Folder = None
@@ -153,12 +154,15 @@ class Verify:
         damaged = []
         for found in _all(self.weights_dir):
             try:
-                origin = _verified(found)
+                origin = verified(found)
             except (WeightsError, OSError) as error:
                 damaged.append(str(error))
                 rows.append((found.part.name, "damaged", found.kind, str(found.path)))
             else:
                 rows.append((found.part.name, f"whole, {origin}", found.kind, str(found.path)))
+        for part in PARTS.values():
+            for path in store.passed_over(part):
+                rows.append((part.name, "another file, not used", kind_of(path, self.weights_dir), str(path)))
         print(reports.table(("file", "state", "where", "path"), rows))
         for reason in damaged:
             say(reason)
@@ -246,32 +250,6 @@ def _all(weights_dir: Path | None) -> Iterator[Found]:
             if found.path not in seen:
                 seen.add(found.path)
                 yield found
-
-
-def _verified(found: Found) -> str:
-    """Where a file comes from, once it has been read and checked completely.
-
-    Raises:
-        WeightsError: it is damaged, or not what it says it is.
-    """
-    official = found.part.official
-    if official and found.path.suffix != native.SUFFIX:
-        if (digits := sha256_of(found.path)) != official.sha256:
-            raise WeightsCorrupt(
-                f"{found.path} is not the official file: its sha256 is {digits}, not {official.sha256}; "
-                f"delete it and fetch it again from {official.url}"
-            )
-        return "official"
-    _, metadata = store.read(found.path, found.part)
-    source = metadata.get("source", "origin not stated")
-    if official and source == official.url:
-        if metadata.get("source_sha256") != official.sha256:
-            raise WeightsCorrupt(
-                f"{found.path} says it was made from {official.url}, but from a file with sha256 "
-                f"{metadata.get('source_sha256')}, not {official.sha256}; delete it and get it again"
-            )
-        return "official"
-    return source
 
 
 Action = (

@@ -71,7 +71,8 @@ def _acquire(
         waiting(_holder(lock.lock_file))
         with contextlib.suppress(Timeout):
             return lock.acquire(cancel_check=give_up)
-    raise Locked(f"{lock.lock_file} is held by {_holder(lock.lock_file)}; wait for it, or end it")
+    advice = "wait for it, or end it; if it died on another machine, remove this file"
+    raise Locked(f"{lock.lock_file} is held by {_holder(lock.lock_file)}: {advice}")
 
 
 def _holder(path: str) -> str:

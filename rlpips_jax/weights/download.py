@@ -1,17 +1,17 @@
-"""Brings one official file onto this machine: whole and verified, or not at all.
+"""Downloads one official file: the whole file, verified, or nothing.
 
 The bytes gather in `NAME.HASH.part` beside their final name. A transfer that was cut off, even by the death
-of its process, goes on from there: the next request asks for the rest alone. Only a complete file of the
-right sha256 gets its final name, in one step; everything else never does.
+of its process, is continued: the next request asks for the missing bytes alone. Only a complete file of the
+right sha256 gets its final name, in one step.
 
-Of several processes or threads that want one file, one downloads and the others wait for it. They agree by an
-advisory lock (`flock`) on `NAME.HASH.lock`, because the system releases it when its holder dies, however it
-dies, and because one transfer instead of many matters at half a gigabyte. Where there are no such locks
-(Windows, some network file systems), or the holder has been stuck for minutes, each downloads under a name of
-its own: more traffic, the same result.
+Of several processes or threads that want one file, one downloads and the others wait for it, because one transfer
+instead of many matters at half a gigabyte. They agree by a lock on `NAME.HASH.lock`, so that different files do not
+wait for each other. Where no lock can be made, or its holder has received nothing for minutes, each downloads under a
+name of its own: more traffic, the same result.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -19,19 +19,15 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from rlpips_jax.errors import WeightsCorrupt, WeightsError, WeightsNotFound
+from rlpips_jax.errors import Locked, WeightsCorrupt, WeightsNotFound
+from rlpips_jax.files.locks import locked
 from rlpips_jax.warning import warn_user
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 TIMEOUTS = (10.0, 30.0)
 """Seconds to wait for a connection, and for the next bytes on it."""
@@ -45,8 +41,8 @@ LARGEST = 1 << 32
 """Most bytes accepted for a file of unknown size."""
 
 STUCK = 300.0
-"""Seconds without progress after which the holder of the lock is no longer waited for: longer than all its
-attempts can take."""
+"""Seconds without progress after which the holder of the lock is no longer waited for: longer than all its attempts
+can take."""
 
 TEMPORARY_FAILURES = {408, 425, 429, 500, 502, 503, 504}
 
@@ -80,27 +76,27 @@ class _Wanted:
         return f"a copy fetched by hand ({self.identity}) goes to {self.final}"
 
 
-def download(url: str, *, sha256: str, size: int | None, folder: Path, progress: bool = True) -> Path:
-    """Downloads a file into a folder, unless it is there already; resumes, verifies, and is atomic.
+@contextlib.contextmanager
+def downloading(
+    url: str, *, sha256: str, size: int | None, folder: Path, progress: bool = True
+) -> Iterator[Callable[[], Path]]:
+    """Holds the lock of a file, so that no other process downloads it or removes it until the end of the block.
 
     Args:
         url: http or https; the last part of its path names the file.
         sha256: of the file, 64 hexadecimal digits. A file of that name with another hash is replaced.
-        size: in bytes, None if unknown; never are more bytes than that accepted.
+        size: in bytes, None if unknown; more bytes than that are never accepted.
         folder: where to put it; made if missing.
         progress: show a bar on stderr if that is a terminal, one line otherwise.
 
-    Returns:
-        Path of the verified file.
+    Yields:
+        A function that downloads the file, unless it is there already, and returns its path. It raises
+        WeightsNotFound if there is no connection, no such file on the server, or no way to write it here (read-only
+        folder, full disk), with the cause and where to put a file fetched by hand; WeightsCorrupt if the server
+        delivers another file, of which nothing is kept. It warns if a wrong file of that name was there.
 
     Raises:
-        WeightsNotFound: no connection, no such file on the server, or no way to write it here (read-only
-            folder, full disk); quotes the cause and says where to put a file fetched by hand.
-        WeightsCorrupt: the server delivers another file; nothing of it is kept.
         ValueError: the arguments name no file or no sha256.
-
-    Warns:
-        UserWarning: a file of that name was there, but not the right one.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if not name:
@@ -108,23 +104,27 @@ def download(url: str, *, sha256: str, size: int | None, folder: Path, progress:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
     wanted = _Wanted(url, sha256.lower(), size, Path(folder).expanduser() / name)
+    with _alone(wanted, progress) as gathered:
+        yield functools.partial(_download, wanted, gathered, progress)
+
+
+def _download(wanted: _Wanted, gathered: Path, progress: bool) -> Path:
+    """What `downloading` yields; `gathered` is the file where the bytes gather."""
     try:
         if wanted.final.is_file():
             found = sha256_of(wanted.final)
             if found == wanted.sha256:
                 return wanted.final
             warn_user(
-                f"{wanted.final} has sha256 {found} instead of {wanted.sha256}: downloading it again",
-                UserWarning,
+                f"{wanted.final} has sha256 {found} instead of {wanted.sha256}: downloading it again", UserWarning
             )
         wanted.final.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(wanted, progress) as partial:
-            _retrieve(wanted, partial, progress)
-    except WeightsError:
+        _retrieve(wanted, gathered, progress)
+    except WeightsCorrupt:
         raise
     except OSError as error:
         raise WeightsNotFound(
-            f"{url} could not be saved as {wanted.final}: {error}; make room there or name another folder, "
+            f"{wanted.url} could not be saved as {wanted.final}: {error}; make room there or name another folder, "
             f"or {wanted.by_hand}"
         ) from error
     return wanted.final
@@ -138,56 +138,40 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def _alone(wanted: _Wanted, progress: bool) -> Iterator[Path]:
-    """Yields the name under which to gather the file; until the end nobody else writes to it."""
-    lock = wanted.partial.with_suffix(".lock")
-    descriptor = _lock(lock, wanted, progress)
-    if descriptor is None:
-        own = wanted.partial.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+    """Yields the path under which to gather the file; until the end of the block nobody else writes to it."""
+    path = wanted.partial
+    with contextlib.ExitStack() as stack:
         try:
-            yield own
-        finally:
-            own.unlink(missing_ok=True)
-        return
-    try:
-        yield wanted.partial
-    finally:
-        # Removed while held: whoever waits for this very file notices, and asks for its successor.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+            stack.enter_context(
+                locked(
+                    path.with_suffix(".lock"),
+                    waiting=lambda holder: progress and _say(f"waiting for {holder}, which downloads {wanted.url}"),
+                    give_up=_stuck(path),
+                )
+            )
+        except (Locked, OSError):
+            path = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+            stack.callback(_remove, path)
+        yield path
 
 
-def _lock(lock: Path, wanted: _Wanted, progress: bool) -> int | None:
-    """Descriptor of the locked file, once it is free; None if locks are not to be had."""
-    if fcntl is None:
-        return None
-    state, since = None, time.monotonic()
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                return descriptor
-            os.close(descriptor)
-            continue
-        except FileNotFoundError:
-            os.close(descriptor)
-            continue
-        except BlockingIOError:
-            os.close(descriptor)
-        except OSError:
-            os.close(descriptor)
-            return None
-        if state is None and progress:
-            _say(f"waiting for another process that downloads {wanted.url}")
-        previous, state = state, _length(wanted.partial)
-        if state != previous:
+def _stuck(path: Path) -> Callable[[], bool]:
+    """Tells whether a file has not grown for `STUCK` seconds; it must be asked more often than that."""
+    length, since = _length(path), time.monotonic()
+
+    def stuck() -> bool:
+        nonlocal length, since
+        previous, length = length, _length(path)
+        if length != previous:
             since = time.monotonic()
-        elif time.monotonic() - since > STUCK:
-            return None
-        time.sleep(0.1)
+        return time.monotonic() - since > STUCK
+
+    return stuck
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _retrieve(wanted: _Wanted, partial: Path, progress: bool) -> None:
@@ -349,10 +333,10 @@ def _not_found(wanted: _Wanted, cause: str) -> WeightsNotFound:
 
 
 def _length(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Bytes of a file; 0 if there is no such file."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

@@ -1,37 +1,34 @@
-"""Finds the weights of a part: folders, caches, then the official download; never a silent substitute.
+"""Finds the weights of a part: in folders, in caches, then by the official download.
 
 Search order: the `weights_dir` argument, `$RLPIPS_WEIGHTS_DIR`, this package itself (for the metrics it
 ships), the user cache (`$XDG_CACHE_HOME/rlpips_jax` or the platform's), PyTorch's own cache
 (`$TORCH_HOME/hub/checkpoints`), an installed `lpips` package, the download. A folder may hold native files
 (`alex.safetensors`) or official ones under their official names. An official file counts only if its sha256
-is right; what it yields is kept in the user cache.
+is right: in a folder that the user named, another file of that name is an error; in PyTorch's cache and in the `lpips`
+package, where other programs keep theirs under the same names, it is passed over. The tensors of an official file are
+kept in the user cache.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native
-from rlpips_jax.weights.download import download, sha256_of
+from rlpips_jax.weights.download import downloading, sha256_of
 from rlpips_jax.weights.parameters import Parameters, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import PARTS, Official, Part
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 SHIPPED = Path(__file__).parent.parent / "data"
 WEIGHTS_DIR = "RLPIPS_WEIGHTS_DIR"
 
 
 def cache_folder() -> Path:
-    """Where this library keeps weights of its own accord."""
+    """Where this library keeps weights unless told otherwise."""
     import pooch
 
     return Path(pooch.os_cache("rlpips_jax"))
@@ -64,10 +61,10 @@ def obtain(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> tup
 
 
 def locate(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Path of the first file that holds a part, without downloading; None if there is none.
+    """Path of the first file that holds a part, without downloading; None if no place has one.
 
     Raises:
-        WeightsNotFound: a folder was named, as an argument or by the environment, that is none.
+        WeightsNotFound: what was named as a folder, by the argument or the environment, is not one.
     """
     return next((path for path in candidates(part, weights_dir) if path.is_file()), None)
 
@@ -76,7 +73,7 @@ def candidates(part: Part, weights_dir: str | os.PathLike[str] | None = None) ->
     """Every path where a part may lie, in search order.
 
     Raises:
-        WeightsNotFound: a folder was named, as an argument or by the environment, that is none.
+        WeightsNotFound: what was named as a folder, by the argument or the environment, is not one.
     """
     named = {"weights_dir": weights_dir, f"${WEIGHTS_DIR}": os.environ.get(WEIGHTS_DIR)}
     folders = [_existing(origin, folder) for origin, folder in named.items() if folder]
@@ -88,8 +85,15 @@ def candidates(part: Part, weights_dir: str | os.PathLike[str] | None = None) ->
         yield SHIPPED / (part.name + native.SUFFIX)
     yield _kept(part)
     if part.official:
-        yield torch_cache_folder() / part.official.file_name
-        yield from _in_lpips_package(part.official)
+        yield from (path for path in _shared_places(part.official) if _is_official(path, part.official))
+
+
+def passed_over(part: Part) -> list[Path]:
+    """Files under the official name of a part, where other programs keep theirs, that are not the official one."""
+    official = part.official
+    if official is None:
+        return []
+    return [path for path in _shared_places(official) if path.is_file() and not _is_official(path, official)]
 
 
 def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
@@ -113,13 +117,10 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
             )
         return parameters, metadata
     official = part.official
-    assert official is not None, f"{path} is no place of {part.name}"
+    assert official is not None, f"{part.name} has no official file, so {path} cannot be one"
     found = sha256_of(path)
     if found != official.sha256:
-        raise WeightsCorrupt(
-            f"{path} is not the official file: its sha256 is {found}, not {official.sha256}; delete it and "
-            f"fetch it again from {official.url} (your own weights go through 'python -m convert')"
-        )
+        raise WeightsCorrupt(not_official(path, found, official))
     parameters, metadata = _extract(path, part, official)
     with contextlib.suppress(OSError):  # Without a writable cache it is only read.
         native.write(_kept(part), parameters, part.architecture, **metadata)
@@ -127,9 +128,9 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
 
 
 def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
-    """Downloads a part's official file, keeps what the metric needs of it in the cache, and returns that.
+    """Downloads a part's official file, keeps the tensors that the metric needs in the cache, and returns them.
 
-    Of several threads or processes one downloads, and the others take what it kept.
+    Of several threads or processes one downloads, and the others read what it kept.
 
     Raises:
         WeightsNotFound: the download is impossible; says what to put where.
@@ -138,23 +139,32 @@ def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
     official = part.official
     assert official is not None, f"{part.name} has no download"
     folder = cache_folder() / "downloads"
-    with _alone(folder):
+    with downloading(official.url, sha256=official.sha256, size=official.size, folder=folder) as download:
         if _kept(part).is_file():
             return read(_kept(part), part)
         try:
-            path = download(official.url, sha256=official.sha256, size=official.size, folder=folder)
+            path = download()
         except WeightsNotFound as error:
+            others = "".join(f" ({path} is another file: its sha256 differs)" for path in passed_over(part))
             raise WeightsNotFound(
-                f"no weights for '{part.name}' on this machine, and the download failed: {error}. Fetch "
+                f"no weights for '{part.name}' on this machine{others}, and the download failed: {error}. Fetch "
                 f"{official.url} by hand (sha256 {official.sha256}) and put it into {torch_cache_folder()}, "
                 f"or (as {official.path}) into a folder passed as weights_dir or named by ${WEIGHTS_DIR}; "
                 "'lpips-tiny' needs no download"
             ) from error
         parameters, metadata = _extract(path, part, official)
-        with contextlib.suppress(OSError):  # Whatever cannot be written or removed now is so at the next time.
+        with contextlib.suppress(OSError):  # Without room for it, the official file stays for the next time.
             native.write(_kept(part), parameters, part.architecture, **metadata)
             path.unlink()
         return parameters, metadata
+
+
+def not_official(path: Path, found: str, official: Official) -> str:
+    """The message about a file under an official name whose sha256, `found`, is not the official one."""
+    return (
+        f"{path} is not the official file: its sha256 is {found}, not {official.sha256}; delete it and fetch it "
+        f"again from {official.url} (your own weights go through 'python -m convert')"
+    )
 
 
 def identify(path: Path) -> Part | None:
@@ -166,7 +176,7 @@ def identify(path: Path) -> Part | None:
 
 
 def provenance(official: Official) -> dict[str, str]:
-    """What the metadata of a native file say of the official file it was made from."""
+    """Metadata of a native file that describe the official file it was made from."""
     return {
         "source": official.url,
         "source_sha256": official.sha256,
@@ -193,38 +203,26 @@ def _existing(origin: str, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _in_lpips_package(official: Official) -> Iterator[Path]:
-    """The file in an installed `lpips` package; a changed one, as forks of that package have, is no place."""
+def _shared_places(official: Official) -> Iterator[Path]:
+    """Where other programs keep files of the official name: PyTorch's cache, and an installed `lpips` package."""
+    yield torch_cache_folder() / official.file_name
     try:
         package = importlib.util.find_spec("lpips")
-    except ValueError:  # It is imported, but by other means than a file.
+    except ValueError:  # The module was imported by other means than a file.
         return
     if package and package.origin:
-        path = Path(package.origin).parent / "weights" / official.path
-        if path.is_file() and sha256_of(path) == official.sha256:
-            yield path
+        yield Path(package.origin).parent / "weights" / official.path
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the advisory lock on a folder, where there is such a thing, until the end."""
-    descriptor = None
+def _is_official(path: Path, official: Official) -> bool:
     try:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-            if fcntl is not None:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if sys.stderr is not None:
-                        print(
-                            f"rlpips_jax: waiting for another download into {folder}",
-                            file=sys.stderr,
-                            flush=True,
-                        )
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        state = path.stat()
+        return state.st_size == official.size and _known_sha256(path, state.st_mtime_ns) == official.sha256
+    except OSError:
+        return False
+
+
+@functools.lru_cache
+def _known_sha256(path: Path, modified: int) -> str:
+    """The hash of a file as it was at a time: several metrics look for the same large file."""
+    return sha256_of(path)

@@ -1,12 +1,14 @@
 """Downloads from a real server on this machine that cuts off, lies, stalls and refuses."""
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
 import http.server
 import itertools
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,13 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsNotFound
+from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import download as module
-from rlpips_jax.weights.download import download, sha256_of
+from rlpips_jax.weights.download import downloading, sha256_of
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -43,10 +47,11 @@ package.__path__ = [{str(Path(module.__file__).parent.parent)!r}]
 weights = types.ModuleType("rlpips_jax.weights")
 weights.__path__ = [{str(Path(module.__file__).parent)!r}]
 sys.modules.update({{"rlpips_jax": package, "rlpips_jax.weights": weights}})
-from rlpips_jax.weights.download import download
+from rlpips_jax.weights.download import downloading
 print("ready", flush=True)
 sys.stdin.readline()
-print(download(sys.argv[1], sha256={SHA256!r}, size={SIZE}, folder=pathlib.Path(sys.argv[2])))
+with downloading(sys.argv[1], sha256={SHA256!r}, size={SIZE}, folder=pathlib.Path(sys.argv[2])) as download:
+    print(download())
 """
 
 
@@ -151,6 +156,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.stopping.set()
         server.shutdown()
         thread.join()
+
+
+def download(url: str, **options: Any) -> Path:
+    with downloading(url, **options) as get:
+        return get()
 
 
 def fetch(server: Server, folder: Path, **changes: object) -> Path:
@@ -458,17 +468,34 @@ def test_threads_share_one_transfer(server: Server, tmp_path: Path) -> None:
     assert names(tmp_path) == [NAME]
 
 
-@pytest.mark.parametrize("missing", ["locks", "holder's life"])
-def test_without_locks_each_fetches_its_own(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_will_do(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    if missing == "locks":
-        monkeypatch.setattr(module, "fcntl", None)
-        holder = contextlib.nullcontext(tmp_path / PARTIAL)
-    else:
-        monkeypatch.setattr(module, "STUCK", 0.15)
-        holder = module._alone(module._Wanted(server.url, SHA256, SIZE, tmp_path / NAME), False)
-    with holder as partial:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    server.answers = [sends(pause=0.005)]
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda _: fetch(server, tmp_path), range(3)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert server.ranges == [None]
+    assert names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("obstacle", ["no lock can be made", "the holder is stuck"])
+def test_without_the_lock_each_fetches_its_own(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    partial, lock = tmp_path / PARTIAL, (tmp_path / PARTIAL).with_suffix(".lock")
+    monkeypatch.setattr(module, "STUCK", 0.15)
+    with contextlib.ExitStack() as stack:
+        if obstacle == "the holder is stuck":
+            stack.enter_context(locked(lock))
+        else:
+            lock.mkdir()
+            stack.callback(lock.rmdir)
         partial.write_bytes(b"of somebody else")
         with ThreadPoolExecutor(3) as pool:
             paths = list(pool.map(lambda _: fetch(server, tmp_path), range(3)))
@@ -478,22 +505,20 @@ def test_without_locks_each_fetches_its_own(
     assert names(tmp_path) == [NAME, PARTIAL]
 
 
-def test_lock_on_a_file_removed_meanwhile_does_not_count(
+def test_a_holder_that_makes_progress_is_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STUCK", 0.15)
-    wanted = module._Wanted(server.url, SHA256, SIZE, tmp_path / NAME)
-    lock, genuine = wanted.partial.with_suffix(".lock"), fcntl.flock
-    removals = iter([lock.unlink])
-
-    def late(descriptor: int, operation: int) -> None:
-        next(removals, lambda: None)()
-        genuine(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with module._alone(wanted, False) as first, module._alone(wanted, False) as second:
-        assert first == wanted.partial
-        assert second != wanted.partial
+    monkeypatch.setattr(module, "STUCK", 0.3)
+    partial = tmp_path / PARTIAL
+    with ThreadPoolExecutor(1) as pool:
+        with locked(partial.with_suffix(".lock")):
+            waiting = pool.submit(fetch, server, tmp_path)
+            for length in range(1, 8):
+                partial.write_bytes(CONTENT[:length])
+                time.sleep(0.1)
+                assert not waiting.done()
+        assert waiting.result().read_bytes() == CONTENT
+    assert server.ranges == ["bytes=7-"]
 
 
 def start(server: Server, folder: Path) -> "subprocess.Popen[str]":
@@ -522,7 +547,10 @@ def test_processes_share_one_transfer(server: Server, tmp_path: Path) -> None:
     # Both report on stderr, in one line each, as it is no terminal here.
     lines = sorted(errors for _, errors in outputs)
     assert lines[0] == f"rlpips_jax: downloading {server.url} (0.3 MB) to {tmp_path / NAME}\n"
-    assert lines[1] == f"rlpips_jax: waiting for another process that downloads {server.url}\n"
+    assert re.fullmatch(
+        r"rlpips_jax: waiting for (process \d+ on \S+|another process), which downloads (.*)\n", lines[1]
+    )
+    assert lines[1].endswith(f"{server.url}\n")
     assert (tmp_path / NAME).read_bytes() == CONTENT
     assert server.ranges == [None]
     assert names(tmp_path) == [NAME]

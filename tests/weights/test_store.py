@@ -1,6 +1,7 @@
 """Where weights are found: in the documented order, whole or not at all, downloaded once and only if need be."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.server
@@ -22,8 +23,10 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import SQUEEZE, Convolution, Pool, Sequential
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
+from rlpips_jax.files.locks import locked
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import download, native, registry, store
+from rlpips_jax.weights.download import downloading
 from rlpips_jax.weights.parameters import digest, flatten, from_pytorch, pytorch_shapes
 from rlpips_jax.weights.pytorch import write_checkpoint
 from rlpips_jax.weights.registry import Official, Part
@@ -263,13 +266,20 @@ def test_official_file_in_torchs_cache(places: SimpleNamespace, part: Part, serv
     assert server.requests == []
 
 
-@pytest.mark.parametrize("place", ["argument", "torch"])
+@pytest.mark.parametrize("place", ["argument", "environment"])
 @pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_damaged_official_file(
-    place: str, damage: str, places: SimpleNamespace, part: Part, server: Server, published: bytes
+def test_a_wrong_official_file_in_a_named_folder_is_an_error(
+    place: str,
+    damage: str,
+    places: SimpleNamespace,
+    part: Part,
+    server: Server,
+    published: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = published[:-100] if damage == "cut" else published[:-1] + b"?"
-    path = put(places.argument / "v0.1" / FILE if place == "argument" else places.torch / FILE, content)
+    monkeypatch.setenv(store.WEIGHTS_DIR, str(places.environment))
+    path = put(getattr(places, place) / "v0.1" / FILE, content)
     with pytest.raises(WeightsCorrupt) as caught:
         store.obtain(part, places.argument)
     message = str(caught.value)
@@ -280,15 +290,40 @@ def test_damaged_official_file(
     assert server.requests == []
 
 
-def test_changed_file_of_an_lpips_fork_is_no_place(
-    places: SimpleNamespace, part: Part, server: Server, published: bytes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["torch", "package"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_another_file_of_an_official_name_is_passed_over(
+    place: str,
+    damage: str,
+    places: SimpleNamespace,
+    part: Part,
+    server: Server,
+    published: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Other projects, forks of `lpips` and its versions 0.0 and 0.1 use the same names for different files."""
     spec = SimpleNamespace(origin=str(places.package / "__init__.py"))
     monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: spec if name == "lpips" else None)
-    path = put(places.package / "weights" / "v0.1" / FILE, published + b"?")
+    content = published[:-100] if damage == "cut" else published[:-1] + b"?"
+    path = put({"torch": places.torch, "package": places.package / "weights" / "v0.1"}[place] / FILE, content)
     assert path not in store.candidates(part)
+    assert store.passed_over(part) == [path]
     assert same(store.obtain(part)[0])
     assert len(server.requests) == 1
+    assert path.read_bytes() == content
+    (places.cache / "mini.safetensors").unlink()
+    put(path, published)
+    assert store.passed_over(part) == []
+    assert same(store.obtain(part)[0])
+    assert len(server.requests) == 1
+
+
+def test_a_failed_download_names_the_file_that_was_passed_over(places: SimpleNamespace, part: Part) -> None:
+    assert part.official is not None
+    unreachable = replace(part, official=replace(part.official, url=f"http://127.0.0.1:9/{FILE}"))
+    path = put(places.torch / FILE, b"another file")
+    with pytest.raises(WeightsNotFound, match=rf"on this machine \({path} is another file: its sha256 differs\), and"):
+        store.obtain(unreachable)
 
 
 @pytest.mark.parametrize("origin", [None, "namespace"])
@@ -419,31 +454,36 @@ def test_another_process_that_downloads_is_waited_for(
     places: SimpleNamespace, part: Part, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A lock held elsewhere delays the download, which is then not needed any more."""
-    folder = places.cache / "downloads"
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert part.official is not None
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.obtain, part)
-        text = ""
-        while "waiting for another download" not in text:
-            assert not waiting.done()
-            text += capfd.readouterr().err
-        native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
-        os.close(descriptor)
+        with locked(places.cache / "downloads" / f"{FILE}.{part.official.sha256[:8]}.lock"):
+            waiting = pool.submit(store.obtain, part)
+            text = ""
+            while f"which downloads {server.url}" not in text:
+                assert not waiting.done()
+                text += capfd.readouterr().err
+            native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
         assert same(waiting.result()[0])
     assert server.requests == []
 
 
-@pytest.mark.parametrize("lock", [None, "refused"])
-def test_without_locks_it_works_too(
-    lock: str | None, part: Part, server: Server, monkeypatch: pytest.MonkeyPatch
+def test_a_download_that_hangs_keeps_no_other_file_waiting(
+    places: SimpleNamespace, part: Part, server: Server, published: bytes
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(37, "No locks available")
+    other = Official(FILE, f"{server.url}.other", "0" * 64, 1, "MIT", "Nobody: Nothing, 2024")
+    with (
+        downloading(other.url, sha256=other.sha256, size=1, folder=places.cache / "downloads"),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert same(pool.submit(store.obtain, part).result(timeout=60)[0])
 
-    fake = SimpleNamespace(LOCK_EX=2, LOCK_NB=4, flock=refuse) if lock else None
-    monkeypatch.setattr(store, "fcntl", fake)
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_it_works_too(number: int, part: Part, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert same(store.obtain(part)[0])
     assert len(server.requests) == 1
 
