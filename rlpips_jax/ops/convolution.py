@@ -18,9 +18,14 @@ from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float
 
+from rlpips_jax.errors import MetricError
+from rlpips_jax.ops.automatic_axes import automatic_axes
+
 Padding = tuple[tuple[int, int], ...]
 """Pixels of zeros above and below, left and right; negative ones crop."""
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+"""The order of the axes of images, kernel and result."""
 
 LARGELY_INSIDE = 0.85
 """Where more than the rest of a convolution's multiplications would be by zeros around a small image, they are left out
@@ -70,14 +75,18 @@ class _Geometry:
         return shares[0] * shares[1] <= LARGELY_INSIDE
 
 
+@automatic_axes("x")
 def convolution(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "i j c d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = LAYOUT,
+    feature_group_count: int = 1,
     precision: Any = None,
-    **_constants: Any,
 ) -> Float[Array, "n h2 w2 d"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, with an input gradient that is fast on CPU.
 
@@ -86,9 +95,25 @@ def convolution(
         kernel: height, width, channels in, channels out.
         strides: along both axes.
         padding: pixels of zeros before and after, for both axes.
+        lhs_dilation: 1 along both axes, or None.
+        rhs_dilation: 1 along both axes, or None.
+        dimension_numbers: channels last.
+        feature_group_count: 1.
         precision: as `jax.lax.Precision` names it.
-        _constants: what Flax says besides and a plain two-dimensional convolution has no use for.
+
+    Raises:
+        MetricError: the convolution is dilated, grouped, padded by name, or laid out in another way.
     """
+    for name, dilation in (("lhs_dilation", lhs_dilation), ("rhs_dilation", rhs_dilation)):
+        if dilation is not None and tuple(dilation) != (1, 1):
+            raise MetricError(f"this convolution has no dilation: {name} must be (1, 1), got {dilation}")
+    if feature_group_count != 1:
+        raise MetricError(f"this convolution has no groups: feature_group_count must be 1, got {feature_group_count}")
+    if isinstance(padding, str):
+        raise MetricError(f"padding must be two pairs of numbers of pixels, got {padding!r}")
+    layout = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, LAYOUT)
+    if x.ndim != 4 or lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) != layout:
+        raise MetricError(f"this convolution takes images (n, h, w, c): {LAYOUT}, got {dimension_numbers}")
     geometry = _Geometry(
         x.shape[1:3], kernel.shape[:2], tuple(strides), tuple((before, after) for before, after in padding), precision
     )
@@ -115,7 +140,7 @@ def _plain(x: Array, kernel: Array, geometry: _Geometry) -> Array:
         kernel,
         geometry.stride,
         geometry.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=LAYOUT,
         precision=geometry.precision,
     )
 

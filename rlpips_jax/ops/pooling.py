@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from rlpips_jax.ops.automatic_axes import automatic_axes
+
 Size = TypeVar("Size", int, Array)
 """A number of pixels, or an array of them."""
 
@@ -50,6 +52,7 @@ class Pooling:
         return max(0, (self.size(size) - 1) * self.stride + self.window - size)
 
 
+@automatic_axes("x")
 def pool(x: Float[Array, "n h w c"], pooling: Pooling, *, forward_mode: bool = False) -> Float[Array, "n i j c"]:
     """Pools each window; windows that hang over the edge see only the pixels inside.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 import rlpips_jax as rl
+from rlpips_jax.errors import MetricError
 from rlpips_jax.ops.convolution import convolution
 
 # Size of the image, channels in, channels out, window, stride, padding: every convolution of the networks, and odder.
@@ -145,6 +147,31 @@ def test_other_types(dtype: str) -> None:
         assert gradient.dtype == x.dtype
         expected = jax.grad(functools.partial(loss, plain, options))(x, kernel)
         assert_near(gradient.astype(float), expected.astype(float), 1e-2 if dtype == "bfloat16" else 1e-12)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"kernel_dilation": 2}, {"input_dilation": 2}, {"feature_group_count": 2}, {"padding": "VALID"}],
+    ids=lambda option: next(iter(option)),
+)
+def test_a_layer_of_flax_that_it_does_not_compute_is_an_error(option: dict[str, Any], wrong_types: None) -> None:
+    module = nn.Conv(4, (3, 3), conv_general_dilated=convolution, **{"padding": 1, **option})
+    with pytest.raises(MetricError, match="must be"):
+        module.init(jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+
+
+def test_images_with_channels_first_are_an_error() -> None:
+    x, kernel, options = drawn("squeeze")
+    with pytest.raises(MetricError, match="NHWC"):
+        convolution(x, kernel, **options, dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+
+def test_a_plain_layer_of_flax_is_computed() -> None:
+    x = drawn("squeeze")[0]
+    layers = [nn.Conv(4, (3, 3), padding=1, conv_general_dilated=function) for function in (convolution, None)]
+    variables = layers[0].init(jax.random.key(0), x)
+    found, expected = (jnp.asarray(layer.apply(variables, x)) for layer in layers)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_kernel_alone_keeps_the_input_alive() -> None:
