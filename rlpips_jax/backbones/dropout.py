@@ -24,7 +24,7 @@ class Dropout:
 
     def __call__(self, x: Float[Array, "n h w c"], place: int) -> Float[Array, "n h w c"]:
         """Activations under the masks of a place in the network."""
-        index = jnp.arange(np.prod(x.shape[1:]), dtype=jnp.uint32).reshape(x.shape[1:])
+        index = jnp.arange(np.prod(x.shape[1:]), dtype=jnp.uint32).reshape(1, *x.shape[1:])
         first, second = _mixed(self.seeds + np.uint32(place * 0x9E3779B9 % 2**32)).T[..., None, None, None]
         kept = _mixed(_mixed(index + first) ^ second) < np.uint32(self.keep * 2**32)
         grouped = x.reshape(kept.shape[0], -1, *x.shape[1:])

@@ -149,7 +149,7 @@ def _to_winners(winner: Array, cotangent: Array, pooling: Pooling, size: tuple[i
                 slice(reach - aside, 2 * reach - aside + columns),
                 None,
             )
-            total += jnp.where(winner[part] == place[:, None, :, None], cotangent[part], 0)
+            total += jnp.where(winner[part] == place[None, None, :, None, :, None], cotangent[part], 0)
     blocks = total.reshape(n, (rows + reach) * step, (columns + reach) * step, channels)
     crop = [(0, length - there, 0) for length, there in zip(size, blocks.shape[1:3], strict=True)]
     return lax.pad(blocks, jnp.zeros((), blocks.dtype), [(0, 0, 0), *crop, (0, 0, 0)])

@@ -49,7 +49,7 @@ def prepared(
 ) -> Rows:
     """The rows of `squared_distances`."""
     centre = tuple(lax.stop_gradient(_mean(f)) for f in vectors)
-    weighted = tuple((f - m) * w for f, m, w in zip(vectors, centre, weights, strict=True))
+    weighted = tuple((f - m[None]) * w[None] for f, m, w in zip(vectors, centre, weights, strict=True))
     return Rows(vectors, weights, centre, weighted, images)
 
 
@@ -76,8 +76,8 @@ def squared_distances(
     products = scale = whole = jnp.zeros((), dtype)
     for f, w, m, weighted, g in zip(rows.vectors, rows.weights, rows.centre, rows.weighted, columns, strict=True):
         whole += jnp.sum(jnp.square(m) * w)
-        f, g = f - m, g - m
-        norms = jnp.sum(f * weighted, axis=1)[:, None] + jnp.sum(jnp.square(g) * w, axis=1)[None, :]
+        f, g = f - m[None], g - m[None]
+        norms = jnp.sum(f * weighted, axis=1)[:, None] + jnp.sum(jnp.square(g) * w[None], axis=1)[None, :]
         inner = lax.dot_general(weighted, g, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
         products += norms - 2 * inner
         scale += norms
@@ -102,7 +102,7 @@ def _recomputed(
         i, j = jnp.divmod(pairs, m)
         direct = jnp.zeros((), value.dtype)
         for f, w, g in zip(rows.vectors, rows.weights, columns, strict=True):
-            direct += jnp.sum(jnp.square(f.at[i].get(mode="clip") - g[j]) * w, axis=1)
+            direct += jnp.sum(jnp.square(f.at[i].get(mode="clip") - g[j]) * w[None], axis=1)
         if rows.images is not None and images is not None:
             direct = jnp.where(jnp.all(rows.images.at[i].get(mode="clip") == images[j], axis=1), 0, direct)
         return done + together, value.at[pairs].set(direct, mode="drop")
