@@ -1,11 +1,10 @@
-"""The image convention, said and checked in one place.
+"""The image convention, stated and checked in one place.
 
 Images are RGB, channels last, with any leading axes: `(h, w, 3)`, `(n, h, w, 3)`, `(b, t, h, w, 3)`.
 `uint8` means 0..255, whatever `value_range` says. Floats are read in `value_range`, a pair (black, white),
-by default (0, 1). Other types are an error: an integer that is not a byte has no agreed range.
+by default (0, 1). Other types are an error: there is no agreed range for wider integers.
 
-Checks of shape and type happen always; checks of values only where there are values: not for images that are being
-traced by `jit`, `grad` or `vmap`.
+Shape and type are always checked; values are not checked while `jit`, `grad` or `vmap` trace the images.
 """
 
 from typing import Any
@@ -29,6 +28,13 @@ UNIT_RANGE: ValueRange = (0.0, 1.0)
 COMMON_RANGES: tuple[ValueRange, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 ROUNDING = 1e-5
 """How far outside the range a value may lie, as a fraction of the range, and still count as rounding."""
+
+OVERSHOOT = 0.25
+"""How far values may leave a range, as a fraction of it, and still look as if they were meant to be in it: images
+overshoot when they are resized, rendered or restored and not clipped afterwards."""
+
+DARK = 1 / 16
+"""An image whose largest value is less than this fraction of white does not look as if it were in that range."""
 
 
 def check_value_range(value_range: Any) -> ValueRange:
@@ -108,14 +114,22 @@ def to_unit(image: Images, value_range: ValueRange, dtype: Any = jnp.float32) ->
 
 
 def _as_array(name: str, image: Any) -> Array | np.ndarray:
-    if isinstance(image, jax.Array | np.ndarray):
+    if isinstance(image, np.ma.MaskedArray):
+        raise ImageError(
+            f"{name} is a masked array of NumPy, and the values under its mask would be compared: fill them, as in "
+            f"{name}.filled(0), or pass the array without its mask and the mask as mask= (True where pixels count), "
+            f"where the function takes one: ~numpy.ma.getmaskarray({name}).any(axis=-1)"
+        )
+    if isinstance(image, jax.Array):
         return image
     if isinstance(image, str | bytes) or not hasattr(image, "__array__"):
         raise ImageError(
             f"{name} must be an array of shape (..., h, w, 3), got {type(image).__name__}; "
             "rlpips_jax.load_image reads a file, numpy.asarray converts a list or a Pillow image"
         )
-    return np.asarray(image)
+    array = np.asarray(image)
+    # JAX takes no other byte order than the machine's.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_type(name: str, array: Any) -> None:
@@ -181,31 +195,36 @@ def _check_values(name: str, array: Any, value_range: ValueRange) -> tuple[float
         raise ImageError(
             f"{name} contains {kind}; every value must be finite and within value_range={_short(value_range)}"
         )
-    if _fits(low, high, value_range):
-        return low, high
-    fitting = [candidate for candidate in COMMON_RANGES if _fits(low, high, candidate)]
-    advice = (
-        f"value_range={_short(fitting[0])} would fit"
-        if fitting
-        else "no common range fits: clip or rescale the image, or pass its true value_range"
-    )
-    raise ImageError(
-        f"{name} has values from {low:.6g} to {high:.6g}, outside value_range={_short(value_range)}; {advice}"
-    )
+    if not _fits(low, high, value_range):
+        raise ImageError(
+            f"{name} has values from {low:.6g} to {high:.6g}, outside value_range={_short(value_range)}; "
+            f"{_range_advice(name, low, high, value_range)}"
+        )
+    return low, high
 
 
-def _fits(low: float, high: float, value_range: ValueRange) -> bool:
+def _range_advice(name: str, low: float, high: float, value_range: ValueRange) -> str:
+    clip = f"numpy.clip({name}, {value_range[0]:g}, {value_range[1]:g})"
+    largest = max(-low, high)
+    if _fits(low, high, value_range, slack=OVERSHOOT) and largest >= DARK * value_range[1]:
+        return f"if these values overshoot the range, as after resizing, clip them: pass {clip}"
+    for candidate in COMMON_RANGES:
+        if _fits(low, high, candidate) and largest >= DARK * candidate[1]:
+            return f"value_range={_short(candidate)} would fit"
+    return f"no common range fits: clip the image ({clip}), rescale it, or pass its true value_range"
+
+
+def _fits(low: float, high: float, value_range: ValueRange, *, slack: float = ROUNDING) -> bool:
     black, white = value_range
-    slack = ROUNDING * (white - black)
+    slack *= white - black
     return black - slack <= low and high <= white + slack
 
 
 def _warn_if_suspicious(low: float, high: float, value_range: ValueRange) -> None:
-    """An image in [0, 1] fits (-1, 1) and (0, 255) too; a true one there has darker, or brighter, pixels."""
-    within_unit = low >= 0 and high <= 1
-    if within_unit and (
-        (value_range == (-1.0, 1.0) and low < 0.1 and high > 0.5) or (value_range == (0.0, 255.0) and high > 0)
-    ):
+    """Images in [0, 1] fit (-1, 1) and (0, 255) too, but images of those ranges have darker, or brighter, pixels."""
+    if not _fits(low, high, UNIT_RANGE, slack=OVERSHOOT):
+        return
+    if (value_range == (-1.0, 1.0) and -0.1 < low < 0.1 and high > 0.5) or (value_range == (0.0, 255.0) and high > 0):
         warn_user(
             f"all images lie in [{low:.3g}, {high:.3g}], yet value_range={_short(value_range)} was stated; "
             "if they are in [0, 1], the distance is wrong: pass value_range=(0, 1)",
