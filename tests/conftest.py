@@ -142,19 +142,20 @@ def drawn() -> Callable[..., Any]:
     import jax
     import numpy as np
 
-    from rlpips_jax.backbones import Sequential
+    from rlpips_jax.backbones import Backbone
     from rlpips_jax.distances.lpips import Metric
 
-    def make(architecture: Sequential, **options: Any) -> Metric:
+    def make(architecture: Backbone, **options: Any) -> Metric:
         rng = np.random.default_rng(0)
         backbone: dict[str, Any] = {}
-        for path, shape in architecture.convolutions():
+        for name, shape in architecture.shapes.items():
+            *path, leaf = name.split(".")
             node = backbone
             for step in path:
                 node = node.setdefault(step, {})
-            # This variance keeps the scale of activations through a ReLU.
-            node["kernel"] = rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape).astype(np.float32)
-            node["bias"] = rng.normal(0, 0.01, shape[-1]).astype(np.float32)
+            # This variance of a kernel keeps the scale of activations through a ReLU.
+            deviation = np.sqrt(2 / np.prod(shape[:3])) if leaf == "kernel" else 0.01
+            node[leaf] = rng.normal(0, deviation, shape).astype(np.float32)
         heads = tuple(rng.uniform(0, 1, channels).astype(np.float32) for channels in architecture.channels)
         parameters = jax.tree.map(jax.numpy.asarray, {"backbone": backbone, "heads": heads})
         return Metric(parameters, f"drawn-{architecture.name}", architecture, **options)

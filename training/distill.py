@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from flax.core import Scope
+from flax.core import Scope, init
 from jaxtyping import Array, Float, Int, UInt8
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -104,7 +103,7 @@ def draw_student(key: Array, architecture: Backbone = TINY) -> Metric:
             inner = functools.reduce(lambda scope, step: scope.push(step, reuse=True), path, scope)
             inner.param(leaf, nn.initializers.lecun_normal() if len(shape) == 4 else nn.initializers.zeros, shape)
 
-    _, variables = flax.core.init(draw)(key)
+    _, variables = init(draw)(key)
     # Flax draws kernels with variance 1 / fan-in; after a ReLU, 2 / fan-in keeps the scale of activations.
     kernels = jax.tree.map(lambda leaf: leaf * math.sqrt(2) if leaf.ndim == 4 else leaf, variables["params"])
     heads = tuple(jnp.full(channels, 1 / len(architecture.channels)) for channels in architecture.channels)

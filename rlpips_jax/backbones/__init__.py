@@ -3,10 +3,12 @@
 from rlpips_jax.backbones.alex import ALEX
 from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.backbones.protocol import IMAGENET, Backbone, Computation, Scaling, StagedBackbone
+from rlpips_jax.backbones.resnet import RESNET18
 from rlpips_jax.backbones.sequential import INPUT, Convolution, Fire, Layer, Pool, Sequential, layer_name
 from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
 from rlpips_jax.backbones.tiny import TINY
 from rlpips_jax.backbones.vgg import ELPIPS_VGG, VGG
+from rlpips_jax.backbones.vgg19 import VGG19
 from rlpips_jax.ops.pooling import Pooling
 
 BACKBONES: dict[str, Backbone] = {
@@ -16,6 +18,8 @@ BACKBONES: dict[str, Backbone] = {
         VGG,
         SQUEEZE,
         TINY,
+        VGG19,
+        RESNET18,
     )
 }
 """Every network by its name. Those with an official file give a metric `baseline-{name}`."""
@@ -27,10 +31,12 @@ __all__ = [
     "ELPIPS_VGG",
     "IMAGENET",
     "INPUT",
+    "RESNET18",
     "SQUEEZE",
     "SQUEEZE_FLOOR",
     "TINY",
     "VGG",
+    "VGG19",
     "Backbone",
     "Computation",
     "Convolution",

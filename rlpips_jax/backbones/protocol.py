@@ -8,7 +8,7 @@ batch, and use dropout.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import numpy as np
@@ -71,7 +71,7 @@ class Computation:
             conv_general_dilated=self.conv_general_dilated,
             parent=None,  # Or a Flax module that computes a distance would take it for its own.
         )
-        return module.apply({"params": parameters}, x)
+        return cast(Array, module.apply({"params": parameters}, x))
 
     @property
     def conv_general_dilated(self) -> Callable[..., Array] | None:
@@ -139,6 +139,10 @@ class Backbone(Protocol):
 
     def from_pytorch(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Parameters by dotted path, from the tensors that `pytorch_shapes` names; float32."""
+        ...
+
+    def to_pytorch(self, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors that `pytorch_shapes` names and that give these parameters, up to rounding."""
         ...
 
     def taps(

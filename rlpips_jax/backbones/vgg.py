@@ -6,26 +6,20 @@ from rlpips_jax.backbones.sequential import INPUT, Convolution, Pool, Sequential
 from rlpips_jax.files.official import torchvision
 from rlpips_jax.ops.pooling import Pooling
 
+
+def block(first: int, count: int, *, channels: int) -> tuple[Convolution, ...]:
+    """3x3 convolutions in a row, of which the first has this index in torchvision's `features`."""
+    return tuple(Convolution(first + 2 * number, channels, 3, padding=1) for number in range(count))
+
+
 VGG = Sequential(
     name="vgg",
     layers=(
-        Convolution(0, 64, 3, padding=1),
-        Convolution(2, 64, 3, padding=1),
-        Pool(4),
-        Convolution(5, 128, 3, padding=1),
-        Convolution(7, 128, 3, padding=1),
-        Pool(9),
-        Convolution(10, 256, 3, padding=1),
-        Convolution(12, 256, 3, padding=1),
-        Convolution(14, 256, 3, padding=1),
-        Pool(16),
-        Convolution(17, 512, 3, padding=1),
-        Convolution(19, 512, 3, padding=1),
-        Convolution(21, 512, 3, padding=1),
-        Pool(23),
-        Convolution(24, 512, 3, padding=1),
-        Convolution(26, 512, 3, padding=1),
-        Convolution(28, 512, 3, padding=1),
+        *(*block(0, 2, channels=64), Pool(4)),
+        *(*block(5, 2, channels=128), Pool(9)),
+        *(*block(10, 3, channels=256), Pool(16)),
+        *(*block(17, 3, channels=512), Pool(23)),
+        *block(24, 3, channels=512),
     ),
     pooling=Pooling("max", 2, 2),
     tapped=(2, 7, 14, 21, 28),

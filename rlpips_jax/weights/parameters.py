@@ -93,12 +93,12 @@ def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Param
 
     Understands `features.0.weight` (torchvision), `net.slice1.0.weight` (inside an LPIPS),
     `lin0.model.1.weight` and its alias `lins.0.model.1.weight` (heads; also E-LPIPS's, which are channels
-    last), each also after `module.`. Ignores torchvision's classifier, which no metric uses, and LPIPS's
-    scaling layer once checked.
+    last), each also after `module.`. Leaves out what the backbone does not use, such as torchvision's classifier, and
+    LPIPS's scaling layer once checked.
 
     Args:
         tensors: the checkpoint, arrays by name, kernels (out, in, h, w).
-        architecture: the table the checkpoint must fit completely.
+        architecture: the backbone that the checkpoint must fit completely.
         source: what to call the checkpoint in errors.
 
     Raises:
@@ -106,16 +106,16 @@ def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Param
     """
     needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [architecture])}
     named = canonical(needed, source)
-    halves = architecture.pytorch_shapes, _head_shapes(architecture)
+    halves = of_backbone, of_heads = architecture.pytorch_shapes, _head_shapes(architecture)
     if not any(named.keys() & half.keys() for half in halves):
         found = _list(item.original for item in named.values()) or "nothing else either"
         raise WeightsMismatch(
             f"{source} holds no tensor of the backbone '{architecture.name}' and none of its heads, but "
-            f"{found}; expected 'features.*' (torchvision), or 'net.slice*' and 'lin*' (LPIPS)"
+            f"{found}; expected such names as {_list([*of_backbone][:1])} and {_list([*of_heads][:1])}"
         )
     expected = {name: shape for half in halves if named.keys() & half.keys() for name, shape in half.items()}
     in_slices = any("net.slice" in item.original for item in named.values())
-    slices = _slice_names(architecture) if in_slices and isinstance(architecture, Sequential) else {}
+    slices = _slice_names(architecture) if in_slices else {}
     _check_names(
         {name: slices.get(name, name) for name in expected},
         {name: item.original for name, item in named.items()},
@@ -125,7 +125,6 @@ def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Param
     checked = {
         name: _checked(named[name].original, named[name].tensor, shape, source) for name, shape in expected.items()
     }
-    of_backbone, of_heads = halves
     native: dict[str, np.ndarray] = {}
     if checked.keys() & of_backbone.keys():
         native |= {f"backbone.{name}": tensor for name, tensor in architecture.from_pytorch(checked).items()}
@@ -150,8 +149,8 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     The scaling layer is checked and dropped, and names that mean nothing here stay as they are.
 
     Raises:
-        WeightsMismatch: two tensors of one meaning differ, a head is no vector, or the scaling layer is not
-            LPIPS's.
+        WeightsMismatch: two names of one tensor have different values, a head is not a vector, or the scaling layer is
+            not LPIPS's.
     """
     named: dict[str, Named] = {}
     for original, tensor in tensors.items():
@@ -183,8 +182,8 @@ def pytorch_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
     return dict(architecture.pytorch_shapes) | _head_shapes(architecture)
 
 
-def to_pytorch(parameters: Parameters, architecture: Sequential) -> dict[str, np.ndarray]:
-    """A whole LPIPS as the `lpips` package names it; inverse of `from_pytorch`.
+def to_pytorch(parameters: Parameters, architecture: Backbone) -> dict[str, np.ndarray]:
+    """A whole LPIPS as the `lpips` package names it, if it has such networks; inverse of `from_pytorch`.
 
     Raises:
         WeightsMismatch: the parameters have floors, without which their distances would be others.
@@ -201,8 +200,9 @@ def to_pytorch(parameters: Parameters, architecture: Sequential) -> dict[str, np
     flat = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
     prefix = "backbone."
     backbone = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
-    names = _slice_names(architecture)
-    tensors |= {names[name]: tensor for name, tensor in architecture.to_pytorch(backbone).items()}
+    if backbone:
+        names = _slice_names(architecture)
+        tensors |= {names.get(name, name): tensor for name, tensor in architecture.to_pytorch(backbone).items()}
     for tap, name in enumerate(_head_shapes(architecture)):
         if f"heads.{tap}" in flat:
             head = flat[f"heads.{tap}"].reshape(1, -1, 1, 1)
@@ -235,8 +235,10 @@ def _head_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
     return {f"lin{tap}.model.1.weight": (channels,) for tap, channels in enumerate(architecture.channels)}
 
 
-def _slice_names(architecture: Sequential) -> dict[str, str]:
+def _slice_names(architecture: Backbone) -> dict[str, str]:
     """What the lpips package, whose slices end at the taps, calls a backbone's tensors, by torchvision's names."""
+    if not isinstance(architecture, Sequential):
+        return {}
     slices = {layer.index: number for number, stage in enumerate(architecture.stages(), start=1) for layer in stage}
     names: dict[str, str] = {}
     for name in architecture.pytorch_shapes:

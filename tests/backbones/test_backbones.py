@@ -16,6 +16,7 @@ from rlpips_jax.backbones import (
     SQUEEZE,
     TINY,
     VGG,
+    VGG19,
     Computation,
     Sequential,
 )
@@ -23,7 +24,7 @@ from rlpips_jax.ops.pooling import Pooling, pool
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.weights.parameters import unflatten
 
-EVERY = [ALEX, VGG, SQUEEZE, TINY, ELPIPS_VGG, ELPIPS_SQUEEZE]
+EVERY = [ALEX, VGG, VGG19, SQUEEZE, TINY, ELPIPS_VGG, ELPIPS_SQUEEZE]
 
 
 def parameter_count(architecture: Sequential) -> int:
@@ -34,8 +35,8 @@ def parameter_count(architecture: Sequential) -> int:
 @pytest.mark.parametrize(
     ("architecture", "count"),
     # Published totals less the classifiers: AlexNet 61,100,840 - 58,631,144; VGG16 138,357,544 - 123,642,856;
-    # SqueezeNet 1.1 1,235,496 - 513,000.
-    [(ALEX, 2_469_696), (VGG, 14_714_688), (SQUEEZE, 722_496)],
+    # SqueezeNet 1.1 1,235,496 - 513,000; VGG19 143,667,240 - 123,642,856.
+    [(ALEX, 2_469_696), (VGG, 14_714_688), (SQUEEZE, 722_496), (VGG19, 20_024_384)],
 )
 def test_networks_have_the_published_number_of_parameters(architecture: Sequential, count: int) -> None:
     assert parameter_count(architecture) == count
@@ -50,6 +51,7 @@ def test_the_compact_network_stays_under_two_megabytes() -> None:
     [
         (ALEX, (64, 192, 384, 256, 256)),
         (VGG, (64, 128, 256, 512, 512)),
+        (VGG19, (64, 128, 256, 512, 512)),
         (SQUEEZE, (64, 128, 256, 384, 384, 512, 512)),
         (ELPIPS_VGG, (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)),
         (ELPIPS_SQUEEZE, (3, 64, 128, 128, 256, 256, 384, 384, 512, 512)),

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rlpips_jax.backbones import ALEX, SQUEEZE, SQUEEZE_FLOOR, VGG
+from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG
 from rlpips_jax.errors import UnknownMetric
 from rlpips_jax.weights import registry, store
 from rlpips_jax.weights.parameters import from_pytorch
@@ -28,7 +28,7 @@ def test_names_are_unique() -> None:
 
 def test_names_can_name_files() -> None:
     for name in (*PARTS, *RECIPES):
-        assert re.fullmatch(r"[a-z]+(-[a-z]+)?(@[a-z0-9.]+)?", name)
+        assert re.fullmatch(r"[a-z]+(-?[a-z0-9]+)?(@[a-z0-9.]+)?", name)
 
 
 @pytest.mark.parametrize("part", OFFICIAL, ids=lambda part: part.name)
@@ -60,7 +60,7 @@ def test_recipes_fit_together(recipe: registry.Recipe) -> None:
         assert recipe.backbone.half == "backbone"
         # Taps and pooling may differ; the convolutions may not.
         own, needed = recipe.backbone.architecture, recipe.architecture
-        assert list(own.convolutions()) == list(needed.convolutions())
+        assert own.shapes == needed.shapes
         assert own.name == needed.name
     # What has no official backbone ships with one.
     assert recipe.backbone or (recipe.heads and recipe.heads.shipped)
@@ -80,14 +80,19 @@ def test_what_ships_is_whole_and_says_what_it_is(part: registry.Part) -> None:
         assert "/" not in "".join(map(str, (card["trained"][name] for name in ("data", "validation", "metric"))))
 
 
-def test_every_backbone_has_every_metric() -> None:
+def test_every_backbone_with_an_official_file_has_a_baseline() -> None:
+    assert BACKBONE_PARTS.keys() == {name for name, backbone in BACKBONES.items() if backbone.official}
     for name in BACKBONE_PARTS:
-        for expected in (f"lpips-{name}", f"lpips-{name}@0.0", f"rlpips-{name}", f"baseline-{name}"):
-            assert RECIPES[expected].architecture.name == name
         baseline = RECIPES[f"baseline-{name}"]
         assert baseline.heads is None
-        assert baseline.architecture == RECIPES[f"lpips-{name}"].architecture
+        assert baseline.architecture == BACKBONES[name]
         assert RECIPES[f"baseline-{name}@0.0"].version == "0.0"
+
+
+@pytest.mark.parametrize("name", ["alex", "vgg", "squeeze"])
+def test_the_networks_of_lpips_have_every_metric(name: str) -> None:
+    for expected in (f"lpips-{name}", f"lpips-{name}@0.0", f"rlpips-{name}"):
+        assert RECIPES[expected].architecture == BACKBONES[name]
 
 
 def test_pooling_of_e_lpips() -> None:
