@@ -14,16 +14,7 @@ import numpy as np
 import tyro
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import (
-    ALEX,
-    BACKBONES,
-    ELPIPS_SQUEEZE,
-    ELPIPS_VGG,
-    SQUEEZE,
-    SQUEEZE_FLOOR,
-    VGG,
-    Backbone,
-)
+from rlpips_jax.backbones import BACKBONES, Backbone
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
 from rlpips_jax.weights import native, store
@@ -46,18 +37,14 @@ DIFFERENT, IMPOSSIBLE = 1, 2
 
 METRICS = HEADS | ENSEMBLE_HEADS
 
-IN_PYTORCH = {
-    ALEX: "lpips-alex",
-    VGG: "lpips-vgg",
-    SQUEEZE: "lpips-squeeze",
-    SQUEEZE_FLOOR: "lpips-squeeze@elpips",
-    ELPIPS_VGG: "elpips-vgg",
-    ELPIPS_SQUEEZE: "elpips-squeeze",
-}
-"""The networks that PyTorch knows, by a metric that has them."""
-IN_PACKAGE = (ALEX, VGG, SQUEEZE)
-"""Those that the `lpips` package knows."""
+IN_PYTORCH: dict[Backbone, Part] = {}
+"""The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone alone."""
+for _part in (*METRICS.values(), *BACKBONE_PARTS.values()):
+    if _part.architecture.official:
+        IN_PYTORCH.setdefault(_part.architecture, _part)
 
+IN_PACKAGE = [part.architecture for part in HEADS.values() if part.official and part.official.path.startswith("v0.1/")]
+"""The networks that the `lpips` package has heads for."""
 
 # tyro would show "{None}|PATH" and "(default: None)".
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
@@ -96,11 +83,8 @@ class Convert:
     """Metric, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")] = None
     """Folder for the weight files; with --to-pytorch, the file to write."""
-    backbone: Annotated[
-        Literal["alex", "vgg", "squeeze"] | None,
-        tyro.conf.arg(metavar="alex|vgg|squeeze", help_behavior_hint=""),
-    ] = None
-    """Network; by default known by its tensors."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="|".join(BACKBONE_PARTS), help_behavior_hint="")] = None
+    """Network; by default it is known by its tensors."""
     name: Name = None
     """Name of the metric, such as lpips-squeeze@elpips or rlpips-alex; one of your own is loaded by path."""
     version: Annotated[Literal["0.1", "0.0"] | None, tyro.conf.arg(metavar="0.1|0.0", help_behavior_hint="")] = None
@@ -178,6 +162,10 @@ def _check(config: Convert) -> None:
     exports = config.to_pytorch is not None
     mistakes = (
         (
+            config.backbone not in (None, *BACKBONE_PARTS),
+            f"--backbone must be one of {', '.join(BACKBONE_PARTS)}, got {config.backbone!r}",
+        ),
+        (
             not (converts or exports or config.verify),
             "nothing to do; give --weights, --heads, --checkpoint, --to-pytorch or --verify",
         ),
@@ -192,7 +180,7 @@ def _check(config: Convert) -> None:
         ),
         (
             config.name and config.weights and not config.heads,
-            "--name names a metric, and a backbone alone is none; it is named by its network",
+            "--name names a metric, and a backbone alone is not one; it is named by its network",
         ),
         (
             exports and (config.name or config.backbone or config.version),
@@ -297,7 +285,7 @@ def _read(path: Path) -> Checkpoint:
         expected = pytorch_shapes(part.architecture)
         return sum(expected.get(name) == shape for name, shape in shapes.items()), -len(expected)
 
-    best = max((METRICS[name] for name in IN_PYTORCH.values()), key=likeness)
+    best = max(IN_PYTORCH.values(), key=likeness)
     if likeness(best)[0] == 0:
         raise WeightsMismatch(
             f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(tensors)} "
@@ -320,7 +308,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
         usual = base = likeness.name
     else:
         usual = f"{'lpips' if config.heads else 'rlpips'}-{network}{suffix}"
-        base = f"lpips-{network}{suffix}"
+        base = f"{'lpips' if f'lpips-{network}' in METRICS else 'baseline'}-{network}{suffix}"
     if official is not None and config.version is None:
         usual = official.name
     name = config.name.removesuffix("@0.1") if config.name else usual
@@ -328,7 +316,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     if part is None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in RECIPES:
             raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
-        return Part(name, METRICS[base].architecture), base
+        return Part(name, RECIPES[base].architecture), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
     if config.backbone not in (None, part.architecture.name):
         raise ArgumentError(f"{name} has the backbone {part.architecture.name}, but --backbone is {config.backbone}")
@@ -405,14 +393,17 @@ def _verify(metric: Metric, sources: Sequence[Path], images: Sequence[Path]) -> 
     """Compares a metric with what PyTorch makes of the files it came from; prints a table."""
     from convert import reference, verification
 
-    if metric.architecture not in IN_PYTORCH:
-        raise ArgumentError(f"PyTorch has no network '{metric.architecture.name}' to compare {metric.name} with")
+    try:
+        network = reference.variant(IN_PYTORCH[metric.architecture].name)
+    except LookupError as error:
+        raise ArgumentError(
+            f"PyTorch has no network '{metric.architecture.name}' to compare {metric.name} with"
+        ) from error
     weights = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
     # What was not converted now is taken from the metric itself.
     tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
     for path in sources:
         tensors |= reference.read(path)
-    network = reference.variant(IN_PYTORCH[metric.architecture])
     expected = reference.Reference(network, tensors, scaled=metric.version != "0.0")
     package = None
     if metric.architecture in IN_PACKAGE:

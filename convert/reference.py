@@ -50,12 +50,12 @@ def alex() -> nn.Sequential:
     )
 
 
-def vgg(*, average: bool = False) -> nn.Sequential:
-    """`features` of torchvision's VGG16; E-LPIPS pools by averages."""
+def vgg(depths: tuple[int, ...] = (2, 2, 3, 3, 3), *, average: bool = False) -> nn.Sequential:
+    """`features` of torchvision's VGG16, or of another depth; E-LPIPS pools by averages."""
     modules: list[nn.Module] = []
     inputs = 3
-    for block in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
-        for channels in block:
+    for depth, channels in zip(depths, (64, 128, 256, 512, 512), strict=True):
+        for _ in range(depth):
             modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU()]
             inputs = channels
         modules.append(nn.AvgPool2d(2, 2) if average else nn.MaxPool2d(2, 2))
@@ -72,6 +72,43 @@ def squeeze(*, ceil: bool = True) -> nn.Sequential:
     )
 
 
+class Residual(nn.Module):
+    """ResNet-18's block."""
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = nn.Sequential()
+        if stride > 1:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.downsample(x)).relu()
+
+
+def resnet18() -> nn.Sequential:
+    """torchvision's ResNet-18 without its classifier, as a sequence."""
+    stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
+    return nn.Sequential(
+        *(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+        nn.MaxPool2d(3, 2, padding=1),
+        *(
+            nn.Sequential(Residual(inputs, channels, stride), Residual(channels, channels, 1))
+            for inputs, channels, stride in stages
+        ),
+    )
+
+
+IN_SEQUENCE = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+"""The places of ResNet-18's modules in the sequence, by torchvision's names."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A network as a metric uses it: modules, and the indices of those whose outputs are compared."""
@@ -81,7 +118,7 @@ class Variant:
 
 
 def variant(metric: str) -> Variant:
-    """The network of a metric, by its name.
+    """The network of a metric, by the metric's name or its own.
 
     Raises:
         LookupError: it is not a metric that PyTorch could know.
@@ -95,11 +132,13 @@ def variant(metric: str) -> Variant:
         "alex": lambda: Variant(alex(), (1, 4, 7, 9, 11)),
         "vgg": lambda: Variant(vgg(), (3, 8, 15, 22, 29)),
         "squeeze": lambda: Variant(squeeze(), (1, 4, 7, 9, 10, 11, 12)),
+        "vgg19": lambda: Variant(vgg((2, 2, 4, 4, 4)), (3, 8, 17, 26, 35)),
+        "resnet18": lambda: Variant(resnet18(), (2, 4, 5, 6, 7)),
     }
-    backbone = metric.partition("-")[2].partition("@")[0]
+    backbone = metric.rpartition("-")[2].partition("@")[0]
     make = special.get(metric) or usual.get(backbone)
     if make is None:
-        raise LookupError(f"{metric} is no metric of PyTorch's; its networks are {', '.join(usual)}")
+        raise LookupError(f"{metric} is not a metric with a network of PyTorch's: {', '.join(usual)}")
     return make()
 
 
@@ -118,7 +157,7 @@ class Reference:
     scale = torch.tensor([0.458, 0.448, 0.450]).double().reshape(1, 3, 1, 1)
 
     def __init__(self, variant: Variant, tensors: Tensors, *, scaled: bool, unweighted: bool = False) -> None:
-        self.features, self.taps, self.scaled = variant.features.double(), variant.taps, scaled
+        self.features, self.taps, self.scaled = variant.features.double().eval(), variant.taps, scaled
         prefix = "features."
         weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         self.features.load_state_dict(weights)
@@ -179,6 +218,8 @@ def rename(contents: Mapping[str, Any]) -> Tensors:
             tensors[f"lin{match[1]}"] = value.detach().flatten()
         elif match := re.fullmatch(r"(?:module\.)?(?:features|net\.slice\d)\.(.+)", name):
             tensors[f"features.{match[1]}"] = value.detach()
+        elif match := re.fullmatch(rf"(?:module\.)?({'|'.join(IN_SEQUENCE)})\.(.+)", name):
+            tensors[f"features.{IN_SEQUENCE[match[1]]}.{match[2]}"] = value.detach()
     return tensors
 
 

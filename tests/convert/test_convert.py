@@ -19,7 +19,18 @@ import pytest
 import rlpips_jax as rl
 from convert import program
 from convert.program import main
-from rlpips_jax.backbones import ALEX, ELPIPS_SQUEEZE, ELPIPS_VGG, SQUEEZE, SQUEEZE_FLOOR, VGG, Sequential
+from rlpips_jax.backbones import (
+    ALEX,
+    ELPIPS_SQUEEZE,
+    ELPIPS_VGG,
+    RESNET18,
+    SQUEEZE,
+    SQUEEZE_FLOOR,
+    VGG,
+    VGG19,
+    Backbone,
+    Sequential,
+)
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, from_pytorch, pytorch_shapes, to_pytorch
@@ -35,7 +46,7 @@ BACKBONE_FILES = {
 }
 
 
-def drawn(architecture: Sequential, half: str = "") -> Tensors:
+def drawn(architecture: Backbone, half: str = "") -> Tensors:
     """A checkpoint of an architecture, or the half of it whose names begin so."""
     random = np.random.default_rng(0)
     tensors: Tensors = {}
@@ -52,7 +63,7 @@ SQUEEZE_PARAMETERS = from_pytorch(drawn(SQUEEZE), SQUEEZE, "drawn weights")
 def no_lpips_package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads come from the test alone, whatever is installed."""
     if "package" not in request.fixturenames:
-        monkeypatch.setattr(store, "_in_lpips_package", lambda official: iter(()))
+        monkeypatch.setattr(store, "_shared_places", lambda official: iter(()))
 
 
 @pytest.fixture
@@ -264,7 +275,7 @@ REFUSALS = {
     "name of a backbone": (
         ["--weights", "{weights}", "--name", "squeeze", "--out", "{out}"],
         _nothing,
-        "a backbone alone is none",
+        "a backbone alone is not one",
     ),
     "name in use": (
         ["--heads", "{heads}", "--name", "squeeze", "--out", "{out}"],
@@ -531,6 +542,36 @@ def test_published_weights_agree_with_pytorch(
     assert max(table["library in float64"]) < 1e-12
     if backbone == "alex":
         _check_that_a_difference_shows(rl.load("lpips-alex", weights_dir=out))
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("architecture", [RESNET18, pytest.param(VGG19, marks=pytest.mark.slow)], ids=lambda a: a.name)
+def test_networks_without_heads_agree_with_pytorch(
+    architecture: Backbone, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On drawn weights, in a file like the official one: with a classifier and counts of batches."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    tensors = drawn(architecture)
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensors[name] = random.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
+        elif tensor.ndim == 1:
+            tensors[name] = random.normal(0, 0.1, tensor.shape).astype(np.float32)
+    state = {name: torch.tensor(tensor) for name, tensor in tensors.items() if not name.startswith("lin")}
+    state |= {name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in state if "_var" in name}
+    state |= {"fc.weight": torch.zeros(10, 512)} if architecture == RESNET18 else {"classifier.0.bias": torch.zeros(9)}
+    torch.save(state, tmp_path / "network.pth")
+    assert run("--weights", tmp_path / "network.pth", "--out", out, "--verify") == 0
+    table = differences(capsys.readouterr().out)
+    distance, layers, gradient = table["library in float32"]
+    assert max(distance, layers) < 1e-5
+    assert gradient < 1e-4
+    # Where batch normalisation is folded, the kernels are rounded once more.
+    assert max(table["library in float64"]) < (2e-6 if architecture == RESNET18 else 1e-12)
+    # From the folded file alone.
+    assert run("--verify", "--name", f"baseline-{architecture.name}", "--weights-dir", out) == 0
 
 
 def _check_that_a_difference_shows(metric: Metric) -> None:
