@@ -1,4 +1,4 @@
-"""The program: what it is asked for, what it writes, what it says."""
+"""The program `python -m convert`: its arguments, the files it writes, its messages."""
 
 import importlib.util
 import re
@@ -37,12 +37,6 @@ DIFFERENT, IMPOSSIBLE = 1, 2
 
 METRICS = HEADS | ENSEMBLE_HEADS
 
-IN_PYTORCH: dict[Backbone, Part] = {}
-"""The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone alone."""
-for _part in (*METRICS.values(), *BACKBONE_PARTS.values()):
-    if _part.architecture.official:
-        IN_PYTORCH.setdefault(_part.architecture, _part)
-
 IN_PACKAGE = [part.architecture for part in HEADS.values() if part.official and part.official.path.startswith("v0.1/")]
 """The networks that the `lpips` package has heads for."""
 
@@ -54,7 +48,7 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 class ArgumentError(RlpipsError, ValueError):
-    """The program was asked for something that has no meaning."""
+    """A combination of arguments that makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +63,12 @@ class Convert:
 
     Compare only:  --verify --name lpips-alex
 
-    What lies in DIR is loaded by rlpips_jax.load(NAME, weights_dir=DIR), or wherever $RLPIPS_WEIGHTS_DIR
-    names DIR.
+    rlpips_jax.load(NAME, weights_dir=DIR) loads what was written to DIR; so does rlpips_jax.load(NAME) where
+    $RLPIPS_WEIGHTS_DIR names DIR.
     """
 
     weights: File = None
-    """Backbone as torchvision saves it (.pth): the official file, or one with `features.*` alone."""
+    """Backbone as torchvision saves it (.pth): the official file, or one without the classifier."""
     heads: File = None
     """Heads of LPIPS (.pth) or of E-LPIPS (.npy)."""
     checkpoint: File = None
@@ -86,7 +80,7 @@ class Convert:
     backbone: Annotated[str | None, tyro.conf.arg(metavar="|".join(BACKBONE_PARTS), help_behavior_hint="")] = None
     """Network; by default it is known by its tensors."""
     name: Name = None
-    """Name of the metric, such as lpips-squeeze@elpips or rlpips-alex; one of your own is loaded by path."""
+    """Name of the metric, such as lpips-squeeze@elpips or rlpips-alex; one with another name is loaded by path."""
     version: Annotated[Literal["0.1", "0.0"] | None, tyro.conf.arg(metavar="0.1|0.0", help_behavior_hint="")] = None
     """LPIPS version of the heads, by default 0.1; 0.0 does not scale the channels of the image."""
     weights_dir: Folder = None
@@ -100,7 +94,7 @@ class Convert:
 
 
 class Checkpoint(NamedTuple):
-    """A PyTorch file, and what it turned out to be."""
+    """A PyTorch file, and the part that it holds."""
 
     path: Path
     tensors: Mapping[str, np.ndarray]
@@ -135,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(config: Convert) -> int:
-    """Does what is asked for and returns the exit status.
+    """Carries out the arguments and returns the exit status.
 
     Raises:
-        RlpipsError: it cannot be done; nothing was written.
+        RlpipsError: it is impossible; nothing was written.
         OSError: a file cannot be read or written.
     """
     _check(config)
@@ -157,7 +151,7 @@ def run(config: Convert) -> int:
 
 
 def _check(config: Convert) -> None:
-    """Refuses combinations that have no meaning."""
+    """Raises `ArgumentError` for combinations that make no sense."""
     converts = bool(config.weights or config.heads or config.checkpoint)
     exports = config.to_pytorch is not None
     mistakes = (
@@ -184,11 +178,11 @@ def _check(config: Convert) -> None:
         ),
         (
             exports and (config.name or config.backbone or config.version),
-            "--to-pytorch takes all from the metric; leave out --name, --backbone and --version",
+            "--to-pytorch takes these from the metric; leave out --name, --backbone and --version",
         ),
         (
             converts and config.weights_dir,
-            "--weights-dir is for --to-pytorch and for --verify alone; other weights are sought in --out",
+            "--weights-dir is for --to-pytorch and for --verify alone; other weights are looked for in --out",
         ),
         (
             not (converts or exports) and config.name is None,
@@ -285,17 +279,26 @@ def _read(path: Path) -> Checkpoint:
         expected = pytorch_shapes(part.architecture)
         return sum(expected.get(name) == shape for name, shape in shapes.items()), -len(expected)
 
-    best = max(IN_PYTORCH.values(), key=likeness)
+    best = max(_in_pytorch().values(), key=likeness)
     if likeness(best)[0] == 0:
         raise WeightsMismatch(
             f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(tensors)} "
-            "tensors has the name and the shape of one of theirs"
+            "tensors has the name and the shape of a tensor of theirs"
         )
     return Checkpoint(path, tensors, None, best)
 
 
+def _in_pytorch() -> dict[Backbone, Part]:
+    """The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone."""
+    found: dict[Backbone, Part] = {}
+    for part in (*METRICS.values(), *BACKBONE_PARTS.values()):
+        if part.architecture.official:
+            found.setdefault(part.architecture, part)
+    return found
+
+
 def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
-    """The part that the heads become, and the metric as which its file is loaded by path.
+    """The part that the heads become, and the metric that its file is loaded as when it is loaded by path.
 
     Raises:
         ArgumentError: name, version, backbone and file contradict each other.
@@ -380,7 +383,7 @@ def _may_write(path: Path, config: Convert) -> None:
 
 
 def _load(name: str, weights_dir: Path | None) -> Metric:
-    """A metric; of an ensemble, the network that it applies to each of its transformed images."""
+    """A metric; for an ensemble, the metric that it applies to its transformed images."""
     part = ENSEMBLE_HEADS.get(name)
     if part is None:
         return rl.load(name, weights_dir=weights_dir)
@@ -390,17 +393,17 @@ def _load(name: str, weights_dir: Path | None) -> Metric:
 
 
 def _verify(metric: Metric, sources: Sequence[Path], images: Sequence[Path]) -> int:
-    """Compares a metric with what PyTorch makes of the files it came from; prints a table."""
+    """Compares a metric with PyTorch, which reads the files that the metric came from; prints a table."""
     from convert import reference, verification
 
     try:
-        network = reference.variant(IN_PYTORCH[metric.architecture].name)
+        network = reference.variant(_in_pytorch()[metric.architecture].name)
     except LookupError as error:
         raise ArgumentError(
             f"PyTorch has no network '{metric.architecture.name}' to compare {metric.name} with"
         ) from error
     weights = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
-    # What was not converted now is taken from the metric itself.
+    # Tensors that were not converted now are taken from the metric itself.
     tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
     for path in sources:
         tensors |= reference.read(path)
@@ -408,7 +411,7 @@ def _verify(metric: Metric, sources: Sequence[Path], images: Sequence[Path]) -> 
     package = None
     if metric.architecture in IN_PACKAGE:
         try:
-            # It may be an old package with a new torchvision, about which both complain at length.
+            # An old package with a new torchvision gives many warnings.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 package = reference.Package(metric.architecture.name, metric.version, tensors)

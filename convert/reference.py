@@ -1,10 +1,10 @@
-"""LPIPS in PyTorch, written from its definition alone: what the library's numbers are held against.
+"""LPIPS in PyTorch, written from its definition alone, as a reference for the library's numbers.
 
 It shares no table and no arithmetic with the library. Networks are spelt out as torchvision's `features`, so
 that the index of a module is its index there; everything is computed in float64.
 """
 
-# PyTorch is not among what the project is developed with.
+# PyTorch is not a dependency of the development environment.
 # pyright: reportMissingImports=false
 
 import re
@@ -22,7 +22,7 @@ from rlpips_jax.weights.pytorch import read_checkpoint
 INPUT = -1
 
 Tensors = dict[str, torch.Tensor]
-"""A checkpoint: `features.0.weight` (out, in, h, w) as torchvision names it, and `lin0` (channels)."""
+"""Tensors of a checkpoint: `features.0.weight` (out, in, h, w), as torchvision names it, and `lin0` (channels)."""
 
 
 class Fire(nn.Module):
@@ -121,7 +121,7 @@ def variant(metric: str) -> Variant:
     """The network of a metric, by the metric's name or its own.
 
     Raises:
-        LookupError: it is not a metric that PyTorch could know.
+        LookupError: its network is not among those of this module.
     """
     special = {
         "lpips-squeeze@elpips": lambda: Variant(squeeze(ceil=False), (1, 4, 7, 9, 10, 11, 12)),
@@ -138,7 +138,7 @@ def variant(metric: str) -> Variant:
     backbone = metric.rpartition("-")[2].partition("@")[0]
     make = special.get(metric) or usual.get(backbone)
     if make is None:
-        raise LookupError(f"{metric} is not a metric with a network of PyTorch's: {', '.join(usual)}")
+        raise LookupError(f"{metric} has none of the networks {', '.join(usual)}")
     return make()
 
 
@@ -152,7 +152,7 @@ class Reference:
         unweighted: whether all heads are 1, and need not be there.
     """
 
-    # Single-precision numbers, as the `lpips` package holds them, whatever it computes in.
+    # Rounded to single precision, as the `lpips` package holds them in every precision.
     shift = torch.tensor([-0.030, -0.088, -0.188]).double().reshape(1, 3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450]).double().reshape(1, 3, 1, 1)
 
@@ -181,7 +181,7 @@ class Reference:
         return [f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10) for f in found]
 
     def layers(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The part of each tap in the distance, (n, layers)."""
+        """The share of each tap in the distance, (n, layers)."""
         parts = [
             (head * (f - g) ** 2).sum(dim=1).mean(dim=(1, 2))
             for f, g, head in zip(self.activations(x), self.activations(y), self.heads, strict=True)
@@ -203,7 +203,7 @@ def to_torch(image: np.ndarray) -> torch.Tensor:
 
 
 def read(path: Path) -> Tensors:
-    """A checkpoint, read by PyTorch itself, but a pickled `.npy` by the library, as PyTorch reads none."""
+    """A checkpoint, read by PyTorch; a pickled `.npy`, which PyTorch does not read, is read by the library."""
     if path.suffix == ".npy":
         return rename({name: torch.from_numpy(array) for name, array in read_checkpoint(path).items()})
     contents: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -247,7 +247,7 @@ class Package:
         self.module.double()
 
     def layers(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The part of each tap in the distance of two images (h, w, 3) in [-1, 1]."""
+        """The share of each tap in the distance of two images (h, w, 3) in [-1, 1]."""
         with torch.no_grad():
             _, layers = self.module(to_torch(x), to_torch(y), retPerLayer=True)
         return np.array([float(layer) for layer in layers])

@@ -1,4 +1,4 @@
-"""Both sides of a conversion on the same images: the library's distances and gradients, and PyTorch's."""
+"""Compares the distances and gradients of the library with those of PyTorch, on the same images."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ LIMIT = 1e-4
 """Largest relative difference that passes."""
 
 SIZES = ((64, 64), (80, 65))
-"""Heights and widths of generated images; at the second, pooling windows hang over the edge."""
+"""Heights and widths of generated images; in the second size, pooling windows hang over the edge."""
 
 
 class Pair(NamedTuple):
@@ -42,7 +42,7 @@ class Differences(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table: what was compared, and how it differs on the worst of the images."""
+    """A row of the table: what was compared, and its largest differences over all images."""
 
     what: str
     differences: Differences

@@ -701,14 +701,30 @@ def _activations(
 ) -> list[tuple[Float[Array, "n i j c"], Int[Array, "n 2"] | None]]:
     """At each tap the unit-normalised activations, and their sizes where the batch has images of several."""
     backbone, computation = metric.architecture, Computation(metric.dtype, metric.precision, metric.forward_mode)
-    assert isinstance(backbone, StagedBackbone)
+    recompute = jax.checkpoint if metric.forward_mode else recomputed
+    if not isinstance(backbone, StagedBackbone):
+        if sizes is not None or dropout is not None:
+            raise MetricError(
+                f"{metric.name} has a backbone without stages ({backbone.name}), so images in a batch must be of one "
+                "size, and there is no dropout"
+            )
+
+        def whole(parameters: Any, x: Array) -> Features:
+            kernels, floors = parameters
+            activations = backbone.taps(kernels, x, computation)
+            return tuple(
+                _unit(activation.astype(_accumulator_dtype(metric)), floor)
+                for activation, floor in zip(activations, floors, strict=True)
+            )
+
+        parameters = (metric.parameters["backbone"], _floors(metric))
+        return [(unit, None) for unit in (recompute(whole) if metric.remat else whole)(parameters, x)]
 
     def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
         kernels, floor, dropout = parameters
         activation, sizes = backbone.stage(layers, kernels, x, computation=computation, sizes=sizes, dropout=dropout)
         return activation, _unit(activation.astype(_accumulator_dtype(metric)), floor), sizes
 
-    recompute = jax.checkpoint if metric.forward_mode else recomputed
     x = x.astype(metric.dtype)
     taps = []
     for layers, floor in zip(backbone.stages(), _floors(metric), strict=True):

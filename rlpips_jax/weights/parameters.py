@@ -1,4 +1,4 @@
-"""The parameter tree of a metric, and how PyTorch's checkpoints name the same tensors.
+"""The parameter tree of a metric, and the names of the same tensors in PyTorch's checkpoints.
 
 A metric's parameters are
 `{"backbone": {layer: {"kernel": (h, w, in, out), "bias": (out,)}}, "heads": (w_0, ...)}`
@@ -34,7 +34,7 @@ _SLICE = re.compile(r"net\.slice\d+\.")
 
 
 class Named(NamedTuple):
-    """A tensor of a checkpoint, and what it is called there."""
+    """A tensor of a checkpoint, and its name there."""
 
     original: str
     tensor: np.ndarray
@@ -44,11 +44,11 @@ def flatten(parameters: Parameters) -> Iterator[tuple[str, Any]]:
     """Dotted name and array of each parameter, in a fixed order.
 
     Raises:
-        WeightsMismatch: there is something beside the backbone, the heads and the floors.
+        WeightsMismatch: there is another entry than the backbone, the heads and the floors.
     """
     if others := sorted(parameters.keys() - {"backbone", *_PER_TAP}):
         raise WeightsMismatch(
-            f"parameters are a 'backbone', 'heads' and perhaps 'floors'; there is no place for {_list(others)}"
+            f"parameters are a 'backbone', 'heads' and perhaps 'floors'; {_list(others)} cannot be stored"
         )
     yield from _flatten("backbone", parameters.get("backbone") or {})
     for group in _PER_TAP:
@@ -66,11 +66,11 @@ def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(tensors: Tensors, architecture: Backbone, source: str) -> Parameters:
-    """Inverse of `flatten`, for whichever groups are there; float32.
+    """Inverse of `flatten`, for the groups that are there; float32.
 
     Args:
         tensors: arrays by dotted name.
-        architecture: the table they must fit completely.
+        architecture: the backbone that they must fit completely.
         source: what to call the file in errors.
 
     Raises:
@@ -146,7 +146,7 @@ def is_needed(name: str, backbones: Iterable[Backbone]) -> bool:
 def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     """A checkpoint's tensors under one name each: `features.0.weight`, `lin0.model.1.weight` (flat).
 
-    The scaling layer is checked and dropped, and names that mean nothing here stay as they are.
+    The scaling layer is checked and dropped; unknown names stay as they are.
 
     Raises:
         WeightsMismatch: two names of one tensor have different values, a head is not a vector, or the scaling layer is
@@ -171,14 +171,14 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
             named[name] = Named(original, tensor)
         elif twin.tensor.shape != tensor.shape or twin.tensor.tobytes() != tensor.tobytes():
             raise WeightsMismatch(
-                f"{source}: {printable(twin.original)} and {printable(original)} stand for the same tensor, "
-                "but differ; the checkpoint is inconsistent"
+                f"{source}: {printable(twin.original)} and {printable(original)} are names of the same tensor, "
+                "but their values differ; the checkpoint is inconsistent"
             )
     return named
 
 
 def pytorch_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a checkpoint that fits, by its canonical name."""
+    """Shape of each tensor of a fitting checkpoint, by its canonical name."""
     return dict(architecture.pytorch_shapes) | _head_shapes(architecture)
 
 
@@ -191,7 +191,7 @@ def to_pytorch(parameters: Parameters, architecture: Backbone) -> dict[str, np.n
     if parameters.get("floors"):
         raise WeightsMismatch(
             "the metric has floors, f / sqrt(|f|^2 + c^2), and the lpips package always computes f / (|f| + 1e-10): "
-            "no checkpoint of PyTorch's gives its distances. Only a metric without floors can be put in its terms"
+            "no checkpoint gives its distances there. Only a metric without floors can be written for that package"
         )
     tensors: dict[str, np.ndarray] = {}
     if parameters.get("backbone") and parameters.get("heads"):
@@ -221,7 +221,7 @@ def digest(parameters: Parameters) -> str:
 
 
 def digest_tensors(tensors: Mapping[str, Any]) -> str:
-    """The `digest` of parameters that are flat."""
+    """The `digest` of flat parameters: arrays by dotted name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         array = np.asarray(np.asarray(tensors[name]), dtype="<f4", order="C")
@@ -231,12 +231,12 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
 
 
 def _head_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
-    """Shape of each head of a checkpoint that fits, flat, by its canonical name."""
+    """Shape of each head of a fitting checkpoint, flat, by its canonical name."""
     return {f"lin{tap}.model.1.weight": (channels,) for tap, channels in enumerate(architecture.channels)}
 
 
 def _slice_names(architecture: Backbone) -> dict[str, str]:
-    """What the lpips package, whose slices end at the taps, calls a backbone's tensors, by torchvision's names."""
+    """The names of a backbone's tensors in the lpips package, whose slices end at the taps, by torchvision's names."""
     if not isinstance(architecture, Sequential):
         return {}
     slices = {layer.index: number for number, stage in enumerate(architecture.stages(), start=1) for layer in stage}
@@ -253,7 +253,7 @@ def _group(native: str) -> str:
 
 
 def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
-    """The tree of named arrays, heads and floors in the order they come."""
+    """The tree of named arrays; heads and floors are in the order of the taps already."""
     parameters: Parameters = {}
     for name, tensor in flat:
         if (group := _group(name)) in _PER_TAP:
@@ -268,20 +268,20 @@ def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
 
 
 def _check_names(expected: Mapping[str, str], found: Mapping[str, str], architecture: Backbone, source: str) -> None:
-    """Compares the keys, and speaks of them by the values."""
+    """Raises `WeightsMismatch`, which shows the values, unless the keys are the same."""
     missing = [shown for name, shown in expected.items() if name not in found]
     left_over = [shown for name, shown in found.items() if name not in expected]
     if missing or left_over:
         faults = [f"missing {_list(missing)}"] if missing else []
         faults += [f"left over {_list(left_over)}"] if left_over else []
         raise WeightsMismatch(
-            f"{source} fits the network '{architecture.name}' only in part, so nothing of it was loaded: "
-            f"{'; '.join(faults)}. Is it a checkpoint of another network, or cut short?"
+            f"{source} fits the network '{architecture.name}' only in part, so none of it was loaded: "
+            f"{'; '.join(faults)}. Is it a checkpoint of another network, or incomplete?"
         )
 
 
 def _checked(name: str, tensor: np.ndarray, shape: tuple[int, ...], source: str) -> np.ndarray:
-    """The tensor as float32, if it is what it should be; heads and floors go by their names."""
+    """The tensor as float32, once its shape, type and values are checked; names tell heads and floors."""
     if tensor.shape != shape:
         raise WeightsMismatch(f"{source}: {printable(name)} has shape {tensor.shape}, but this network needs {shape}")
     if not jnp.issubdtype(tensor.dtype, jnp.floating):

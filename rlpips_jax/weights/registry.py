@@ -1,7 +1,7 @@
 """Every metric by name, and every file it is made of."""
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from rlpips_jax.backbones import (
@@ -25,9 +25,9 @@ class Part:
 
     Attributes:
         name: its native file is `{name}.safetensors`.
-        architecture: the table it fits.
-        official: where its original is published; None for what lies inside this package.
-        half: what the file must hold, whatever else it holds.
+        architecture: the backbone that the tensors are of, or whose taps the heads are for.
+        official: the file in which its authors publish it; None for a file inside this package.
+        half: what the file must hold; it may hold the other half too.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Recipe:
 
     Attributes:
         name: as `rlpips_jax.load` takes it.
-        architecture: backbone, pooling and taps.
-        heads: the file with its heads; None for a baseline, whose weights are all 1. A file that holds a
-            backbone too brings its own.
-        backbone: the file with the official backbone; None where `heads` must bring it.
+        architecture: the backbone, with its pooling and taps.
+        heads: the file with its heads; None for a baseline, whose weights are all 1. Where this file holds a backbone
+            too, that one is used.
+        backbone: the file with the official backbone; None where the file with the heads must hold one.
         version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
         ensemble: whether it is that metric under E-LPIPS's random transformations.
     """
@@ -80,60 +80,61 @@ def _elpips_heads(file: str, sha256: str, size: int) -> Official:
     return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
 
 
-BACKBONE_PARTS = {
-    backbone.name: Part(backbone.name, backbone, backbone.official, half="backbone")
-    for backbone in BACKBONES.values()
-    if backbone.official is not None
+HEADS = {
+    part.name: part
+    for part in (
+        Part(
+            "lpips-alex",
+            ALEX,
+            _lpips_heads("v0.1/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", 6_009),
+        ),
+        Part(
+            "lpips-vgg",
+            VGG,
+            _lpips_heads("v0.1/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", 7_289),
+        ),
+        Part(
+            "lpips-squeeze",
+            SQUEEZE,
+            _lpips_heads(
+                "v0.1/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", 10_811
+            ),
+        ),
+        Part(
+            "lpips-alex@0.0",
+            ALEX,
+            _lpips_heads("v0.0/alex.pth", "18720f55913d0af89042f13faa7e536a6ce1444a0914e6db9461355ece1e8cd5", 5_455),
+        ),
+        Part(
+            "lpips-vgg@0.0",
+            VGG,
+            _lpips_heads("v0.0/vgg.pth", "b9e4236260c3dd988fc79d2a48d645d885afcbb21f9fd595e6744cf7419b582c", 6_735),
+        ),
+        Part(
+            "lpips-squeeze@0.0",
+            SQUEEZE,
+            _lpips_heads(
+                "v0.0/squeeze.pth", "c27abd3a0145541baa50990817df58d3759c3f8154949f42af3b59b4e042d0bf", 10_057
+            ),
+        ),
+        Part(
+            "lpips-squeeze@elpips",
+            SQUEEZE_FLOOR,
+            _elpips_heads("squeeze.npy", "9cf7e036dbcac9e8134b45641e5efd32c5e97681f7c3b08b911ab3c78236a4b9", 13_135),
+        ),
+        Part(
+            "lpips-vgg@elpips",
+            VGG,
+            _elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
+        ),
+        Part("lpips-tiny", TINY),
+        Part("rlpips-alex", ALEX),
+        Part("rlpips-vgg", VGG),
+        Part("rlpips-squeeze", SQUEEZE),
+        Part("rlpips-tiny", TINY),
+    )
 }
-
-_HEADS = (
-    Part(
-        "lpips-alex",
-        ALEX,
-        _lpips_heads("v0.1/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", 6_009),
-    ),
-    Part(
-        "lpips-vgg",
-        VGG,
-        _lpips_heads("v0.1/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", 7_289),
-    ),
-    Part(
-        "lpips-squeeze",
-        SQUEEZE,
-        _lpips_heads("v0.1/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", 10_811),
-    ),
-    Part(
-        "lpips-alex@0.0",
-        ALEX,
-        _lpips_heads("v0.0/alex.pth", "18720f55913d0af89042f13faa7e536a6ce1444a0914e6db9461355ece1e8cd5", 5_455),
-    ),
-    Part(
-        "lpips-vgg@0.0",
-        VGG,
-        _lpips_heads("v0.0/vgg.pth", "b9e4236260c3dd988fc79d2a48d645d885afcbb21f9fd595e6744cf7419b582c", 6_735),
-    ),
-    Part(
-        "lpips-squeeze@0.0",
-        SQUEEZE,
-        _lpips_heads("v0.0/squeeze.pth", "c27abd3a0145541baa50990817df58d3759c3f8154949f42af3b59b4e042d0bf", 10_057),
-    ),
-    Part(
-        "lpips-squeeze@elpips",
-        SQUEEZE_FLOOR,
-        _elpips_heads("squeeze.npy", "9cf7e036dbcac9e8134b45641e5efd32c5e97681f7c3b08b911ab3c78236a4b9", 13_135),
-    ),
-    Part(
-        "lpips-vgg@elpips",
-        VGG,
-        _elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
-    ),
-    Part("lpips-tiny", TINY),
-    Part("rlpips-alex", ALEX),
-    Part("rlpips-vgg", VGG),
-    Part("rlpips-squeeze", SQUEEZE),
-    Part("rlpips-tiny", TINY),
-)
-HEADS = {part.name: part for part in _HEADS}
+"""The heads of LPIPS and R-LPIPS by name."""
 
 ENSEMBLE_HEADS = {
     part.name: part
@@ -156,36 +157,46 @@ ENSEMBLE_HEADS = {
         ),
     )
 }
+"""The heads of E-LPIPS by name."""
 
 UNTAPPED = ("alex", "tiny")
-"""Networks that E-LPIPS's authors trained no heads for."""
+"""Networks for which E-LPIPS's authors trained no heads. Their ensembles use LPIPS's heads and taps."""
+
+
+def _part(backbone: Backbone) -> Part:
+    return Part(backbone.name, backbone, backbone.official, half="backbone")
+
+
+BACKBONE_PARTS = {name: _part(backbone) for name, backbone in BACKBONES.items() if backbone.official is not None}
+"""The official backbones by name."""
 
 PARTS = BACKBONE_PARTS | HEADS | ENSEMBLE_HEADS
+"""Every weight file by name."""
+
+RECIPES: dict[str, Recipe] = {}
+"""Every metric by name."""
 
 
-def _recipes() -> dict[str, Recipe]:
-    recipes = [
-        Recipe(
-            part.name,
-            part.architecture,
-            part,
-            BACKBONE_PARTS.get(part.architecture.name),
-            version="0.0" if part.name.endswith("@0.0") else "0.1",
-        )
-        for part in _HEADS
-    ]
-    for backbone in BACKBONE_PARTS.values():
-        baseline = Recipe(f"baseline-{backbone.name}", backbone.architecture, None, backbone)
-        recipes += [baseline, replace(baseline, name=f"{baseline.name}@0.0", version="0.0")]
-    recipes += [
-        Recipe(name, part.architecture, part, BACKBONE_PARTS.get(part.architecture.name), ensemble=True)
-        # E-LPIPS has no heads for these networks: they have LPIPS's, at LPIPS's taps.
-        for name, part in {**ENSEMBLE_HEADS, **{f"elpips-{name}": HEADS[f"lpips-{name}"] for name in UNTAPPED}}.items()
-    ]
-    return {recipe.name: recipe for recipe in recipes}
+def _add_heads(name: str, part: Part, *, ensemble: bool) -> None:
+    version = "0.0" if name.endswith("@0.0") else "0.1"
+    backbone = BACKBONE_PARTS.get(part.architecture.name)
+    RECIPES[name] = Recipe(name, part.architecture, part, backbone, version, ensemble)
 
 
-RECIPES = _recipes()
+def add_backbone(backbone: Backbone) -> None:
+    """Enters a backbone with an official file into the tables: as a part, and as the metric `baseline-{name}`."""
+    part = _part(backbone)
+    BACKBONE_PARTS[part.name] = PARTS[part.name] = part
+    for name, version in ((f"baseline-{part.name}", "0.1"), (f"baseline-{part.name}@0.0", "0.0")):
+        RECIPES[name] = Recipe(name, backbone, None, part, version)
+
+
+for _name, _heads in HEADS.items():
+    _add_heads(_name, _heads, ensemble=False)
+for _official in BACKBONE_PARTS.values():
+    add_backbone(_official.architecture)
+for _name, _heads in {**ENSEMBLE_HEADS, **{f"elpips-{name}": HEADS[f"lpips-{name}"] for name in UNTAPPED}}.items():
+    _add_heads(_name, _heads, ensemble=True)
 
 
 def find(name: str) -> Recipe:

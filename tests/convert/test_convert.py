@@ -1,4 +1,4 @@
-"""`python -m convert`: what it writes is what was read, what it refuses it says, what it verifies it has compared."""
+"""`python -m convert`: files hold the tensors that were read, refusals say why, and verification compares numbers."""
 
 import hashlib
 import importlib.util
@@ -47,7 +47,7 @@ BACKBONE_FILES = {
 
 
 def drawn(architecture: Backbone, half: str = "") -> Tensors:
-    """A checkpoint of an architecture, or the half of it whose names begin so."""
+    """A checkpoint of a backbone and its heads, or the tensors of it whose names begin with `half`."""
     random = np.random.default_rng(0)
     tensors: Tensors = {}
     for name, shape in pytorch_shapes(architecture).items():
@@ -61,7 +61,7 @@ SQUEEZE_PARAMETERS = from_pytorch(drawn(SQUEEZE), SQUEEZE, "drawn weights")
 
 @pytest.fixture(autouse=True)
 def no_lpips_package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads come from the test alone, whatever is installed."""
+    """Heads come from the test alone, whether or not the lpips package is installed."""
     if "package" not in request.fixturenames:
         monkeypatch.setattr(store, "_shared_places", lambda official: iter(()))
 
@@ -115,7 +115,7 @@ def test_backbone_and_heads(files: SimpleNamespace, out: Path, capsys: pytest.Ca
         assert metadata["source_sha256"] == sha256
     assert f"signature  {metric.signature}\n" in printed.out
     assert f"rlpips_jax.load('lpips-squeeze', weights_dir='{out}')" in printed.out
-    # The heads say as what they are loaded by path.
+    # The metadata of the heads name the metric that the file is loaded as by its path.
     by_path = rl.load(out / "lpips-squeeze.safetensors", weights_dir=out)
     assert by_path.signature == metric.signature
 
@@ -157,7 +157,7 @@ def test_the_name_decides(
         assert metric.version == version
 
 
-def test_a_name_of_ones_own(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_name(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--checkpoint", files.whole, "--out", out, "--name", "mine-2", "--version", "0.0")
     assert run(*arguments) == 0
     path = out / "mine-2.safetensors"
@@ -169,7 +169,7 @@ def test_a_name_of_ones_own(files: SimpleNamespace, out: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("architecture", [ELPIPS_SQUEEZE, ELPIPS_VGG], ids=["squeeze", "vgg"])
 def test_heads_of_an_ensemble(architecture: Sequential, tmp_path: Path, out: Path) -> None:
-    """They are pickled by NumPy, channels last, and known by their number."""
+    """They are pickled by NumPy, channels last, and recognised by their number."""
     heads = {name: tensor.reshape(1, 1, -1, 1) for name, tensor in drawn(architecture, "lin").items()}
     path = tmp_path / "heads.npy"
     np.save(path, np.array(heads, dtype=object), allow_pickle=True)
@@ -219,7 +219,9 @@ def test_checkpoint_of_heads_alone_uses_the_official_backbone(files: SimpleNames
 
 @pytest.mark.parametrize("architecture", [ALEX, VGG], ids=["alex", "vgg"])
 @pytest.mark.parametrize("half", ["features.", "lin"])
-def test_the_network_is_known_by_its_tensors(architecture: Sequential, half: str, tmp_path: Path, out: Path) -> None:
+def test_networks_are_recognised_by_their_tensors(
+    architecture: Sequential, half: str, tmp_path: Path, out: Path
+) -> None:
     shapes = pytorch_shapes(architecture)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith(half)}
     write_checkpoint(tmp_path / "a.pth", tensors)
@@ -305,7 +307,7 @@ REFUSALS = {
     "wrong backbone": (
         ["--weights", "{weights}", "--backbone", "alex", "--out", "{out}"],
         _nothing,
-        "fits the network 'alex' only in part, so nothing of it was loaded: missing .* It resembles 'squeeze'",
+        "fits the network 'alex' only in part, so none of it was loaded: missing .* It resembles 'squeeze'",
     ),
     "heads of another": (
         ["--heads", "{heads}", "--backbone", "vgg", "--out", "{out}"],
@@ -352,7 +354,7 @@ REFUSALS = {
     "name and export": (
         ["--to-pytorch", "lpips-alex", "--out", "{out}", "--name", "x"],
         _nothing,
-        "--to-pytorch takes all from the metric",
+        "--to-pytorch takes these from the metric",
     ),
     "verify nothing": (["--verify"], _nothing, "--verify needs a metric"),
     "verify and write": (["--verify", "--name", "lpips-alex", "--out", "{out}"], _nothing, "--verify writes nothing"),
@@ -505,7 +507,7 @@ def test_verification_needs_torch(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One small size of images, at which pooling windows hang over the edge."""
+    """Compares images of one small size, at which pooling windows hang over the edge."""
     pytest.importorskip("torch")
     from convert import verification
 
@@ -615,7 +617,7 @@ def test_differences_decide_the_exit_status(
 
 @pytest.mark.torch
 def test_equal_zeros_do_not_differ() -> None:
-    """As where a head is all zeros, and its layer contributes nothing on either side."""
+    """Where a head is all zeros, its layer contributes nothing on either side."""
     pytest.importorskip("torch")
     from convert.verification import _relative
 
@@ -629,7 +631,7 @@ def test_equal_zeros_do_not_differ() -> None:
 @pytest.mark.torch
 @pytest.mark.shared
 def test_reference_reproduces_the_goldens(shared: Path) -> None:
-    """So that it may judge the library: PyTorch's definition here agrees with numbers computed elsewhere."""
+    """The reference that the library is compared with agrees with numbers that other code computed."""
     pytest.importorskip("torch")
     from convert import reference
 
@@ -654,7 +656,7 @@ def test_reference_reproduces_the_goldens(shared: Path) -> None:
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The `lpips` package, with networks in place of torchvision's, of which it takes `features` alone."""
+    """The `lpips` package, with the reference's networks in place of torchvision's."""
     pytest.importorskip("torch")
     if importlib.util.find_spec("lpips") is None:
         pytest.skip("needs the lpips package")
@@ -700,7 +702,7 @@ def test_the_package_loads_an_export(
     module = package.LPIPS(
         net=architecture.name, version=version, model_path=str(export), pretrained=True, pnet_rand=True, verbose=False
     )
-    # Nothing is left as it was drawn: the package itself would not notice.
+    # Every tensor was replaced: the package itself does not check that.
     report = module.load_state_dict(reference.torch.load(export, weights_only=True), strict=True)
     assert not report.missing_keys
     assert not report.unexpected_keys

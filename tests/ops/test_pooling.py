@@ -67,3 +67,27 @@ def test_pooling_under_vmap_and_twice_and_jvp(kind: str) -> None:
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
     assert float(jnp.abs(expected).max()) > 0
+
+
+def pooled_by_hand(x: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """Windows that start inside the image, cut off at its edge."""
+    side, stride = pooling.window, pooling.stride
+    starts = [
+        [s for s in range(0, n, stride) if s + side <= n or (pooling.ceil and s + side - stride < n)]
+        for n in x.shape[1:3]
+    ]
+    reduce = np.max if pooling.kind == "max" else np.mean
+    rows = [
+        np.stack([reduce(x[:, i : i + side, j : j + side], axis=(1, 2)) for j in starts[1]], axis=1) for i in starts[0]
+    ]
+    return np.stack(rows, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("size", [(5, 8), (6, 7), (9, 3)])
+def test_pooling_equals_windows_taken_by_hand(kind: str, ceil: bool, window: int, size: tuple[int, int]) -> None:
+    x = np.random.RandomState(0).standard_normal((2, *size, 3)).astype(np.float32)
+    pooling = Pooling(kind, window, 2, ceil)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(pool(jnp.asarray(x), pooling), pooled_by_hand(x, pooling), atol=1e-6)

@@ -231,7 +231,7 @@ def _without(name: str) -> dict:
         (drawn() | {"heads": tuple(head * np.nan for head in drawn()["heads"])}, "NaN"),
         (drawn() | {"floors": (np.float32(1), np.float32(-1))}, r"'floors\.1' is -1, but a floor is >= 0"),
         (drawn() | {"floors": (np.float32(1),)}, r"missing 'floors\.1'"),
-        (drawn() | {"ranking": {}}, "no place for 'ranking'"),
+        (drawn() | {"ranking": {}}, "'ranking' cannot be stored"),
     ],
 )
 def test_what_could_not_be_read_is_not_written(path: Path, parameters: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints and the parameter tree: nothing fits by halves, and what fits comes back bit for bit."""
+"""PyTorch's checkpoints and the parameter tree: checkpoints fit completely, and come back bit for bit."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def drawn(architecture: Sequential, seed: int = 0) -> Tensors:
-    """A checkpoint of an architecture, as torchvision and LPIPS name it."""
+    """A checkpoint of a backbone and its heads, as torchvision and LPIPS name the tensors."""
     random = np.random.default_rng(seed)
     tensors: Tensors = {}
     for name, shape in pytorch_shapes(architecture).items():
@@ -97,7 +97,7 @@ def test_names_are_those_of_the_lpips_package() -> None:
     assert tensors["net.slice1.0.weight"].shape == (64, 3, 11, 11)
     assert tensors["lin0.model.1.weight"].shape == (1, 64, 1, 1)
     assert tensors["scaling_layer.shift"].shape == (1, 3, 1, 1)
-    # Each slice ends where a tap is; VGG's fifth pooling is in none.
+    # Each slice ends at a tap; VGG's fifth pooling is in none of them.
     vgg = to_pytorch({"backbone": _zeros(VGG)}, VGG)
     slices = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
     assert {name for name in vgg if name.endswith("bias")} == {
@@ -157,7 +157,7 @@ NAMES = sorted(pytorch_shapes(MINI))
 
 
 @given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=len(NAMES) - 1))
-def test_a_part_of_a_half_is_never_enough(absent: set[str]) -> None:
+def test_an_incomplete_half_is_refused(absent: set[str]) -> None:
     tensors = {name: tensor for name, tensor in drawn(MINI).items() if name not in absent}
     halves = [[name for name in NAMES if name.startswith(prefix)] for prefix in ("features", "lin")]
     partial = [name for names in halves if not absent.issuperset(names) for name in names if name in absent]
@@ -176,9 +176,9 @@ def test_missing_and_left_over_tensors_are_named_together() -> None:
     with pytest.raises(WeightsMismatch) as caught:
         from_pytorch(tensors, MINI, "some.pth")
     assert str(caught.value) == (
-        "some.pth fits the network 'mini' only in part, so nothing of it was loaded: "
+        "some.pth fits the network 'mini' only in part, so none of it was loaded: "
         "missing 'features.2.squeeze.bias', 'lin2.model.1.weight'; "
-        "left over 'features.7.weight', 'net.num_batches'. Is it a checkpoint of another network, or cut short?"
+        "left over 'features.7.weight', 'net.num_batches'. Is it a checkpoint of another network, or incomplete?"
     )
 
 
@@ -214,7 +214,7 @@ def test_a_file_without_any_part_of_a_metric_is_refused(tensors: Tensors, found:
         from_pytorch(tensors, MINI, "file")
 
 
-def test_names_from_strangers_cannot_write_to_the_terminal() -> None:
+def test_control_characters_in_names_are_escaped() -> None:
     with pytest.raises(WeightsMismatch) as caught:
         from_pytorch(drawn(MINI) | {"\x1b[2J\nfine": np.ones(1, np.float32)}, MINI, "file")
     assert str(caught.value).isprintable()
@@ -285,7 +285,8 @@ def test_two_names_of_a_tensor_must_agree(name: str, alias: str) -> None:
     tensors[alias] = tensors[name].copy()
     assert same(from_pytorch(tensors, MINI, "file"), _parameters())
     tensors[alias].reshape(-1)[0] += 0.5
-    with pytest.raises(WeightsMismatch, match=f"'{name}' and '{alias}' stand for the same tensor, but differ"):
+    message = f"'{name}' and '{alias}' are names of the same tensor, but their values differ"
+    with pytest.raises(WeightsMismatch, match=message):
         from_pytorch(tensors, MINI, "file")
 
 
@@ -315,8 +316,8 @@ def test_a_flat_file_must_fit_too() -> None:
         unflatten({}, MINI, "file")
 
 
-def test_what_is_neither_backbone_nor_heads_is_not_dropped_in_silence() -> None:
-    with pytest.raises(WeightsMismatch, match="there is no place for 'ranking'"):
+def test_unknown_groups_of_parameters_are_refused() -> None:
+    with pytest.raises(WeightsMismatch, match="'ranking' cannot be stored"):
         dict(flatten(_parameters() | {"ranking": {"kernel": np.ones(3)}}))
 
 
@@ -337,7 +338,7 @@ def test_check_heads() -> None:
 FLOORS = tuple(np.array(floor, np.float32) for floor in (0, 0.5, 3))
 
 
-def test_floors_are_one_number_a_tap() -> None:
+def test_there_is_one_floor_per_tap() -> None:
     parameters = _parameters() | {"floors": FLOORS}
     flat = dict(flatten(parameters))
     assert list(flat)[-3:] == ["floors.0", "floors.1", "floors.2"]
@@ -371,7 +372,7 @@ def test_the_digest_pins_floors() -> None:
     assert len({floored, *map(digest, others)}) == 4
 
 
-def test_pytorch_has_no_place_for_floors() -> None:
+def test_floors_cannot_be_written_for_pytorch() -> None:
     with pytest.raises(WeightsMismatch, match=r"the metric has floors.*the lpips package always computes"):
         to_pytorch(_parameters() | {"floors": FLOORS}, MINI)
     with pytest.raises(WeightsMismatch, match=r"left over 'floors\.0'"):

@@ -1,4 +1,4 @@
-"""The registry is consistent, and what it says of official files is true."""
+"""The registry is consistent, and its facts about official files are true."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def test_recipes_fit_together(recipe: registry.Recipe) -> None:
     if recipe.heads:
         assert recipe.heads.half == "heads"
         assert recipe.heads.architecture == recipe.architecture
-        # An ensemble for which nobody trained heads has those of its metric.
+        # An ensemble without heads of its own has those of its metric.
         assert recipe.heads.name in (recipe.name, *([recipe.name.removeprefix("e")] if recipe.ensemble else []))
     if recipe.backbone:
         assert recipe.backbone.half == "backbone"
@@ -62,17 +62,17 @@ def test_recipes_fit_together(recipe: registry.Recipe) -> None:
         own, needed = recipe.backbone.architecture, recipe.architecture
         assert own.shapes == needed.shapes
         assert own.name == needed.name
-    # What has no official backbone ships with one.
+    # A metric without an official backbone ships with its own.
     assert recipe.backbone or (recipe.heads and recipe.heads.shipped)
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS.values() if part.shipped], ids=lambda part: part.name)
-def test_what_ships_is_whole_and_says_what_it_is(part: registry.Part) -> None:
+def test_shipped_files_are_complete_and_described(part: registry.Part) -> None:
     parameters, metadata = store.obtain(part)
     assert metadata["metric"] == part.name
     assert metadata["licence"] == "Apache-2.0"
     assert all((head >= 0).all() and head.any() for head in parameters["heads"])
-    # What was trained under attack is in the paper's form, and tells how it came about.
+    # A metric that was trained under attack is in the paper's form, and its card tells how it was trained.
     if part.name.startswith("rlpips-"):
         assert parameters.keys() == ({"heads"} if RECIPES[part.name].backbone else {"heads", "backbone"})
         card = json.loads(metadata["card"])
