@@ -1,9 +1,7 @@
-"""The library's own weight files: safetensors with metadata, hashed so that damage shows."""
+"""The library's own weight files: safetensors with metadata, hashed so that damage is found."""
 
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Backbone
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
+from rlpips_jax.files.atomic import replacing
 from rlpips_jax.weights.parameters import Parameters, digest_tensors, flatten, unflatten
 from rlpips_jax.weights.pickle_reader import printable
 
@@ -20,18 +19,19 @@ SEAL = "metadata_sha256"
 
 
 def write(path: Path, parameters: Parameters, architecture: Backbone, /, **metadata: str) -> None:
-    """Writes a weight file, atomically; float32 whatever the arrays are.
+    """Writes a weight file, atomically; float32 whatever the arrays are. Equal arguments give equal bytes.
 
     Args:
         path: where to; its folder is made.
         parameters: backbone, heads, or both; floors if there are any.
         architecture: the table they fit.
         **metadata: kept beside the tensors: `metric` (as which the file is loaded by its path), `source`,
-            `source_sha256`, `licence`... What `read` gave can be handed on; what describes the file itself is
-            stated anew.
+            `source_sha256`, `licence`... What `read` gave can be handed on; the entries that describe the file itself
+            are replaced.
 
     Raises:
         WeightsMismatch: the parameters do not fit; a file that could not be read is never written.
+        OSError: the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -46,22 +46,18 @@ def write(path: Path, parameters: Parameters, architecture: Backbone, /, **metad
         "library_version": __version__,
         "parameters_sha256": digest_tensors(tensors),
     }
-    content = save(tensors, {**metadata, SEAL: _seal(metadata)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # The name must not outlive a power cut that the content does not.
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    content = memoryview(save(tensors, {**metadata, SEAL: _seal(metadata)}))
+    # The library writes metadata in an order that differs from process to process.
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(bytes(content[8 : 8 + length])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path, durable=True) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(content[8 + length :])
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weight file, verified; damage of its tensors shows in `read`.
+    """The metadata of a weight file, verified; only `read` finds damage of its tensors.
 
     Raises:
         WeightsCorrupt: not a weight file of this library, or damaged.
@@ -96,7 +92,7 @@ def _read(path: Path, *, tensors_too: bool) -> tuple[dict[str, np.ndarray], dict
     """Content of a weight file whose hashes are right."""
     from safetensors import SafetensorError, safe_open
 
-    path.open("rb").close()  # What cannot be opened is not thereby damaged.
+    path.open("rb").close()  # A file that cannot be opened is not called damaged.
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -122,5 +118,5 @@ def _read(path: Path, *, tensors_too: bool) -> tuple[dict[str, np.ndarray], dict
 
 
 def _seal(metadata: dict[str, str]) -> str:
-    """sha256 over the metadata, which hold that of the tensors."""
+    """sha256 of the metadata, which contain the sha256 of the tensors."""
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,6 @@ A checkpoint from the internet may be damaged or hostile. Nothing that it names 
 import io
 import os
 import re
-import secrets
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsMismatch
+from rlpips_jax.files.atomic import replacing
 from rlpips_jax.weights.pickle_reader import BASE_OPERATIONS, PickleReader, printable
 from rlpips_jax.weights.pickled_tensors import (
     STAND_INS,
@@ -98,28 +98,23 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Non
     Equal tensors give equal bytes, and a file at `path` is replaced in one step or not at all.
 
     Args:
-        path: where to; its folder exists.
+        path: where to; its folder is made.
         tensors: name -> array; float16/32/64, bfloat16, int8/16/32/64, uint8 or bool.
 
     Raises:
         WeightsMismatch: PyTorch has no name for an array's type, or a name is not Unicode text.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     description = _describe(arrays)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
-            _add(archive, "data.pkl", description)
-            _add(archive, "byteorder", b"little")
-            for index, array in enumerate(arrays.values()):
-                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-                _add(archive, f"data/{index}", little.reshape(-1).view(np.uint8).data)
-            _add(archive, "version", b"3\n")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _add(archive, "data.pkl", description)
+        _add(archive, "byteorder", b"little")
+        for index, array in enumerate(arrays.values()):
+            little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+            _add(archive, f"data/{index}", little.reshape(-1).view(np.uint8).data)
+        _add(archive, "version", b"3\n")
 
 
 def _read_contents(file: io.BufferedIOBase, size: int) -> _Contents:

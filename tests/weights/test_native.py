@@ -1,7 +1,10 @@
 """The library's own files: what is written is read, damage of any bit shows, and writing is all or nothing."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -71,6 +74,38 @@ def test_what_is_written_is_read(path: Path) -> None:
         "source": "a test",
         "citation": "Kettunen, Härkönen",
     }
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from rlpips_jax.backbones import TINY
+from rlpips_jax.weights import native
+from rlpips_jax.weights.store import SHIPPED
+
+parameters, metadata = native.read(SHIPPED / "lpips-tiny.safetensors", TINY)
+native.write(Path(sys.argv[1]), parameters, TINY, **{name: metadata[name] for name in set(metadata)})
+"""
+
+
+def test_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", WRITER, str(tmp_path / seed)], check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_the_header_is_sorted_and_the_tensors_are_aligned(path: Path) -> None:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    assert list(header) == sorted(header)
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    for _ in range(5):
+        native.write(path, drawn(), MINI, citation="Kettunen, Härkönen", source="a test", metric="lpips-alex")
+        assert path.read_bytes() == content
 
 
 def test_floors_are_kept(tmp_path: Path) -> None:
