@@ -1,5 +1,7 @@
 """What every test has: several devices, checked types, caches of its own, no network, fixed examples."""
 
+import gc
+import importlib.metadata
 import importlib.util
 import ipaddress
 import os
@@ -19,10 +21,14 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 
 REQUIRE_SHARED = os.environ.get("RLPIPS_REQUIRE_SHARED") == "1"
-# Compiling takes most of the time of the tests: here without optimisations, and with them against reference data.
+# Compiling takes most of the time of the tests. So programs are compiled without optimisations, each in one piece and
+# by the older emitter, which takes a third less time; but with all optimisations against reference data.
 LEVEL = "--xla_backend_optimization_level"
 if LEVEL not in os.environ["XLA_FLAGS"] and not REQUIRE_SHARED:
-    os.environ["XLA_FLAGS"] += f" {LEVEL}=0"
+    os.environ["XLA_FLAGS"] += f" {LEVEL}=0 --xla_cpu_parallel_codegen_split_count=1"
+    # XLA ends the process at an option that it does not know; that of jax 0.11 has no other emitter.
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 SHARED = Path(os.environ.get("RLPIPS_SHARED") or ROOT.parent / "shared").absolute()
 
@@ -35,8 +41,10 @@ os.environ.pop("RLPIPS_WEIGHTS_DIR", None)
 COMPILED = os.environ.setdefault("RLPIPS_TESTS_CACHE", str(HOME / "compiled"))
 os.environ.update(
     JAX_COMPILATION_CACHE_DIR=COMPILED,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    # JAX does not write these files atomically. A file that is not whole costs a compilation, and no more.
+    PYTHONWARNINGS="ignore:Error reading persistent compilation cache entry",
 )
 
 import pytest  # noqa: E402
@@ -47,6 +55,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 if already := [name for name in sys.modules if name.partition(".")[0] == "rlpips_jax"]:
     raise RuntimeError(f"imported before its types could be checked: {', '.join(already)}")
 install_import_hook("rlpips_jax", "beartype.beartype")
+
+# Tracing makes many objects, few of them garbage: to look for it as often as by default costs a twentieth of the time.
+gc.set_threshold(20_000, 20, 50)
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")

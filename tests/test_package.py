@@ -4,15 +4,17 @@ import ast
 import graphlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from packaging.requirements import Requirement
@@ -25,22 +27,37 @@ PACKAGE = "rlpips_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("_version", "errors", "warning"),
-    ("arguments", "images"),
-    ("files", "ops"),
+    ("errors", "_version", "warning", "arguments"),
+    ("images",),
+    ("files",),
+    ("ops",),
     ("backbones",),
     ("weights",),
-    ("distances", "ensemble"),
-    ("judgment", "loading"),
+    ("distances",),
+    ("ensemble",),
+    ("loading",),
+    ("judgment",),
     ("attacks",),
-    ("evaluation", "geometry"),
-    ("reports",),
-    ("cli", "demo", "scoring"),
+    ("evaluation", "geometry", "scoring"),
+    ("reports", "cli", "demo"),
     ("",),  # the package itself: the public names
     ("__main__",),
 )
 """Low to high. A module knows its own layer and those below, and no two modules know each other."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+OUTSTANDING = {
+    "rlpips_jax.distances.lpips -> rlpips_jax.ensemble.transformations",
+    "rlpips_jax.scoring.batches -> rlpips_jax.cli",
+    "rlpips_jax.scoring.batches -> rlpips_jax.cli.interrupts",
+    "rlpips_jax.scoring.batches -> rlpips_jax.cli.options",
+    "rlpips_jax.scoring.readers -> rlpips_jax.cli.interrupts",
+    "rlpips_jax.scoring.records -> rlpips_jax.reports",
+}
+"""Imports that run up today; nothing may be added."""
+
+FAMILIES = ("distances", "ensemble", "weights", "loading", "")
+"""Parts of the package that may name a concrete metric class; all others know the protocols alone."""
 
 LATE = ("PIL", "matplotlib", "pooch", "requests", "scipy", "tensorflow", "torch", "tqdm", "tyro")
 """What `import rlpips_jax` must not import: each is slow, or needed by few."""
@@ -216,6 +233,77 @@ def test_modules_know_only_lower_layers() -> None:
         for module in targets
         if LEVEL[part[name]] < LEVEL[part[module]]
     }
-    assert sorted(upward) == []
+    assert sorted(upward - OUTSTANDING) == []
     # Raises CycleError, which names the cycle.
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def metric_classes(known: dict[str, Path]) -> set[str]:
+    """Names of the classes in the rooms of the metrics that have the members of a metric, protocols aside."""
+    found = set()
+    for name, path in known.items():
+        if name.startswith((f"{PACKAGE}.distances.", f"{PACKAGE}.ensemble.")) and path.stem != "protocol":
+            for node in ast.walk(ast.parse(path.read_text(), path)):
+                if isinstance(node, ast.ClassDef):
+                    members = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+                    found |= {node.name} if {"features", "between"} <= members else set()
+    return found
+
+
+@pytest.mark.xfail(strict=False, reason="annotations by the concrete classes are being replaced")
+def test_only_the_families_name_their_classes() -> None:
+    """What takes a metric takes any object with its members, hence imports no class of one."""
+    known = modules(PACKAGE)
+    concrete = metric_classes(known)
+    assert {"Lpips", "Ensemble"} <= concrete
+    guilty = {}
+    for name, path in known.items():
+        part = name.split(".")[1] if "." in name else ""
+        if part not in FAMILIES:
+            used = set()
+            for node in ast.walk(ast.parse(path.read_text(), path)):
+                if isinstance(node, ast.ImportFrom | ast.Import):
+                    used |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.Attribute):
+                    used.add(node.attr)
+            if wrong := sorted(used & concrete):
+                guilty[name] = wrong
+    assert guilty == {}
+
+
+def public_callables() -> dict[str, Callable[..., object]]:
+    """The public functions of the package and of its public subpackages, and the public methods of their classes."""
+    objects: dict[str, object] = {}
+    for name in rlpips_jax.__all__:
+        member = getattr(rlpips_jax, name)
+        if inspect.ismodule(member):
+            names = getattr(member, "__all__", [other for other in vars(member) if not other.startswith("_")])
+            objects.update({f"{name}.{other}": getattr(member, other) for other in names})
+        else:
+            objects[name] = member
+    found: dict[str, Callable[..., object]] = {}
+    for name, value in objects.items():
+        if not str(getattr(value, "__module__", "")).startswith(PACKAGE):
+            continue
+        if inspect.isclass(value):
+            methods = {key: member for key, member in vars(value).items() if inspect.isfunction(member)}
+            found.update({f"{name}.{key}": member for key, member in methods.items() if not key.startswith("_")})
+        elif callable(value):
+            found[name] = value
+    return found
+
+
+def contains_any(hint: object) -> bool:
+    if isinstance(hint, list | tuple):
+        return any(map(contains_any, hint))
+    return hint is Any or any(map(contains_any, get_args(hint)))
+
+
+@pytest.mark.xfail(strict=False, reason="types of keys, objectives and radii are being written")
+def test_every_public_parameter_has_a_type() -> None:
+    guilty = {}
+    for name, function in public_callables().items():
+        hints = get_type_hints(inspect.unwrap(function))
+        if wrong := [key for key, hint in hints.items() if key != "return" and contains_any(hint)]:
+            guilty[name] = wrong
+    assert guilty == {}
