@@ -79,16 +79,14 @@ def _corrected(
     objective = attacks.ranking_of_features(
         *jax.lax.stop_gradient((metric, features)), attacked=config.attacked, value_range=VALUE_RANGE
     )
-    # Flows have no norm to choose.
-    ball = {} if config.attack == "spatial" else {"norm": config.norm}
-    moved = getattr(attacks, config.attack)(
+    attack = attacks.ATTACKS[config.attack]
+    moved = attack.function(
         objective,
         attacks.attacked_images(*ranked, config.attacked),
         key=key,
         epsilon=config.recipe.radius,
-        steps=config.recipe.attack_steps,
         value_range=VALUE_RANGE,
-        **ball,
+        **attack.options(steps=config.recipe.attack_steps, norm=config.norm),
     ).adversarial
     after = dict(zip(RANKED, attacks.with_moved(ranked, moved, config.attacked), strict=True))
     for name in after.keys() - features.keys():

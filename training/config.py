@@ -10,10 +10,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import tyro
+
+from rlpips_jax.attacks.arguments import read_radius
+from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.errors import TrainingError
-from rlpips_jax.evaluation.radii import read_radius
+
+NO_ATTACK = "none"
+Attack = Annotated[
+    str,
+    tyro.conf.arg(constructor_factory=lambda: tyro.extras.literal_type_from_choices((*names("objective"), NO_ATTACK))),
+]
+"""Name of an attack on triplets in `rlpips_jax.attacks.table`, or "none"."""
 
 NOT_DECISIVE = (
     *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "checkpoint_every", "keep"),
@@ -142,7 +152,7 @@ class Training:
     more. Attacks otherwise leave little weight but on the first layers."""
     loss: Literal["ratio", "head"] | None = None
     """How two distances become a judgment: by their ratio, or (published) by a ranking head that is learnt too."""
-    attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "pgd"
+    attack: Attack = "pgd"
     """Attack of `rlpips_jax.attacks` inside each step."""
     attacked: Literal["closer", "farther", "both", "reference"] = "closer"
     """Which image it moves. The published protocol's are p0, p1, both (p0, then p1 against the moved p0), and the
@@ -228,7 +238,7 @@ class Training:
     def recipe(self) -> Recipe:
         """The protocol's recipe with what was given in place of its own."""
         recipe = dataclasses.replace(RECIPES[self.protocol], **self.changes.get(self.protocol, {}))
-        if self.attack == "spatial":
+        if self.attack != NO_ATTACK and ATTACKS[self.attack].unit == "pixels":
             recipe = dataclasses.replace(recipe, epsilon=FLOW)
         elif self.norm == "l2":
             recipe = dataclasses.replace(recipe, epsilon=L2_RADII[self.protocol])
@@ -242,6 +252,8 @@ class Training:
         return self.evaluation_epsilons or EVALUATION_RADII[self.norm]
 
     def __post_init__(self) -> None:
+        if self.attack not in (*names("objective"), NO_ATTACK):
+            raise TrainingError(f"--attack must be one of {', '.join(names('objective'))} or none, got {self.attack}")
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         options |= vars(self.recipe)
         for name in (*COUNTS, *NOT_NEGATIVE):
@@ -262,9 +274,9 @@ class Training:
             radius(text, "--epsilon" if text is self.recipe.epsilon else "--evaluation-epsilons")
         if self.recipe.epochs + self.recipe.decay_epochs < 1:
             raise TrainingError("--epochs 0 and --decay-epochs 0 make no run")
-        if self.protocol == "published" and self.attack not in ("pgd", "none"):
+        if self.protocol == "published" and self.attack not in ("pgd", NO_ATTACK):
             raise TrainingError(f"--protocol published knows PGD alone, not {self.attack}")
-        if self.attack == "none" and not self.recipe.natural_weight:
+        if self.attack == NO_ATTACK and not self.recipe.natural_weight:
             raise TrainingError("without attack, --natural-weight must be more than 0")
         if self.photographs is not None and self.data != "photographs":
             raise TrainingError(f"--photographs is for --data photographs, not for --data {self.data}")
@@ -305,12 +317,12 @@ class Natural(Training):
     """LPIPS: train the heads on triplets as they are."""
 
     out: Path = Path("runs/lpips")
-    attack: Literal["pgd", "apgd", "square", "noise", "spatial", "none"] = "none"
+    attack: Attack = NO_ATTACK
     natural_weight: float | None = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack != "none":
+        if self.attack != NO_ATTACK:
             raise TrainingError(f"natural trains without attack; give no --attack {self.attack}, or use lin or tune")
 
 

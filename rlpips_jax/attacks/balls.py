@@ -1,17 +1,19 @@
 """The balls that perturbations stay in: l-inf and l2, per image, within the range of values.
 
-A perturbation is `(..., h, w, 3)`; every `(h, w, 3)` of it has a ball of its own. Radii are one number, or one for each
-example, the first axis.
+A perturbation is `(..., h, w, 3)`; every image `(h, w, 3)` of it has its own ball. A radius is one number, or one for
+each example (the first axis).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 from optax import projections
 
+from rlpips_jax.attacks.keys import Key
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import ValueRange
 
@@ -20,19 +22,19 @@ IMAGE = (-3, -2, -1)
 
 
 class Ball(NamedTuple):
-    """A norm: its length, its projection, its steepest direction and a point drawn from it.
+    """A norm: lengths, the projection onto a ball, the steepest direction, and points drawn from a ball.
 
     Attributes:
         length: norms `(...)` of perturbations `(..., h, w, 3)`.
         project: `(h, w, 3), radius -> (h, w, 3)`, the nearest point of the ball.
-        steepest: of unit length, along which a linear function with this gradient grows most; 0 where it is 0.
+        steepest: the direction of unit length along which a linear function with this gradient grows most; 0 for 0.
         draw: `key, shape (..., h, w, 3) -> (..., h, w, 3)`, uniform in the unit ball.
     """
 
     length: Callable[[Array], Array]
     project: Callable[[Array, Array], Array]
     steepest: Callable[[Array], Array]
-    draw: Callable[[Array, tuple[int, ...], Any], Array]
+    draw: Callable[[Key, tuple[int, ...], DTypeLike], Array]
 
 
 def _l2(perturbation: Float[Array, "... h w c"]) -> Float[Array, "..."]:
@@ -47,7 +49,7 @@ def _l2_steepest(gradient: Float[Array, "... h w c"]) -> Float[Array, "... h w c
     return scaled / jnp.where(length > 0, length, 1)
 
 
-def _l2_draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "..."]:
+def _l2_draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     direction, distance = jax.random.split(key)
     size = shape[-1] * shape[-2] * shape[-3]
     radius = jax.random.uniform(distance, (*shape[:-3], 1, 1, 1), dtype) ** (1 / size)
@@ -78,7 +80,7 @@ def ball(norm: str) -> Ball:
     """A norm by its name.
 
     Raises:
-        AttackError: it is not in `BALLS`.
+        AttackError: `BALLS` has no such norm.
     """
     if norm not in BALLS:
         raise AttackError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
@@ -86,7 +88,7 @@ def ball(norm: str) -> Ball:
 
 
 def per_example(radius: Shaped[Array, "..."], images: Float[Array, "n ..."]) -> Shaped[Array, "..."]:
-    """A radius, one number or one an example, with axes that broadcast with images."""
+    """A radius, one number or one for each example, with axes that broadcast with images."""
     return radius.reshape(-1, *(1,) * (images.ndim - 1)) if radius.ndim else radius
 
 
@@ -109,7 +111,7 @@ def project(
 
 
 def draw(
-    key: Array, images: Float[Array, "n ..."], radius: Float[Array, "..."], norm: str, value_range: ValueRange
+    key: Key, images: Float[Array, "n ..."], radius: Float[Array, "..."], norm: str, value_range: ValueRange
 ) -> Float[Array, "n ..."]:
     """Points drawn uniformly from the balls around images, clipped to the range of values."""
     perturbation = BALLS[norm].draw(key, images.shape, images.dtype)

@@ -5,29 +5,28 @@ al., 2023) compares metrics: 50 steps of 0.01 within 0.05 (l-inf) or 1.0 (l2), i
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rlpips_jax.attacks.arguments import Radius, as_floats
 from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, distance_objective, judge_key, measured_distances
+from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.pgd import pgd
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, as_floats
-from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 
 def distort(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     images: Images,
     *,
     key: Key,
-    epsilon: Any,
+    epsilon: Radius,
     norm: str = "linf",
     steps: int = 50,
-    step_size: Any = None,
+    step_size: Radius | None = None,
     restarts: int = 1,
     randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
@@ -37,7 +36,8 @@ def distort(
     It starts from a point drawn from the ball, as a distance has no slope where it is 0.
 
     Args:
-        metric: from `rlpips_jax.load`; an argument of the compiled program. An ensemble is attacked in expectation.
+        metric: from `rlpips_jax.load`; an argument of the compiled program. A randomised one is attacked in
+            expectation.
         images: `(n, h, w, 3)`, uint8 or floats in `value_range`.
         key: a key of `jax.random`.
         epsilon: radius of the ball in the units of `value_range`, as in `pgd`. R-LPIPS: 0.05 (l-inf), 1.0 (l2), for
@@ -46,15 +46,15 @@ def distort(
         steps: gradients that are computed.
         step_size: in the units of `epsilon`; None for 2.5 epsilon / steps. R-LPIPS: 0.01 for images in (0, 1).
         restarts: starts that are computed side by side, in as many times the memory.
-        randomness: of an ensemble, how it is attacked and judged.
+        randomness: how a randomised metric is attacked and judged.
         value_range: black and white of the images; adversarial images stay within.
 
     Returns:
-        An `AttackResult`: `before` is 0, `after` the distance from the image; by an ensemble, with transformations
-        that the attack has not seen (unless `randomness.fixed`).
+        An `AttackResult`: `before` is 0, `after` the distance from the image. A randomised metric measures it with
+        draws that the attack has not seen (unless `randomness.fixed`).
 
     Raises:
-        AttackError: an argument makes no sense; says which and what would.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)
@@ -71,7 +71,7 @@ def distort(
         restarts=restarts,
         value_range=value_range,
     )
-    if isinstance(metric, Ensemble):
+    if is_random(metric):
         drawn = {"randomness": randomness, "key": judge, "value_range": value_range}
         (after,) = measured_distances(metric, images, (result.adversarial,), **drawn)
         result = dataclasses.replace(result, after=after)
@@ -80,6 +80,6 @@ def distort(
 
 @jax.jit
 def _from_zero(result: AttackResult) -> AttackResult:
-    """With a distance of exactly 0 where nothing changed: features that two programs computed differ by rounding."""
+    """The same with a distance of exactly 0 where nothing changed: features of two programs differ by rounding."""
     after = jnp.where(result.linf > 0, result.after, 0).astype(result.after.dtype)
     return dataclasses.replace(result, before=jnp.zeros_like(after), after=after, success=after > 0)

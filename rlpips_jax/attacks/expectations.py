@@ -1,46 +1,56 @@
-"""Objectives of an ensemble, for attacks that adapt to its randomness.
+"""Objectives of randomised metrics, such as an ensemble, for attacks that adapt to the randomness.
 
     objective = rl.attacks.expected_ranking(ensemble, reference, closer, farther, samples=16)
     result = rl.attacks.pgd(objective, closer, key=key, epsilon=2 / 255, steps=20)
 
-Each step draws fresh transformations and masks, the same for all images of a triplet, and what an attack has reached is
-judged with others (expectation over transformation, Athalye et al. 2018).
+Each step draws fresh transformations and masks, the same for all images of a triplet, and the result is judged with
+others (expectation over transformation, Athalye et al. 2018).
 
-`triplet_objective` and `distance_objective` give the objective of whatever metric, random or not.
+`triplet_objective` and `distance_objective` make the objective of any metric, random or not.
 """
 
-import functools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rlpips_jax.attacks.objectives import STILL, Objective, Randomised, _check_attacked, distance_from, ranking
-from rlpips_jax.distances.lpips import Metric, distance
-from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
+from rlpips_jax.arguments import whole_number
+from rlpips_jax.attacks.keys import Key, Purpose, child
+from rlpips_jax.attacks.objectives import (
+    STILL,
+    Randomised,
+    TracedObjective,
+    check_attacked,
+    distance_from,
+    ranking,
+)
+from rlpips_jax.distances.lpips import distance
+from rlpips_jax.distances.protocol import Features, Metric, RandomMetric, is_random
+from rlpips_jax.ensemble import distances
 from rlpips_jax.errors import EnsembleError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
 
 DRAWS = 16
 """Transformations that each step averages."""
 JUDGED = 64
 """Transformations that a distance averages, before and after an attack."""
-JUDGE, CHOICE = 2**30, 2**30 + 1
-"""What a key is folded with for the draws that judge an outcome, and for those by which outcomes are chosen among: no
-attack counts so far."""
+
+FeaturesOf = Callable[[Float[Array, "n k h w 3"]], Features]
+"""Features of images in [0, 1] under the draw at hand."""
 
 
 @dataclass(frozen=True)
 class Randomness:
-    """How an ensemble is attacked, and judged afterwards; of no account where nothing is random.
+    """How a randomised metric is attacked, and judged afterwards; metrics that are not random ignore it.
 
     Attributes:
         draws: transformations that each step of an attack averages.
         samples: transformations that a distance averages, before and after an attack.
-        fixed: the ensemble always draws the same `samples` transformations and masks, and the attack knows which: all
-            its steps see these, whatever `draws` says. What a fixed key hides is then no longer hidden.
+        fixed: the metric always draws the same `samples` transformations and masks, and the attack knows them: all its
+            steps see these, whatever `draws` says. This measures what is left when a fixed key is no secret.
     """
 
     draws: int = DRAWS
@@ -49,51 +59,45 @@ class Randomness:
 
     def __post_init__(self) -> None:
         for name in ("draws", "samples"):
-            if getattr(self, name) is None:
-                raise EnsembleError(f"{name} must be a whole number, 1 or more, got None")
-            check_samples(getattr(self, name), name)
+            whole_number(name, getattr(self, name), error=EnsembleError)
 
 
 ADAPTIVE = Randomness()
 """Fresh draws at each step, and others to judge by."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["ensemble", "still", "key"],
-    meta_fields=["attacked", "samples", "value_range", "goal"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class EnsembleObjective(Objective):
-    """A ranking or a distance by an ensemble, `images, key -> (n,)`. Made by `expected_ranking`.
+class EnsembleObjective(TracedObjective):
+    """A ranking or a distance by a randomised metric, `images, key -> (n,)`. Made by `expected_ranking`.
 
     Attributes:
-        ensemble: the distance.
+        metric: the distance.
         still: `(n, k, h, w, 3)` in [0, 1], images that do not move.
-        key: what it always draws by; None to be called with a key.
+        key: the key that it always draws by; None to be called with a key.
         attacked: which image of a triplet moves, one of `ATTACKED`; None for the distance from the one that does not.
-        samples: transformations averaged.
+        samples: transformations that are averaged.
         value_range: black and white of the images that move.
-        goal: 0, above which the order of a triplet is reversed; None of a distance.
+        goal: 0 for a ranking, above which the order is reversed; None for a distance.
     """
 
-    ensemble: Ensemble
+    metric: RandomMetric
     still: Float[Array, "n k h w 3"]
-    key: Any
-    attacked: str | None
-    samples: int
-    value_range: ValueRange
-    goal: float | None
+    key: Key | None
+    attacked: str | None = field(metadata={"static": True})
+    samples: int = field(metadata={"static": True})
+    value_range: ValueRange = field(metadata={"static": True})
+    goal: float | None = field(metadata={"static": True})
 
-    def __call__(self, images: Float[Array, "n ..."], key: Any = None) -> Float[Array, " n"]:
+    def __call__(self, images: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, " n"]:
         key = self.key if key is None else key
-        moving = unit_images(self.ensemble, images, self.value_range).reshape(len(images), -1, *images.shape[-3:])
-        return expectation(self.ensemble, _Value(self.attacked), (moving, self.still), key, self.samples)
+        moving = _unit(images, self.value_range).reshape(len(images), -1, *images.shape[-3:])
+        return self.metric.expectation(_Value(self.attacked), (moving, self.still), key=key, samples=self.samples)
 
 
 @dataclass(frozen=True)
 class _Value:
-    """What is averaged: `metric, features_of, (moving, still) -> (n,)`."""
+    """The function that is averaged: `metric, features_of, (moving, still) -> (n,)`."""
 
     attacked: str | None
 
@@ -108,7 +112,7 @@ class _Value:
         if self.attacked in (None, "reference", "both"):
             found = distances(metric, moved, others, moving, still)
             return found[:, 0] if self.attacked is None else found[:, 0] - found[:, 1]
-        reference, other = (tuple(feature[:, place : place + 1] for feature in others) for place in (0, 1))
+        reference, other = (jax.tree.map(lambda leaf, at=at: leaf[:, at : at + 1], others) for at in (0, 1))
         margin = distances(metric, moved, reference, moving, still[:, :1]) - distances(
             metric, other, reference, still[:, 1:], still[:, :1]
         )
@@ -116,111 +120,113 @@ class _Value:
 
 
 def expected_ranking(
-    ensemble: Ensemble,
+    ensemble: RandomMetric,
     reference: Images,
     closer: Images,
     farther: Images,
     *,
     attacked: str = "closer",
     samples: int = DRAWS,
-    key: Any = None,
+    key: Key | None = None,
     value_range: ValueRange = UNIT_RANGE,
 ) -> Randomised | EnsembleObjective:
-    """`ranking` by an ensemble: the expectation of d(reference, closer) - d(reference, farther).
+    """`ranking` by a randomised metric: the expectation of d(reference, closer) - d(reference, farther).
 
     Args:
-        ensemble: from `rlpips_jax.load("elpips-squeeze")`, or of any metric.
+        ensemble: from `rlpips_jax.load("elpips-squeeze")`, or made of any metric.
         reference: `(n, h, w, 3)`, uint8 or floats in `value_range`.
         closer: the images that are nearer to their references.
         farther: the images that are farther.
         attacked: which image moves, one of `ATTACKED`.
-        samples: transformations averaged at each step.
-        key: None to draw afresh at each step. A key of `jax.random` to see at each step, and at the end, what it draws.
+        samples: transformations that are averaged at each step.
+        key: None to draw afresh at each step. A key of `jax.random` fixes the draws of all steps and of the result.
         value_range: black and white of floating-point images.
 
     Raises:
-        AttackError: `attacked` is none of `ATTACKED`.
-        EnsembleError: `samples` is no whole number of 1 or more.
+        AttackError: `attacked` is not one of `ATTACKED`.
+        EnsembleError: `samples` is not a whole number of 1 or more.
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
     """
-    _check_attacked(attacked)
+    check_attacked(attacked)
     images = {"reference": reference, "closer": closer, "farther": farther}
     still = _units(ensemble, value_range, **{name: images[name] for name in STILL[attacked]})
     return _objective(ensemble, still, key, attacked, samples, value_range)
 
 
 def expected_distance_from(
-    ensemble: Ensemble,
+    ensemble: RandomMetric,
     images: Images,
     *,
     samples: int = DRAWS,
-    key: Any = None,
+    key: Key | None = None,
     value_range: ValueRange = UNIT_RANGE,
 ) -> Randomised | EnsembleObjective:
-    """`distance_from` by an ensemble: the expectation of the distance from `images`. Arguments as above."""
+    """`distance_from` by a randomised metric: the expectation of the distance from `images`.
+
+    Arguments as in `expected_ranking`.
+    """
     return _objective(ensemble, _units(ensemble, value_range, images=images), key, None, samples, value_range)
 
 
 def triplet_objective(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplet: tuple[Images, Images, Images],
     *,
     attacked: str,
     randomness: Randomness,
-    key: Any,
+    key: Key,
     value_range: ValueRange,
-) -> Objective:
+) -> TracedObjective:
     """`ranking` or `expected_ranking` of reference, closer and farther images.
 
     Args:
-        key: what an ensemble with `randomness.fixed` draws by.
+        key: the one that a randomised metric draws by if `randomness.fixed`.
     """
-    if not isinstance(metric, Ensemble):
-        return ranking(metric, *triplet, attacked=attacked, value_range=value_range)
-    drawn = _drawn(randomness, key)
-    return expected_ranking(metric, *triplet, attacked=attacked, value_range=value_range, **drawn)
+    options: dict[str, Any] = {"attacked": attacked, "value_range": value_range}
+    if is_random(metric):
+        return expected_ranking(metric, *triplet, **options, **_drawn(randomness, key))
+    return ranking(cast(Metric, metric), *triplet, **options)
 
 
 def distance_objective(
-    metric: Metric | Ensemble, images: Images, *, randomness: Randomness, key: Any, value_range: ValueRange
-) -> Objective:
-    """`distance_from` or `expected_distance_from`. Arguments as above."""
-    if not isinstance(metric, Ensemble):
-        return distance_from(metric, images, value_range=value_range)
-    return expected_distance_from(metric, images, value_range=value_range, **_drawn(randomness, key))
+    metric: Metric | RandomMetric, images: Images, *, randomness: Randomness, key: Key, value_range: ValueRange
+) -> TracedObjective:
+    """`distance_from` or `expected_distance_from`. Arguments as in `triplet_objective`."""
+    if is_random(metric):
+        return expected_distance_from(metric, images, value_range=value_range, **_drawn(randomness, key))
+    return distance_from(cast(Metric, metric), images, value_range=value_range)
 
 
-def judge_key(key: Any) -> Any:
-    """Of an attack's key, the one that an ensemble judges the outcome by. The attack draws by no such one."""
-    return jax.random.fold_in(key, JUDGE)
+def judge_key(key: Key) -> Key:
+    """The key, made of an attack's, that a randomised metric judges the outcome by; no step draws by it."""
+    return child(key, Purpose.OUTCOME)
 
 
-def choice_key(key: Any, randomness: Randomness) -> Any:
-    """The one by which outcomes are compared, to choose among them: the judge's only where that is known anyway."""
-    return judge_key(key) if randomness.fixed else jax.random.fold_in(key, CHOICE)
+def choice_key(key: Key, randomness: Randomness) -> Key:
+    """The key by which outcomes are compared: the judge's own only where the attack knows that one anyway."""
+    return judge_key(key) if randomness.fixed else child(key, Purpose.CHOICE)
 
 
 def measured_distances(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     reference: Images,
     others: tuple[Images, ...],
     *,
     randomness: Randomness,
-    key: Any,
+    key: Key,
     value_range: ValueRange,
 ) -> list[Float[Array, " n"]]:
-    """Distances of several images from each reference, by an ensemble under the same transformations and masks.
+    """Distances of several images from each reference, by a randomised metric under the same draws.
 
     Args:
-        key: what an ensemble draws by.
+        key: the one that a randomised metric draws by.
     """
-    if not isinstance(metric, Ensemble):
+    if not is_random(metric):
         return [distance(reference, other, metric, value_range=value_range) for other in others]
     still, moving = (
-        jnp.stack([unit_images(metric, image, value_range) for image in images], axis=1)
-        for images in ((reference,), others)
+        jnp.stack([_unit(image, value_range) for image in images], axis=1) for images in ((reference,), others)
     )
-    found = expectation(metric, _from_first, (still, moving), key, randomness.samples)
+    found = metric.expectation(_from_first, (still, moving), key=key, samples=randomness.samples)
     return list(found.T)
 
 
@@ -231,28 +237,35 @@ def _from_first(
     return distances(metric, features_of(others), features_of(reference), others, reference)
 
 
-def _drawn(randomness: Randomness, key: Any) -> dict[str, Any]:
+def _drawn(randomness: Randomness, key: Key) -> dict[str, Any]:
     if randomness.fixed:
         return {"samples": randomness.samples, "key": key}
     return {"samples": randomness.draws}
 
 
 def _objective(
-    ensemble: Ensemble,
+    metric: RandomMetric,
     still: Float[Array, "n k h w 3"],
-    key: Any,
+    key: Key | None,
     attacked: str | None,
     samples: int,
     value_range: ValueRange,
 ) -> Randomised | EnsembleObjective:
-    samples, value_range = check_samples(samples), check_value_range(value_range)
+    samples = whole_number("samples", samples, error=EnsembleError)
+    value_range = check_value_range(value_range)
     goal = None if attacked is None else 0.0
-    objective = EnsembleObjective(ensemble, still, key, attacked, samples, value_range, goal)
+    objective = EnsembleObjective(metric, still, key, attacked, samples, value_range, goal)
     return Randomised(objective, 1, goal) if key is None else objective
 
 
-def _units(ensemble: Ensemble, value_range: ValueRange, **images: Images) -> Float[Array, "n k h w 3"]:
+def _unit(images: Images, value_range: ValueRange) -> Float[Array, "..."]:
+    """Images in [0, 1], in float32 at least."""
+    wide = jnp.issubdtype(images.dtype, jnp.floating)
+    return to_unit(images, value_range, jnp.promote_types(images.dtype, jnp.float32) if wide else jnp.float32)
+
+
+def _units(metric: RandomMetric, value_range: ValueRange, **images: Images) -> Float[Array, "n k h w 3"]:
     """Images in [0, 1], one beside the other."""
     value_range = check_value_range(value_range)
-    arrays = check_images(value_range, minimum_size=ensemble.minimum_size, user=ensemble.name, **images)
-    return jnp.stack([unit_images(ensemble, array, value_range) for array in arrays], axis=1)
+    arrays = check_images(value_range, minimum_size=metric.minimum_size, user=metric.name, **images)
+    return jnp.stack([_unit(array, value_range) for array in arrays], axis=1)

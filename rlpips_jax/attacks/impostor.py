@@ -7,7 +7,7 @@ transformation ensembles", 2019).
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -18,53 +18,53 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.expectations import ADAPTIVE, Randomness, choice_key, distance_objective, judge_key
-from rlpips_jax.attacks.objectives import Objective, Randomised
+from rlpips_jax.attacks.keys import Key
+from rlpips_jax.attacks.objectives import Objective, Randomised, TracedObjective
+from rlpips_jax.attacks.procedure import Point, Procedure
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
-from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.attacks.search import search
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 LEARNING_RATE = 0.05
 """Length of Adam's steps, as a share of the range of values; it falls to 0 over the second half of them."""
 MULTIPLIER, SLOWEST, FASTEST = 0.5, 1e-4, 1e4
-"""What the metric weighs beside the root mean square difference at first, at least and at most."""
+"""Weight of the metric beside the root mean square difference: the first, the smallest and the largest."""
 ADJUSTMENT = 20.0
-"""By how much the multiplier's logarithm moves in all steps together: up outside the bound, down within."""
+"""How far the multiplier's logarithm moves in all steps together: up outside the bound, down within."""
 NOISE = 0.02
 """Standard deviation of the noise at the start, as a share of the range of values."""
 MARGIN = 1e-5
-"""The bound is kept with this share to spare, for programs that round differently."""
+"""Images are held to the bound less this share of it, as other programs may round distances differently."""
 BISECTIONS = 24
+SHRINKAGE, SHRINKINGS = 0.98, 100
+"""How much of a change is left after an image was measured outside the bound once more, and how often at most."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["adversarial", "before", "after", "linf", "l2", "success", "trajectory", "distance"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ImpostorResult(AttackResult):
-    """An `AttackResult` whose objective is the pixel distance, and what the metric says.
+    """An `AttackResult` whose objective is the pixel distance, and the distance by the metric.
 
-    Of iterates outside the bound `trajectory` has minus the metric.
+    In `trajectory`, iterates outside the bound have minus the distance by the metric.
 
     Attributes:
-        distance: `(n,)`, of the adversarial images by the metric: within the bound, but for the error of an estimate by
-            an ensemble, which judges by other draws than those that were held to the bound.
+        distance: `(n,)`, of the adversarial images by the metric, never above the bound. Only a randomised metric may
+            measure more: this is an estimate by other draws than those by which the bound was kept.
     """
 
     distance: Float[Array, " n"]
 
 
 def impostor(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     images: Images,
     *,
     key: Key,
-    bound: Any,
+    bound: Radius,
     steps: int = 200,
     starts: Images | None = None,
     restarts: int = 1,
@@ -75,9 +75,9 @@ def impostor(
 
     Adam on |y - x| / sqrt(h w 3) - multiplier d(y, x), whose multiplier, one for each image, rises at each step
     outside the bound and falls at each within. The best iterate within the bound is kept; where there is none, the
-    segment from the image to the nearest is halved until its end is within. Unless it is told where to start, it never
-    ends nearer than the image made brighter or darker by as much as the bound allows. By an ensemble steps draw afresh,
-    and what is kept is held to the bound by transformations that no step has seen.
+    segment from the image to the nearest iterate is bisected until its end is within. Unless `starts` are given, the
+    result is never nearer than the image made brighter or darker by as much as the bound allows. Against a randomised
+    metric steps draw afresh, and the bound is kept by draws that no step has seen.
 
     Args:
         metric: from `rlpips_jax.load`; an argument of the compiled program.
@@ -86,18 +86,18 @@ def impostor(
         bound: largest distance by the metric, in its own units. One number, or one for each image.
         steps: gradients that are computed.
         starts: images to begin with, of the same shape, for impostors that look like them: other photographs.
-            None for the negatives of the images, which get farthest with LPIPS of real networks, and by an ensemble for
-            the images made brighter or darker up to the bound. Faint noise is added to any.
+            None for the negatives of the images, which get farthest with LPIPS of real networks, or, against a
+            randomised metric, for the images made brighter or darker up to the bound. Faint noise is added to all.
         restarts: starts that are computed side by side, in as many times the memory; their noise differs.
-        randomness: of an ensemble, how it is attacked and judged.
+        randomness: how a randomised metric is attacked and judged.
         value_range: black and white of the images; impostors stay within.
 
     Returns:
         An `ImpostorResult`: `after` and `l2` are the pixel distance, `distance` is the metric's. The bound holds for
-        these floats; rounded to uint8 they may be off it by a little.
+        these floats; rounded to uint8 they may be outside by a little.
 
     Raises:
-        AttackError: an argument makes no sense; says which and what would.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)
@@ -112,19 +112,19 @@ def impostor(
     distance = judged = by(randomness=randomness, key=judge_key(key))
     objective = known = _Within(distance, images, bound)
     if isinstance(distance, Randomised):
-        # Only what always draws the same can be held to a bound; it is judged by other draws.
+        # Only fixed draws can be held to a bound; the result is judged by other draws.
         fixed = functools.partial(by, randomness=dataclasses.replace(randomness, fixed=True))
         known, judged = _Within(fixed(key=choice_key(key, randomness)), images, bound), fixed(key=judge_key(key))
         objective = Randomised(_Within(distance.function, images, bound), 1)
-    return _impostor(objective, known, judged, begin, key, steps, restarts, value_range)
+    return _impostor(objective, known, judged, begin, key, steps=steps, restarts=restarts, value_range=value_range)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["distance", "images", "bound"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class _Within(Objective):
-    """The pixel distance from the images within the bound; outside, less than any: minus the metric.
+class _Within(TracedObjective):
+    """The pixel distance from the images within the bound; outside, minus the metric, which is less than any.
 
-    Its gradient is that of minus the metric on both sides, as that of a pixel distance is no work.
+    Its gradient is that of minus the metric on both sides; that of the pixel distance is added by the steps.
 
     Attributes:
         distance: from the images by the metric.
@@ -132,11 +132,11 @@ class _Within(Objective):
         bound: on the distance.
     """
 
-    distance: Any
+    distance: Objective
     images: Float[Array, "n h w 3"]
     bound: Float[Array, "..."]
 
-    def __call__(self, images: Float[Array, "n h w 3"], *key: Any) -> Float[Array, " n"]:
+    def __call__(self, images: Float[Array, "n h w 3"], *key: Key) -> Float[Array, " n"]:
         distance = self.distance(images, *key)
         value = jnp.where(self.holds(distance), balls.BALLS["l2"].length(images - self.images), -distance)
         return lax.stop_gradient(value + distance) - distance
@@ -150,58 +150,84 @@ class _State(NamedTuple):
     multiplier: Float[Array, " n"]
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Descent(Procedure):
+    """Adam on the pixel distance less the metric.
+
+    Attributes:
+        images: the images to get away from.
+        first: where to start, without noise.
+        steps: how many there are.
+        value_range: black and white of the images.
+    """
+
+    images: Float[Array, "n h w 3"]
+    first: Float[Array, "n h w 3"]
+    steps: int = field(metadata={"static": True})
+    value_range: ValueRange = field(metadata={"static": True})
+
+    @property
+    def width(self) -> float | int:
+        """From black to white."""
+        return self.value_range[1] - self.value_range[0]
+
+    def start(self, key: Key) -> Float[Array, "n h w 3"]:
+        noise = jax.random.normal(key, self.images.shape, self.images.dtype)
+        return self.project(self.first + NOISE * self.width * noise)
+
+    def state(self, variable: Float[Array, "n h w 3"]) -> _State:
+        return _State(ADAM.init(variable), jnp.full(self.images.shape[0], MULTIPLIER, self.images.dtype))
+
+    def step(self, state: _State, point: Point) -> tuple[_State, Float[Array, "n h w 3"]]:
+        adjustment = np.exp(ADJUSTMENT / self.steps)
+        multiplier = state.multiplier * jnp.where(point.at.value >= 0, 1 / adjustment, adjustment)
+        multiplier = jnp.clip(multiplier, SLOWEST, FASTEST)
+        difference, values = point.variable - self.images, self.images[0].size
+        rms = balls.BALLS["l2"].length(difference) * values**-0.5
+        # Gradients by values as shares of the range, times the number of values: quantities without units.
+        apart = difference / balls.per_example(jnp.where(rms > 0, rms, 1), self.images)
+        near = point.at.gradient * (self.width * values)
+        ascent: Any
+        ascent, moments = ADAM.update(apart + balls.per_example(multiplier, self.images) * near, state.adam)
+        rate = LEARNING_RATE * self.width * jnp.minimum(1, 2 * (1 - point.index / self.steps))
+        return _State(moments, multiplier), point.variable + rate * ascent
+
+    def project(self, variable: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+        return jnp.clip(variable, *self.value_range)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "restarts", "value_range"))
 def _impostor(
     objective: Objective,
     known: _Within,
     judged: Objective,
     begin: Float[Array, "n h w 3"] | None,
-    key: Any,
+    key: Key,
+    *,
     steps: int,
     restarts: int,
     value_range: ValueRange,
 ) -> ImpostorResult:
     images, (black, white) = known.images, value_range
-    width = white - black
-    adam = optax.scale_by_adam(b1=0.9, b2=0.99)
+    random = isinstance(objective, Randomised)
     shifted = None
     if begin is None:
         shifted = _shifted(known, value_range)
-        begin = shifted if isinstance(objective, Randomised) else black + white - images
-    first = begin
-
-    def start(key: Any) -> Float[Array, "n h w 3"]:
-        noise = jax.random.normal(key, images.shape, images.dtype)
-        return jnp.clip(first + NOISE * width * noise, black, white)
-
-    def state(variable: Float[Array, "n h w 3"]) -> _State:
-        return _State(adam.init(variable), jnp.full(images.shape[0], MULTIPLIER, images.dtype))
-
-    def step(state: _State, point: Point) -> tuple[_State, Float[Array, "n h w 3"]]:
-        adjustment = np.exp(ADJUSTMENT / steps)
-        multiplier = state.multiplier * jnp.where(point.value >= 0, 1 / adjustment, adjustment)
-        multiplier = jnp.clip(multiplier, SLOWEST, FASTEST)
-        difference = point.variable - images
-        rms = balls.BALLS["l2"].length(difference) * images[0].size ** -0.5
-        # Of quantities without units, by values as shares of the range, times the number of values.
-        apart = difference / balls.per_example(jnp.where(rms > 0, rms, 1), images)
-        near = point.gradient * (width * images[0].size)
-        ascent: Any
-        ascent, moments = adam.update(apart + balls.per_example(multiplier, images) * near, state.adam)
-        rate = LEARNING_RATE * width * jnp.minimum(1, 2 * (1 - point.index / steps))
-        return _State(moments, multiplier), jnp.clip(point.variable + rate * ascent, black, white)
-
-    result, found = search(
-        objective, images, start=start, step=step, state=state, steps=steps, restarts=restarts, key=key
-    )
+        begin = shifted if random else black + white - images
+    descent = _Descent(images, begin, steps, value_range)
+    result = search(objective, images, descent, key=key, steps=steps, restarts=restarts)
+    found = result.adversarial
     within = known.holds(known.distance(found))
     adversarial = lax.cond(jnp.all(within), lambda found: found, functools.partial(_nearer, known), found)
     if shifted is not None:
         farther = [balls.BALLS["l2"].length(end - images) for end in (shifted, adversarial)]
         adversarial = jnp.where(balls.per_example(farther[0] > farther[1], images), shifted, adversarial)
-    # What moves not at all is at 0, though two programs may round its features differently.
-    change = adversarial - images
-    linf, l2 = (balls.BALLS[norm].length(change) for norm in ("linf", "l2"))
+    adversarial, distance = _settled(known, adversarial) if not random else (adversarial, judged(adversarial))
+    linf, l2 = (balls.BALLS[norm].length(adversarial - images) for norm in ("linf", "l2"))
     return ImpostorResult(
         adversarial=adversarial,
         before=jnp.zeros_like(l2),
@@ -210,12 +236,36 @@ def _impostor(
         l2=l2,
         success=l2 > 0,
         trajectory=result.trajectory,
-        distance=jnp.where(linf > 0, judged(adversarial), 0).astype(images.dtype),
+        # Features of equal images may differ between two programs by rounding.
+        distance=jnp.where(linf > 0, distance, 0).astype(images.dtype),
     )
 
 
+def _settled(
+    objective: _Within, adversarial: Float[Array, "n h w 3"]
+) -> tuple[Float[Array, "n h w 3"], Float[Array, " n"]]:
+    """Images whose distance, which is returned too, is not above the bound, also if it is rounded coarsely."""
+    images, bound = objective.images, objective.bound
+
+    def outside(distance: Float[Array, " n"]) -> Bool[Array, " n"]:
+        return ~(distance <= bound)
+
+    def shrink(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        index, points, distance = carry
+        share = jnp.where(index < SHRINKINGS, SHRINKAGE, 0)
+        nearer = images + share * (points - images)
+        points = jnp.where(balls.per_example(outside(distance), images), nearer, points)
+        return index + 1, points, objective.distance(points)
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        return (carry[0] <= SHRINKINGS) & jnp.any(outside(carry[2]))
+
+    carry = (jnp.asarray(0), adversarial, objective.distance(adversarial))
+    return lax.while_loop(unfinished, shrink, carry)[1:]
+
+
 def _nearer(objective: _Within, found: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
-    """What was found, moved towards its image until it is within the bound."""
+    """Images, moved towards their originals until they are within the bound."""
     images = objective.images
     already = objective.holds(objective.distance(found))
     moved = _last_within(objective, lambda share: images + share * (found - images))
@@ -226,7 +276,7 @@ def _shifted(objective: _Within, value_range: ValueRange) -> Float[Array, "n h w
     """The images made brighter or darker up to the bound, whichever gets farther."""
     images, (black, white) = objective.images, value_range
 
-    def towards(end: Any) -> Float[Array, "n h w 3"]:
+    def towards(end: Array) -> Float[Array, "n h w 3"]:
         return _last_within(objective, lambda share: jnp.clip(images + share * end, black, white))
 
     ends = lax.map(towards, jnp.array([white - black, black - white], images.dtype))
@@ -234,11 +284,11 @@ def _shifted(objective: _Within, value_range: ValueRange) -> Float[Array, "n h w
     return jnp.where(balls.per_example(lighter > darker, images), *ends)
 
 
-def _last_within(objective: _Within, at: Callable[[Any], Float[Array, "n h w 3"]]) -> Float[Array, "n h w 3"]:
-    """Where a path leaves the bound, by bisection.
+def _last_within(objective: _Within, at: Callable[[Array], Float[Array, "n h w 3"]]) -> Float[Array, "n h w 3"]:
+    """The last images within the bound on a path that leaves it, by bisection.
 
     Args:
-        objective: knows the bound.
+        objective: the distance and the bound.
         at: images by the share of the path, from 0, which is within, to 1; shares are `(n, 1, 1, 1)`.
     """
     images = objective.images

@@ -3,13 +3,12 @@
 An objective is any function `images -> (n,)` of images `(n, ..., h, w, 3)` in `value_range`. The objectives here are
 pytrees: the parameters of their metric and the features of images that do not move, which are computed once, are
 arguments of the compiled attack. So are the arrays that a callable pytree holds: a `jax.tree_util.Partial`, a module of
-flax.nnx or equinox. Whatever any other function closes over becomes constants of the program, and every new function
-object is compiled anew.
+flax.nnx or equinox. Any other function is compiled anew for every new function object, and the arrays that it closes
+over become constants of the program.
 """
 
-import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from rlpips_jax.distances.lpips import Features, Metric
+from rlpips_jax.attacks.arguments import check_counts
+from rlpips_jax.attacks.keys import Key
+from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.errors import AttackError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
+
+Objective = Callable[..., Float[Array, " n"]]
+"""`images -> (n,)`: a function of images `(n, ..., h, w, 3)`, or one of the objectives of this module."""
 
 ATTACKED = ("closer", "farther", "both", "reference")
-"""Which image of a triplet an attack moves: pushed away, pulled in, both, or the reference."""
+"""Which image of a triplet an attack moves: the closer one (pushed away), the farther one (pulled in), both, or the
+reference."""
 
 STILL = {
     "closer": ("reference", "farther"),
@@ -32,31 +37,27 @@ STILL = {
     "both": ("reference",),
     "reference": ("closer", "farther"),
 }
-"""And which ones do not move."""
+"""Which images of a triplet do not move, by which one does; of these the features are needed."""
 
 
-class Objective:
-    """Base of objectives that are pytrees."""
+class TracedObjective:
+    """Base of objectives that are pytrees, and know what success is."""
 
     goal: float | None = None
-    """Above this an attack has succeeded; None: above what it was before the attack, where nothing else is said."""
+    """An attack has succeeded where the objective is above this; None: where it rose."""
 
-    def __call__(self, images: Any) -> Float[Array, " n"]:
+    def __call__(self, images: Images) -> Float[Array, " n"]:
         """The objective of each example."""
         raise NotImplementedError
 
-    def succeeded(self, images: Any, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
-        """Against which examples an attack has succeeded that took the objective from `before` to `after`."""
+    def succeeded(self, images: Images, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
+        """For which examples an attack succeeded that took the objective from `before` to `after`."""
         return after > (before if self.goal is None else self.goal)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["metric", "features", "constant"],
-    meta_fields=["attacked", "value_range"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Ranking(Objective):
+class Ranking(TracedObjective):
     """d(reference, closer) - d(reference, farther): above 0 where the order of a triplet is reversed.
 
     Made by `ranking`.
@@ -74,14 +75,14 @@ class Ranking(Objective):
     metric: Metric
     features: tuple[Features, ...]
     constant: Float[Array, " n"]
-    attacked: str
-    value_range: ValueRange
+    attacked: str = field(metadata={"static": True})
+    value_range: ValueRange = field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "n ..."]) -> Float[Array, " n"]:
         moving = self.metric.features(images, value_range=self.value_range)
         if self.attacked == "both":
             (reference,) = self.features
-            distances = self.metric.between(moving, tuple(feature[:, None] for feature in reference))
+            distances = self.metric.between(moving, jax.tree.map(lambda leaf: leaf[:, None], reference))
             return distances[:, 0] - distances[:, 1]
         distances = [self.metric.between(moving, still) for still in self.features]
         if self.attacked == "reference":
@@ -89,9 +90,9 @@ class Ranking(Objective):
         return distances[0] - self.constant if self.attacked == "closer" else self.constant - distances[0]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["metric", "features"], meta_fields=["value_range"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class DistanceFrom(Objective):
+class DistanceFrom(TracedObjective):
     """The distance of each image from one that does not move. Made by `distance_from`.
 
     Attributes:
@@ -102,34 +103,34 @@ class DistanceFrom(Objective):
 
     metric: Metric
     features: Features
-    value_range: ValueRange
+    value_range: ValueRange = field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
         return self.metric.between(self.metric.features(images, value_range=self.value_range), self.features)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["apply", "labels"], meta_fields=["loss", "goal"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Classification(Objective):
+class Classification(TracedObjective):
     """How wrong a classifier is about images. Made by `classification`.
 
     Attributes:
         apply: the classifier, `images -> (n, classes)`.
         labels: `(n,)`, the right classes.
         loss: one of `LOSSES`.
-        goal: 0 of the margin; no value of the cross-entropy tells whether the classifier is fooled.
+        goal: 0 for the margin; no value of the cross-entropy tells whether the classifier is fooled.
     """
 
     apply: Any
     labels: Int[Array, " n"]
-    loss: str
-    goal: float | None
+    loss: str = field(metadata={"static": True})
+    goal: float | None = field(metadata={"static": True})
 
     def __call__(self, images: Images) -> Float[Array, " n"]:
         return LOSSES[self.loss](self.logits(images), self.labels)
 
     def logits(self, images: Images) -> Float[Array, "n classes"]:
-        """What the classifier says of images, at least in float32.
+        """The classifier's logits of images, at least in float32.
 
         Raises:
             AttackError: it does not give one row of two or more logits for each label.
@@ -149,7 +150,7 @@ class Classification(Objective):
 
 
 def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The largest other logit less the label's, above 0 where the classifier is wrong; NaN where a label has none."""
+    """The largest other logit less the label's: above 0 where the classifier is wrong, NaN if a label has no logit."""
     own = jnp.arange(logits.shape[1]) == labels[:, None]
     others = jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
     return others - jnp.take_along_axis(logits, labels[:, None], axis=1, mode="fill", fill_value=jnp.nan)[:, 0]
@@ -165,20 +166,20 @@ LOSSES = {"margin": margin, "cross_entropy": cross_entropy}
 """The losses of classifiers by name, `logits (n, classes), labels (n,) -> (n,)`."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["objective"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Negated(Objective):
-    """Minus another objective: what is maximised then makes that small. Made by `negated`."""
+class Negated(TracedObjective):
+    """Minus another objective, to make that one small. Made by `negated`."""
 
     objective: Any
 
-    def __call__(self, images: Any, *key: Any) -> Float[Array, " n"]:
+    def __call__(self, images: Images, *key: Key) -> Float[Array, " n"]:
         return -self.objective(images, *key)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=["samples", "goal"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Randomised(Objective):
+class Randomised(TracedObjective):
     """The expectation of an objective that draws at random. Made by `randomised`.
 
     Attributes:
@@ -188,19 +189,14 @@ class Randomised(Objective):
     """
 
     function: Any
-    samples: int
-    goal: float | None = None
+    samples: int = field(metadata={"static": True})
+    goal: float | None = field(default=None, metadata={"static": True})
 
-    def __call__(self, images: Any, key: Any = None) -> Float[Array, " n"]:
+    def __call__(self, images: Images, key: Key | None = None) -> Float[Array, " n"]:
         if key is None:
             raise AttackError("a randomised objective needs a key")
         values = jax.lax.map(lambda one: self.function(images, one), jax.random.split(key, self.samples))
         return values.mean(axis=0)
-
-    @property
-    def of_one_draw(self) -> Any:
-        """`images, key -> (n,)`, which is averaged."""
-        return self.function
 
 
 def ranking(
@@ -226,10 +222,10 @@ def ranking(
         value_range: black and white of floating-point images.
 
     Raises:
-        AttackError: `attacked` is none of `ATTACKED`.
+        AttackError: `attacked` is not one of `ATTACKED`.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
-    _check_attacked(attacked)
+    check_attacked(attacked)
     images = {"reference": reference, "closer": closer, "farther": farther}
     features = {name: metric.features(images[name], value_range=value_range) for name in STILL[attacked]}
     return ranking_of_features(metric, features, attacked=attacked, value_range=value_range)
@@ -238,36 +234,37 @@ def ranking(
 def ranking_of_features(
     metric: Metric, features: Mapping[str, Features], *, attacked: str = "closer", value_range: ValueRange = UNIT_RANGE
 ) -> Ranking:
-    """`ranking` where the features of the images that do not move are at hand.
+    """`ranking` of images whose features are computed already, except those of the images that move.
 
     Args:
-        metric: that the features come from.
-        features: of the images that `STILL` names for `attacked`, by "reference", "closer" and "farther".
+        metric: the one that computed the features.
+        features: those of the images that `STILL` names for `attacked`, by "reference", "closer" and "farther".
         attacked: which image moves, one of `ATTACKED`.
         value_range: black and white of the images that move.
 
     Raises:
-        AttackError: `attacked` is none of `ATTACKED`, or features are missing.
+        AttackError: `attacked` is not one of `ATTACKED`, or features are missing.
     """
-    _check_attacked(attacked)
+    check_attacked(attacked)
     if missing := sorted(set(STILL[attacked]) - features.keys()):
-        raise AttackError(f"features of {', '.join(missing)} are missing; where {attacked} moves they are needed")
+        raise AttackError(f"features of {', '.join(missing)} are missing; they are needed where {attacked} moves")
     still = [features[name] for name in STILL[attacked]]
-    value_range = (float(value_range[0]), float(value_range[1]))
+    value_range = check_value_range(value_range)
     if attacked in ("closer", "farther"):
         reference, other = still
         return Ranking(metric, (reference,), metric.between(other, reference), attacked, value_range)
-    constant = jnp.zeros(still[0][0].shape[0], still[0][0].dtype)
-    return Ranking(metric, tuple(still), constant, attacked, value_range)
+    leaf = jax.tree.leaves(still[0])[0]
+    return Ranking(metric, tuple(still), jnp.zeros(leaf.shape[0], leaf.dtype), attacked, value_range)
 
 
-def _check_attacked(attacked: str) -> None:
+def check_attacked(attacked: str) -> None:
+    """Raises an AttackError for what is not one of `ATTACKED`."""
     if attacked not in ATTACKED:
         raise AttackError(f"attacked must be one of {', '.join(ATTACKED)}, got {attacked!r}")
 
 
 def attacked_images(reference: Images, closer: Images, farther: Images, attacked: str) -> Images:
-    """What moves where `ranking` is attacked: `(n, h, w, 3)`, or `(n, 2, h, w, 3)` for "both"."""
+    """The images that an attack on `ranking` moves: `(n, h, w, 3)`, or `(n, 2, h, w, 3)` for "both"."""
     if attacked == "both":
         return jnp.stack([jnp.asarray(closer), jnp.asarray(farther)], axis=1)
     return {"closer": closer, "farther": farther, "reference": reference}[attacked]
@@ -276,7 +273,7 @@ def attacked_images(reference: Images, closer: Images, farther: Images, attacked
 def with_moved(
     triplets: tuple[Images, Images, Images], moved: Float[Array, "n ..."], attacked: str
 ) -> tuple[Images, Images, Images]:
-    """Reference, closer and farther image with those that an attack moved, laid out as `attacked_images` has them."""
+    """Reference, closer and farther images after an attack that moved what `attacked_images` returned."""
     reference, closer, farther = triplets
     if attacked == "both":
         return reference, moved[:, 0], moved[:, 1]
@@ -295,11 +292,13 @@ def distance_from(metric: Metric, images: Images, *, value_range: ValueRange = U
         images: `(n, h, w, 3)`, uint8 or floats in `value_range`.
         value_range: black and white of floating-point images.
     """
-    value_range = (float(value_range[0]), float(value_range[1]))
+    value_range = check_value_range(value_range)
     return DistanceFrom(metric, metric.features(images, value_range=value_range), value_range)
 
 
-def classification(apply: Callable[[Any], Any], labels: Any, *, loss: str = "margin") -> Classification:
+def classification(
+    apply: Callable[..., Array], labels: Shaped[Array | np.ndarray, "..."] | Sequence[int], *, loss: str = "margin"
+) -> Classification:
     """The objective that fools a classifier: its loss on the right labels.
 
     To be compiled once for many batches and many states of training, `apply` is a callable pytree: a
@@ -313,7 +312,7 @@ def classification(apply: Callable[[Any], Any], labels: Any, *, loss: str = "mar
             "cross_entropy". Either way an attack has succeeded where the classifier is fooled.
 
     Raises:
-        AttackError: an argument makes no sense.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
     """
     if loss not in LOSSES:
         raise AttackError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -328,14 +327,16 @@ def classification(apply: Callable[[Any], Any], labels: Any, *, loss: str = "mar
     return Classification(as_pytree(apply), jnp.asarray(array, jnp.int32), loss, 0.0 if loss == "margin" else None)
 
 
-def negated(objective: Any) -> Negated | Randomised:
-    """The objective to pull images nearer: minus `objective`, such as `distance_from` or `expected_distance_from`."""
+def negated(objective: Objective) -> Negated | Randomised:
+    """Minus an objective, such as `distance_from` or `expected_distance_from`, to pull images nearer."""
     if isinstance(objective, Randomised):
         return Randomised(Negated(objective.function), objective.samples)
     return Negated(as_pytree(objective))
 
 
-def randomised(function: Callable[[Any, Any], Any], samples: int = 8, *, goal: float | None = None) -> Randomised:
+def randomised(
+    function: Callable[..., Float[Array, " n"]], samples: int = 8, *, goal: float | int | None = None
+) -> Randomised:
     """The expectation of a randomised objective, for attacks that adapt to it.
 
     Every gradient is an average over fresh draws (expectation over transformation, Athalye et al. 2018), and what is
@@ -348,15 +349,14 @@ def randomised(function: Callable[[Any, Any], Any], samples: int = 8, *, goal: f
             above what it was before the attack.
 
     Raises:
-        AttackError: `samples` is not a positive number.
+        AttackError: `samples` is not a whole number of 1 or more.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
-        raise AttackError(f"samples must be a whole number, 1 or more, got {samples!r}")
+    check_counts(samples=samples)
     return Randomised(as_pytree(function), int(samples), None if goal is None else float(goal))
 
 
 class _Skeleton(NamedTuple):
-    """A callable pytree without its arrays: `still` has None in their places, and other leaves in tuples."""
+    """A callable pytree without its arrays: `still` has None in place of each, and every other leaf in a tuple."""
 
     structure: Any
     still: tuple[tuple[Any] | None, ...]
@@ -367,11 +367,11 @@ class _Skeleton(NamedTuple):
         return jax.tree.unflatten(self.structure, leaves)(*arguments)
 
 
-def as_pytree(function: Any, value_range: ValueRange | None = None) -> Any:
-    """A function that can be an argument of `jit`: a pytree's arrays are traced, anything else is a static part.
+def as_pytree(function: Callable[..., Any], value_range: ValueRange | None = None) -> Callable[..., Any]:
+    """A function that can be an argument of `jit`: a pytree's arrays are traced, anything else is static.
 
     Raises:
-        AttackError: it is no function, or an objective of images in another range than `value_range`, the attack's.
+        AttackError: it is not a function, or an objective of images in another range than `value_range`, the attack's.
     """
     inner = function.function if isinstance(function, Randomised) else function
     inner = inner.objective if isinstance(inner, Negated) else inner
@@ -381,7 +381,7 @@ def as_pytree(function: Any, value_range: ValueRange | None = None) -> Any:
             f"the objective was made for images in value_range={made_for}, the attack has {value_range}: pass both the "
             "same one"
         )
-    if isinstance(function, Objective | Partial):
+    if isinstance(function, TracedObjective | Partial):
         return function
     if not callable(function):
         raise AttackError(f"an objective or a classifier is a function of images, got {type(function).__name__}")

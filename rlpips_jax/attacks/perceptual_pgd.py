@@ -1,39 +1,41 @@
 """PPGD, perceptual projected gradient ascent (Laidlaw et al., "Perceptual adversarial robustness", 2021)."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.objectives import as_pytree
-from rlpips_jax.attacks.perceptual_bound import (
+from rlpips_jax.attacks.arguments import Radius, check_counts
+from rlpips_jax.attacks.keys import Key, as_key
+from rlpips_jax.attacks.objectives import Objective, as_pytree
+from rlpips_jax.attacks.procedure import Point, Procedure
+from rlpips_jax.attacks.project_perceptual import (
     PerceptualAttackResult,
     PerceptualBall,
-    bound_of,
-    check_metric,
     with_distance,
 )
-from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, search
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.attacks.result import AttackResult
+from rlpips_jax.attacks.search import search
+from rlpips_jax.distances.protocol import EmbeddedMetric
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 UNSEEN = 1e-6
-"""A direction that J stretches less, in squares and beside others, counts as one that it maps to 0."""
+"""A direction whose |J v|^2 / |v|^2 is less than this share of the largest counts as mapped to 0."""
 
 
 def perceptual_pgd(
-    objective: Any,
+    objective: Objective,
     images: Images,
     *,
     key: Key,
-    metric: Metric,
-    bound: Any,
+    metric: EmbeddedMetric,
+    bound: Radius,
     steps: int = 40,
-    step_size: Any = None,
+    step_size: Radius | None = None,
     iterations: int = 5,
     restarts: int = 1,
     random_start: bool = True,
@@ -43,14 +45,15 @@ def perceptual_pgd(
 
     A step goes where the objective, to first order, rises most for its perceptual length: along the v that solves
     J'J v = gradient, with J the Jacobian of the metric's embedding phi, found by conjugate gradients with exact
-    products. It is scaled to |J v| = step_size and followed by `project_perceptual`. Of all iterates and restarts the
-    best is kept, for each example.
+    products. It is scaled to |J v| = step_size and followed by `project_perceptual`. The best of all iterates and
+    restarts is kept for each example.
 
     Args:
         objective: `images -> (n,)`, such as `classification(apply, labels)`.
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`. Each image has its own bound.
         key: a key of `jax.random`.
-        metric: from `rlpips_jax.load`; "baseline-alex" is the published one, an R-LPIPS makes it R-PPGD.
+        metric: with a method `embedded`, such as an LPIPS of `rlpips_jax.load`; "baseline-alex" is the published one,
+            an R-LPIPS makes it R-PPGD.
         bound: on the perceptual distance, the square root of the metric's: 0.5 allows a metric's distance of 0.25. One
             number, or one for each example.
         steps: gradients of the objective that are computed.
@@ -64,57 +67,42 @@ def perceptual_pgd(
         A `PerceptualAttackResult`; its images are floats in `value_range`.
 
     Raises:
-        AttackError: an argument makes no sense; says which and what would.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
-    check_metric(metric)
-    images, value_range = as_floats(images, value_range)
     check_counts(steps=steps, iterations=iterations, restarts=restarts)
-    bound = bound_of(bound, images)
-    step_size = 2 * bound / steps if step_size is None else bound_of(step_size, images, name="step_size")
-    return _perceptual_pgd(
-        as_pytree(objective, value_range),
-        metric,
-        images,
-        key,
-        bound,
-        step_size,
-        steps,
-        iterations,
-        restarts,
-        random_start,
-        value_range,
+    ball = PerceptualBall.checked(metric, images, bound, value_range)
+    step_size = 2 * ball.bound / steps if step_size is None else ball.lengths("step_size", step_size)
+    ascent = _Ascent(ball, step_size, iterations, random_start)
+    objective = as_pytree(objective, ball.value_range)
+    return cast(
+        PerceptualAttackResult,
+        search(objective, ball.originals, ascent, key=as_key(key), steps=steps, restarts=restarts),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9, 10))
-def _perceptual_pgd(
-    objective: Any,
-    metric: Metric,
-    images: Float[Array, "n ..."],
-    key: Any,
-    bound: Float[Array, "..."],
-    step_size: Float[Array, "..."],
-    steps: int,
-    iterations: int,
-    restarts: int,
-    random_start: bool,
-    value_range: ValueRange,
-) -> PerceptualAttackResult:
-    ball = PerceptualBall.around(metric, images, bound, value_range)
-    length = ball.each(step_size)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Ascent(Procedure):
+    ball: PerceptualBall
+    step_size: Float[Array, "n ..."]
+    iterations: int = field(metadata={"static": True})
+    random_start: bool = field(metadata={"static": True})
 
-    def start(key: Any) -> Float[Array, "n ..."]:
-        return ball.project(ball.start(key)) if random_start else images
+    def start(self, key: Key) -> Float[Array, "n ..."]:
+        return self.ball.project(self.ball.start(key)) if self.random_start else self.ball.originals
 
-    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
-        forward, backward = ball.linearise(point.variable)
-        gradient = balls.BALLS["l2"].steepest(point.gradient)
-        direction = conjugate_gradient(lambda v: backward(forward(v)), gradient, iterations)
-        return state, ball.project(ball.advance(point.variable, direction, length, forward))
+    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+        forward, backward = self.ball.linearise(point.variable)
+        gradient = balls.BALLS["l2"].steepest(point.at.gradient)
+        direction = conjugate_gradient(lambda v: backward(forward(v)), gradient, self.iterations)
+        return state, self.ball.advance(point.variable, direction, self.step_size, forward)
 
-    result, _ = search(objective, images, start=start, step=step, steps=steps, restarts=restarts, key=key)
-    return with_distance(result, ball)
+    def project(self, variable: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        return self.ball.project(variable)
+
+    def report(self, result: AttackResult, variable: Float[Array, "n ..."]) -> PerceptualAttackResult:
+        return with_distance(result, self.ball)
 
 
 def conjugate_gradient(
@@ -122,10 +110,10 @@ def conjugate_gradient(
 ) -> Float[Array, "... h w c"]:
     """Solves A x = right for each image, where A is symmetric, has no negative eigenvalue and mixes no images.
 
-    Stopped early it is a solution in which directions that A hardly sees have no part yet.
+    Stopped early, it is a solution without the directions that A shrinks most.
 
     Args:
-        multiply: x -> A x, of all images at once.
+        multiply: x -> A x, for all images at once.
         right: the right sides; where one is 0, so is x.
         iterations: products with A.
     """
@@ -142,7 +130,7 @@ def conjugate_gradient(
         curvature = inner(direction, product)
         quotient = divided(curvature, inner(direction, direction))
         largest = jnp.maximum(largest, quotient)
-        # What is left when a solution is exact, or what A does not see, would be divided by rounding errors.
+        # The residual of an exact solution, and directions that A maps to 0, would be divided by rounding errors.
         length = jnp.where(quotient > UNSEEN * largest, divided(square, curvature), 0)
         residual = residual - length * product
         smaller = inner(residual, residual)

@@ -1,35 +1,45 @@
 """PGD, projected gradient ascent (Madry et al., "Towards deep learning models resistant to adversarial attacks")."""
 
-import functools
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.objectives import as_pytree
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.keys import Key, as_key
+from rlpips_jax.attacks.objectives import Objective, as_pytree
+from rlpips_jax.attacks.procedure import InBall, Point
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
+from rlpips_jax.attacks.search import search
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 
 def pgd(
-    objective: Any,
+    objective: Objective,
     images: Images,
     *,
     key: Key,
-    epsilon: Any,
+    epsilon: Radius,
     norm: str = "linf",
     steps: int,
-    step_size: Any = None,
+    step_size: Radius | None = None,
     restarts: int = 1,
     random_start: bool = True,
     value_range: ValueRange = UNIT_RANGE,
 ) -> AttackResult:
     """Maximises an objective within a ball around each image: x <- project(x + step_size * steepest(gradient)).
 
-    The steepest direction is the sign of the gradient in l-inf, the gradient of unit length in l2. Of all iterates and
-    restarts the best is kept, for each example.
+    The steepest direction is the sign of the gradient in l-inf, the gradient scaled to unit length in l2. The best of
+    all iterates and restarts is kept for each example.
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from rlpips_jax.attacks import pgd
+        >>> images = jnp.full((1, 4, 4, 3), 0.5)
+        >>> result = pgd(lambda x: x.mean((1, 2, 3)), images, key=jax.random.key(0), epsilon=0.1, steps=4)
+        >>> print(result.before, result.after, result.success)
+        [0.5] [0.6] [ True]
 
     Args:
         objective: `images -> (n,)`; `rlpips_jax.attacks.objectives` says which are compiled once.
@@ -49,46 +59,29 @@ def pgd(
         An `AttackResult`; its images are floats in `value_range`.
 
     Raises:
-        AttackError: an argument makes no sense; says which and what would.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)
     balls.ball(norm)
     check_counts(steps=steps, restarts=restarts)
     epsilon = radius_of("epsilon", epsilon, images)
-    step_size = 2.5 * epsilon / steps if step_size is None else radius_of("step_size", step_size, images)
-    return _pgd(
-        as_pytree(objective, value_range),
-        images,
-        key,
-        epsilon,
-        step_size,
-        norm,
-        steps,
-        restarts,
-        random_start,
-        value_range,
+    ascent = _Ascent(
+        images=images,
+        epsilon=epsilon,
+        norm=norm,
+        value_range=value_range,
+        random_start=random_start,
+        step_size=2.5 * epsilon / steps if step_size is None else radius_of("step_size", step_size, images),
     )
+    return search(as_pytree(objective, value_range), images, ascent, key=as_key(key), steps=steps, restarts=restarts)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
-def _pgd(
-    objective: Any,
-    images: Float[Array, "n ..."],
-    key: Any,
-    epsilon: Float[Array, "..."],
-    step_size: Float[Array, "..."],
-    norm: str,
-    steps: int,
-    restarts: int,
-    random_start: bool,
-    value_range: ValueRange,
-) -> AttackResult:
-    def start(key: Any) -> Float[Array, "n ..."]:
-        return balls.draw(key, images, epsilon, norm, value_range) if random_start else images
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Ascent(InBall):
+    step_size: Float[Array, "..."]
 
-    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
-        ascent = balls.per_example(step_size, images) * balls.BALLS[norm].steepest(point.gradient)
-        return state, balls.project(point.variable + ascent, images, epsilon, norm, value_range)
-
-    return search(objective, images, start=start, step=step, steps=steps, restarts=restarts, key=key, origin=images)[0]
+    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+        stride = balls.per_example(self.step_size, self.images)
+        return state, point.variable + stride * self.steepest(point.at.gradient)

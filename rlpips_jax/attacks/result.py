@@ -1,17 +1,13 @@
 """What an attack gives back."""
 
-import functools
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["adversarial", "before", "after", "linf", "l2", "success", "trajectory"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class AttackResult:
     """Adversarial images, the best of all iterates and restarts for each example, and what they reached.
@@ -20,13 +16,14 @@ class AttackResult:
 
     Attributes:
         adversarial: `(n, ..., h, w, 3)`, floats in `value_range`; of the shape of the images. The image itself where
-            `pgd`, `apgd`, `square` or `spatial` found nothing better for an objective that is not randomised.
+            `pgd`, `apgd`, `square` or `spatial` found nothing better for an objective that is not randomised. An image
+            whose objective is not finite is returned only where no finite objective was seen.
         before: `(n,)`, the objective of the images.
-        after: `(n,)`, the objective of the adversarial images. Of a randomised objective both are judged with keys that
-            the attack has not used.
+        after: `(n,)`, the objective of the adversarial images. For a randomised objective both are judged with keys
+            that the attack has not used.
         linf: `(n, ...)`, the largest change of a value, for each image.
         l2: `(n, ...)`, the Euclidean length of the change, for each image.
-        success: `(n,)`, whether the objective passed its goal (0 for rankings); without one, whether it rose.
+        success: `(n,)`, whether the objective passed its goal (0 for rankings); without a goal, whether it rose.
         trajectory: `(steps + 1, n)`, the objective on the way, of the restart that was kept. The iterate that was best
             by it is the one that is returned, unless the image itself is better.
     """
@@ -38,3 +35,8 @@ class AttackResult:
     l2: Float[Array, "n ..."]
     success: Bool[Array, " n"]
     trajectory: Float[Array, "steps n"]
+
+
+def worth(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Objectives as they are compared: one that is not finite is worth less than any other."""
+    return jnp.where(jnp.isfinite(values), values, -jnp.inf)

@@ -4,9 +4,7 @@ After Luo et al., "Frequency-driven imperceptible adversarial attack on semantic
 R-LPIPS (Ghazanfari et al., 2023) trains against.
 """
 
-import functools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +12,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rlpips_jax.attacks.objectives import Objective
+from rlpips_jax.attacks.arguments import Radius, as_floats
+from rlpips_jax.attacks.keys import Key
+from rlpips_jax.attacks.objectives import TracedObjective
 from rlpips_jax.attacks.pgd import pgd
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, as_floats
-from rlpips_jax.distances.lpips import Features, Metric
+from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["metric", "features"], meta_fields=["value_range"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class SemanticSimilarity(Objective):
+class SemanticSimilarity(TracedObjective):
     """min(0, d(x_i, ref_i) - max over j != i of d(x_i, ref_j)). Made by `semantic_similarity`.
 
     Attributes:
@@ -34,22 +33,28 @@ class SemanticSimilarity(Objective):
         value_range: black and white of the images.
     """
 
-    # 0 is the largest value and is to count as reached.
+    # The largest value, 0, counts as reached.
     goal = -float(np.finfo(np.float32).tiny)
 
     metric: Metric
     features: Features
-    value_range: ValueRange
+    value_range: ValueRange = field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
         moving = self.metric.features(images, value_range=self.value_range)
-        # Only which reference is farthest is taken from the matrix: a gradient needs no more than that pair.
-        distances = self.metric.pairwise_between(*jax.tree.map(lax.stop_gradient, (moving, self.features)))
+        # The matrix only says which reference is farthest; the gradient needs no other pair than that.
+        distances = _pairwise(self.metric, *jax.tree.map(lax.stop_gradient, (moving, self.features)))
         own = jnp.eye(images.shape[0], dtype=bool)
         farthest = jnp.argmax(jnp.where(own, -jnp.inf, distances), axis=1)
-        others = tuple(feature[farthest] for feature in self.features)
+        others = jax.tree.map(lambda leaf: leaf[farthest], self.features)
         margin = self.metric.between(moving, self.features) - self.metric.between(moving, others)
         return jnp.minimum(margin, 0)
+
+
+def _pairwise(metric: Metric, features: Features, others: Features) -> Float[Array, "n m"]:
+    if isinstance(metric, PairwiseMetric):
+        return metric.pairwise_between(features, others)
+    return lax.map(lambda one: metric.between(jax.tree.map(lambda leaf: leaf[None], one), others), features)
 
 
 def semantic_similarity(
@@ -63,7 +68,7 @@ def semantic_similarity(
         value_range: black and white of floating-point images.
 
     Raises:
-        AttackError: there are fewer than two references, or they are no batch.
+        AttackError: there are fewer than two references, or they are not a batch.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     value_range = check_value_range(value_range)
@@ -82,10 +87,10 @@ def semantic(
     references: Images,
     *,
     key: Key,
-    epsilon: Any,
+    epsilon: Radius,
     norm: str = "linf",
     steps: int = 50,
-    step_size: Any = None,
+    step_size: Radius | None = None,
     restarts: int = 1,
     random_start: bool = True,
     value_range: ValueRange = UNIT_RANGE,
@@ -94,7 +99,7 @@ def semantic(
 
         min(0, d(x_i + delta_i, ref_i) - max over j != i of d(x_i + delta_i, ref_j)),    |delta_i| <= epsilon
 
-    The other references are those of the batch, so the result of an image depends on what it is attacked with; the
+    The other references are those of the batch, so the result for an image depends on the rest of its batch; the
     others being as far away as photographs are, small balls rarely suffice. Where the goal is reached the slope is 0
     and an image stays as it is. As in R-LPIPS's program, which takes 50 sign steps from delta = 0 within 8/255 of
     images in (-1, 1), but for its step size, which throws delta from corner to corner.
@@ -116,7 +121,7 @@ def semantic(
         An `AttackResult`; `success` where the objective reached 0.
 
     Raises:
-        AttackError: an argument makes no sense; says which and what would.
+        AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)

@@ -3,18 +3,21 @@
 The paper penalises flows that are not smooth; here they are smooth by construction, and of bounded length.
 """
 
-import functools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.objectives import as_pytree
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.keys import Key, as_key
+from rlpips_jax.attacks.objectives import Objective, as_pytree
+from rlpips_jax.attacks.procedure import Point, Procedure
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
+from rlpips_jax.attacks.search import search
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
@@ -22,11 +25,7 @@ SMOOTHNESS = 1.5
 """Standard deviation in pixels of the Gaussian that smooths flows, where none is given."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["adversarial", "before", "after", "linf", "l2", "success", "trajectory", "flow"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class SpatialResult(AttackResult):
     """An `AttackResult` and the flow that made its images.
@@ -40,14 +39,14 @@ class SpatialResult(AttackResult):
 
 
 def spatial(
-    objective: Any,
+    objective: Objective,
     images: Images,
     *,
     key: Key,
-    epsilon: Any,
-    smoothness: Any = SMOOTHNESS,
+    epsilon: Radius,
+    smoothness: ArrayLike = SMOOTHNESS,
     steps: int,
-    step_size: Any = None,
+    step_size: Radius | None = None,
     restarts: int = 1,
     random_start: bool = True,
     value_range: ValueRange = UNIT_RANGE,
@@ -87,8 +86,10 @@ def spatial(
     step_size = (
         2.5 * epsilon / steps if step_size is None else radius_of("step_size", step_size, images, units="pixels")
     )
-    return _spatial(
-        as_pytree(objective, value_range), images, key, epsilon, deviation, step_size, steps, restarts, random_start
+    flows = _Flows(images, epsilon, deviation, step_size, random_start)
+    return cast(
+        SpatialResult,
+        search(as_pytree(objective, value_range), images, flows, key=as_key(key), steps=steps, restarts=restarts),
     )
 
 
@@ -127,7 +128,7 @@ def smooth(field: Float[Array, "... h w 2"], deviation: Float[Array, ""]) -> Flo
     return jnp.einsum("yi,...ijk,xj->...yxk", down, field, across, precision="highest")
 
 
-def _weights(size: int, deviation: Float[Array, ""], dtype: Any) -> Float[Array, "size size"]:
+def _weights(size: int, deviation: Float[Array, ""], dtype: DTypeLike) -> Float[Array, "size size"]:
     """Rows that sum to 1."""
     positions = jnp.arange(size, dtype=dtype)
     # As good as 0, without dividing by it.
@@ -147,47 +148,36 @@ def _unit(field: Float[Array, "... h w 2"]) -> Float[Array, "... h w 2"]:
     return scaled / jnp.where(largest > 0, _length(scaled), 1)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8))
-def _spatial(
-    objective: Any,
-    images: Float[Array, "n ..."],
-    key: Any,
-    epsilon: Float[Array, "..."],
-    smoothness: Float[Array, ""],
-    step_size: Float[Array, "..."],
-    steps: int,
-    restarts: int,
-    random_start: bool,
-) -> SpatialResult:
-    radius, stride = (balls.per_example(one, images) for one in (epsilon, step_size))
-    shape = (*images.shape[:-1], 2)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Flows(Procedure):
+    images: Float[Array, "n ..."]
+    epsilon: Float[Array, "..."]
+    smoothness: Float[Array, ""]
+    step_size: Float[Array, "..."]
+    random_start: bool = field(metadata={"static": True})
 
-    def start(key: Any) -> Float[Array, "n ... h w 2"]:
-        if not random_start:
-            return jnp.zeros(shape, images.dtype)
-        noise = smooth(jax.random.normal(key, shape, images.dtype), smoothness)
-        return radius * noise / jnp.max(_length(noise), axis=balls.IMAGE, keepdims=True)
+    def origin(self) -> Float[Array, "n ... h w 2"]:
+        return jnp.zeros((*self.images.shape[:-1], 2), self.images.dtype)
 
-    def flow_of(field: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:
-        return smooth(field, smoothness)
+    def start(self, key: Key) -> Float[Array, "n ... h w 2"]:
+        if not self.random_start:
+            return self.origin()
+        shape, dtype = (*self.images.shape[:-1], 2), self.images.dtype
+        noise = smooth(jax.random.normal(key, shape, dtype), self.smoothness)
+        longest = jnp.max(_length(noise), axis=balls.IMAGE, keepdims=True)
+        return balls.per_example(self.epsilon, self.images) * noise / longest
 
-    def render(field: Float[Array, "n ... h w 2"]) -> Float[Array, "n ..."]:
-        return resample(images, flow_of(field))
+    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ... h w 2"]]:
+        return state, point.variable + balls.per_example(self.step_size, self.images) * _unit(point.at.gradient)
 
-    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ... h w 2"]]:
-        moved = point.variable + stride * _unit(point.gradient)
-        length = _length(moved)
-        return state, moved * jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
+    def project(self, variable: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:
+        length = _length(variable)
+        radius = balls.per_example(self.epsilon, self.images)
+        return variable * jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
 
-    result, field = search(
-        objective,
-        images,
-        start=start,
-        step=step,
-        steps=steps,
-        restarts=restarts,
-        key=key,
-        origin=jnp.zeros((*images.shape[:-1], 2), images.dtype),
-        render=render,
-    )
-    return SpatialResult(**vars(result), flow=flow_of(field))
+    def render(self, variable: Float[Array, "n ... h w 2"]) -> Float[Array, "n ..."]:
+        return resample(self.images, smooth(variable, self.smoothness))
+
+    def report(self, result: AttackResult, variable: Float[Array, "n ... h w 2"]) -> SpatialResult:
+        return SpatialResult(**vars(result), flow=smooth(variable, self.smoothness))

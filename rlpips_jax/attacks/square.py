@@ -1,38 +1,42 @@
 """The Square attack (Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random
 search", 2020): a check, by values alone, that gradients are not merely hidden."""
 
-import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.objectives import as_pytree
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.keys import Key, as_key
+from rlpips_jax.attacks.objectives import Objective, as_pytree
+from rlpips_jax.attacks.procedure import Evaluation, InBall, Point, Rendered
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import Key, Point, as_floats, check_counts, radius_of, search
+from rlpips_jax.attacks.search import search
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 PUBLISHED_STEPS = 10_000
 HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
-"""Of the published steps, those at which the share of an image that a window covers is halved."""
+"""The published steps at which the share of an image that a window covers is halved."""
 TILES = 5
 """Rows and columns of pyramids that an l2 search starts from."""
 
 
 def square(
-    objective: Any,
+    objective: Objective,
     images: Images,
     *,
     key: Key,
-    epsilon: Any,
+    epsilon: Radius,
     norm: str = "linf",
     steps: int,
     restarts: int = 1,
-    initial_share: float = 0.8,
+    initial_share: float | int = 0.8,
     value_range: ValueRange = UNIT_RANGE,
 ) -> AttackResult:
     """Maximises an objective within a ball around each image by random search, from its values alone.
@@ -48,42 +52,28 @@ def square(
 
     Against a randomised objective the best point and the new one are compared under the same draws, fresh at each step.
 
+    Other arguments, the result and errors are those of `pgd`.
+
     Args:
-        objective: as in `pgd`; it need not be differentiable.
-        images: as in `pgd`.
-        key: as in `pgd`.
-        epsilon: radius of the ball in the units of `value_range`, as in `pgd`.
-        norm: "linf" or "l2".
+        objective: `images -> (n,)`; it need not be differentiable.
         steps: changes that are tried; the objective is computed once more, at the start.
-        restarts: as in `pgd`.
-        initial_share: of the pixels of an image, those in the first window, above 0 and at most 1. The paper has 0.05
-            in l-inf and 0.1 in l2, AutoAttack 0.8.
-        value_range: black and white of the images.
-
-    Returns:
-        An `AttackResult`.
-
-    Raises:
-        AttackError: an argument makes no sense.
-        ImageError: the images break the convention of `rlpips_jax.images`.
+        initial_share: share of an image's pixels in the first window, above 0 and at most 1. The paper has 0.05 in
+            l-inf and 0.1 in l2, AutoAttack 0.8.
     """
     images, value_range = as_floats(images, value_range)
     balls.ball(norm)
     check_counts(steps=steps, restarts=restarts)
     if not 0 < initial_share <= 1:
         raise AttackError(f"initial_share must be above 0 and at most 1, a share of an image, got {initial_share!r}")
-    epsilon = radius_of("epsilon", epsilon, images)
-    return _square(
-        as_pytree(objective, value_range),
-        images,
-        key,
-        epsilon,
-        norm,
-        steps,
-        restarts,
-        float(initial_share),
-        value_range,
+    windows = _Windows(
+        images=images,
+        epsilon=radius_of("epsilon", epsilon, images),
+        norm=norm,
+        value_range=value_range,
+        steps=steps,
+        initial_share=float(initial_share),
     )
+    return search(as_pytree(objective, value_range), images, windows, key=as_key(key), steps=steps, restarts=restarts)
 
 
 def window_sides(steps: int, share: float, height: int, width: int) -> Int[np.ndarray, " steps"]:
@@ -94,54 +84,43 @@ def window_sides(steps: int, share: float, height: int, width: int) -> Int[np.nd
     return np.clip(sides, 1, min(height, width)).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
-def _square(
-    objective: Any,
-    images: Float[Array, "n ..."],
-    key: Any,
-    epsilon: Float[Array, "..."],
-    norm: str,
-    steps: int,
-    restarts: int,
-    initial_share: float,
-    value_range: ValueRange,
-) -> AttackResult:
-    sides = window_sides(steps, initial_share, *images.shape[-3:-1])
-    radius = jnp.broadcast_to(balls.per_example(epsilon, images), (*images.shape[:-3], 1, 1, 1))
-    first, change = {"linf": (_stripes, _repainted), "l2": (_pyramids, _moved)}[norm]
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Windows(InBall):
+    steps: int = field(metadata={"static": True})
+    initial_share: float = field(metadata={"static": True})
 
-    def start(key: Any) -> Float[Array, "n ..."]:
-        return balls.project(images + first(key, images, radius), images, epsilon, norm, value_range)
+    @property
+    def radius(self) -> Float[Array, "*n 1 1 1"]:
+        """The radius of each image."""
+        return jnp.broadcast_to(balls.per_example(self.epsilon, self.images), (*self.images.shape[:-3], 1, 1, 1))
 
-    def step(state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
-        perturbation = change(point.key, point.best - images, radius, jnp.asarray(sides)[point.index])
-        return state, balls.project(images + perturbation, images, epsilon, norm, value_range)
+    def start(self, key: Key) -> Float[Array, "n ..."]:
+        first = {"linf": _stripes, "l2": _pyramids}[self.norm]
+        return self.project(self.images + first(key, self.images, self.radius))
 
-    return search(
-        objective,
-        images,
-        start=start,
-        step=step,
-        steps=steps,
-        restarts=restarts,
-        key=key,
-        origin=images,
-        gradients=False,
-    )[0]
+    def gradient(self, objective: Rendered, variable: Array, state: None, index: Int[Array, ""]) -> Evaluation:
+        value = objective.value(variable)
+        return Evaluation(value, value)
+
+    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+        change = {"linf": _repainted, "l2": _moved}[self.norm]
+        sides = jnp.asarray(window_sides(self.steps, self.initial_share, *self.images.shape[-3:-1]))
+        return state, self.images + change(point.key, point.best - self.images, self.radius, sides[point.index])
 
 
-def _signs(key: Any, shape: tuple[int, ...], dtype: Any) -> Float[Array, "..."]:
+def _signs(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     return jax.random.rademacher(key, shape).astype(dtype)
 
 
-def _stripes(key: Any, images: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"]) -> Float[Array, "*n h w 3"]:
+def _stripes(key: Key, images: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"]) -> Float[Array, "*n h w 3"]:
     """Vertical stripes one pixel wide, each of a colour drawn from the corners of the ball."""
     *leading, _, width, channels = images.shape
     return jnp.broadcast_to(radius * _signs(key, (*leading, 1, width, channels), images.dtype), images.shape)
 
 
 def _repainted(
-    key: Any, perturbation: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"], side: Int[Array, ""]
+    key: Key, perturbation: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"], side: Int[Array, ""]
 ) -> Float[Array, "*n h w 3"]:
     """A window painted in a colour from the corners of the ball."""
     where, colour = jax.random.split(key)
@@ -151,7 +130,7 @@ def _repainted(
     return jnp.where(_window(place, perturbation.shape, side).inside, painted, perturbation)
 
 
-def _pyramids(key: Any, images: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"]) -> Float[Array, "*n h w 3"]:
+def _pyramids(key: Key, images: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"]) -> Float[Array, "*n h w 3"]:
     """A grid of square pyramids, each channel of each with a drawn sign, as long as the radius."""
     *leading, height, width, channels = images.shape
     side = max(min(height, width) // TILES, 1)
@@ -165,7 +144,7 @@ def _pyramids(key: Any, images: Float[Array, "*n h w 3"], radius: Float[Array, "
 
 
 def _moved(
-    key: Any, perturbation: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"], side: Int[Array, ""]
+    key: Key, perturbation: Float[Array, "*n h w 3"], radius: Float[Array, "*n 1 1 1"], side: Int[Array, ""]
 ) -> Float[Array, "*n h w 3"]:
     """One window emptied, and its energy given to another one, with a pair of pyramids added there."""
     where, colour = jax.random.split(key)
@@ -193,7 +172,7 @@ def _moved(
 
 
 class _Window(NamedTuple):
-    """Of each pixel of each image, where it lies from the top left corner of a window, and whether inside it."""
+    """Where each pixel lies, counted from the top left corner of a window, and whether it is inside the window."""
 
     down: Int[Array, "*n h 1 1"]
     across: Int[Array, "*n 1 w 1"]

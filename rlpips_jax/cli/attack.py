@@ -1,4 +1,4 @@
-"""`rlpips attack`: what a change that nobody sees does to the distance of one's own pictures."""
+"""`rlpips attack`: how far a change that nobody sees moves the distance between one's own pictures."""
 
 import functools
 from dataclasses import dataclass
@@ -12,23 +12,24 @@ import tyro
 from jaxtyping import UInt8
 
 from rlpips_jax import attacks, reports
+from rlpips_jax.attacks import table
 from rlpips_jax.cli.options import MetricOptions, check_files
-from rlpips_jax.cli.threats import epsilon_of
-from rlpips_jax.distances.lpips import Metric, distance
+from rlpips_jax.cli.threats import PictureAttack, epsilon_of
+from rlpips_jax.distances.lpips import distance
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.files.image_files import save_image
 
-NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "distort", "impostor"]
-
 TILE = 224
 """Pixels of a picture on the sheet."""
+BISECTIONS = 24
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
 class Row(NamedTuple):
-    """What an attack did to one distance."""
+    """A distance before and after an attack."""
 
     pair: str
     before: np.floating
@@ -37,44 +38,46 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(MetricOptions):
-    """Change a picture so little that nobody sees it, and so that the metric sees much; or the other way round.
+    """Change a picture so that nobody sees it but the metric measures far; or so that all see it and it measures close.
 
     REF IMAGE: moves IMAGE away from REF. REF IMAGE IMAGE: reverses which of the two is closer. REF alone: moves it
-    away from itself (distort), or changes it visibly while the metric stays under --bound (impostor).
+    away from itself (distort), or changes it visibly while the metric stays within --bound (impostor).
     Writes adversarial.png, sheet.png and result.json to --out; distances are those of the picture as written.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF [IMAGE [IMAGE]]")]
     """The reference, and what to compare with it."""
 
-    attack: Annotated[NAMES | None, tyro.conf.arg(help_behavior_hint="(default: pgd; of REF alone distort)")] = None
-    """How. square and noise do without gradients; spatial moves pixels instead of changing them."""
+    attack: Annotated[
+        PictureAttack | None, tyro.conf.arg(help_behavior_hint="(default: pgd; for REF alone distort)")
+    ] = None
+    """The attack. square and noise need no gradients; spatial moves pixels instead of changing them."""
 
     norm: Literal["linf", "l2"] = "linf"
-    """Of the change of values."""
+    """Norm of the change of values."""
 
     epsilon: Annotated[
         str | None, tyro.conf.arg(metavar="E", help_behavior_hint="(default: 2/255; l2 1, spatial 1)")
     ] = None
-    """Largest change, as a fraction of the whole range of values: 2/255 is 2 grey levels. Of spatial, pixels."""
+    """Largest change, as a fraction of the whole range of values: 2/255 is 2 grey levels. For spatial, in pixels."""
 
     bound: float = 0.1
-    """What an impostor may measure."""
+    """Largest distance of an impostor."""
 
     steps: int = 50
-    """Steps; of square and noise, queries. An impostor takes four times as many."""
+    """Steps; for square and noise, queries. An impostor takes four times as many."""
 
     restarts: int = 1
-    """Starts, of which the best counts."""
+    """Number of starts, of which the best counts."""
 
     pull: bool = False
     """Move IMAGE nearer to REF instead."""
 
     attacked: Literal["closer", "farther", "reference"] = "closer"
-    """Of REF IMAGE IMAGE, which picture moves: the one that the metric finds closer, the other, or REF."""
+    """Which picture of REF IMAGE IMAGE moves: the one that the metric finds closer, the other, or REF."""
 
     seed: int = 0
-    """Of what is drawn."""
+    """Seed of the random draws."""
 
     out: Path = Path("attack")
     """Folder to write to."""
@@ -89,12 +92,10 @@ class Attack(MetricOptions):
         if len(others) == 2:
             order = sorted(range(2), key=lambda index: float(distance(reference, others[index], metric)))
         moved = self._moved(order)
-        before = pictures[moved]
-        result = self._attack(name, metric, pictures, order)
-        after = np.rint(np.asarray(result.adversarial[0]) * 255).astype(np.uint8)
+        after = self._attacked(name, metric, pictures, order)
         save_image(self.out / "adversarial.png", after)
         rows = self._distances(metric, pictures, moved, after)
-        document = self._document(name, metric, before, after, rows, moved)
+        document = self._document(name, metric, pictures[moved], after, rows, moved)
         (self.out / "result.json").write_text(reports.json_text(document) + "\n", encoding="utf-8")
         save_image(self.out / "sheet.png", self._sheet(name, metric, pictures, moved, after, rows))
         print(f"# {metric.signature}")
@@ -103,7 +104,7 @@ class Attack(MetricOptions):
         )
         if order is not None:
             nearer, other = (rows[place].after for place in order)
-            print(f"The order is {'reversed' if nearer > other else 'as it was'}.")
+            print(f"The order is {'reversed' if nearer > other else 'unchanged'}.")
         print(
             f"{self.images[moved]} was changed by at most {document['linf']:.4g}/255, "
             f"l2 {float(document['l2']):.4g} (images in [0, 1]): {self.out}"
@@ -116,57 +117,53 @@ class Attack(MetricOptions):
         if not 1 <= len(self.images) <= 3:
             raise AttackError(f"give REF, REF IMAGE or REF IMAGE IMAGE, not {len(self.images)} pictures")
         name = self.attack or ("distort" if alone else "pgd")
-        if alone != (name in ("distort", "impostor")):
+        attack = table.entry(name)
+        if alone != (attack.takes == "distance"):
             raise AttackError(f"{name} takes {'REF and one or two images' if alone else 'REF alone'}; see --help")
         if self.pull and len(self.images) != 2:
             raise AttackError("--pull is for REF IMAGE")
         if self.attacked != "closer" and len(self.images) != 3:
             raise AttackError("--attacked is for REF IMAGE IMAGE")
-        if name == "impostor" and (self.epsilon is not None or self.norm != "linf"):
-            raise AttackError("an impostor has no --epsilon and no --norm: its metric stays under --bound")
-        if name == "spatial" and self.norm != "linf":
-            raise AttackError("spatial has no --norm: its --epsilon is in pixels")
+        if len(self.images) == 3 and self.attacked not in attack.moves:
+            raise AttackError(f"{name} cannot move the {self.attacked} picture; --attacked {' or '.join(attack.moves)}")
+        if attack.radius == "bound" and (self.epsilon is not None or self.norm != "linf"):
+            raise AttackError(f"{name} has no --epsilon and no --norm: its metric stays within --bound")
+        if self.norm not in (attack.norms or ("linf",)):
+            raise AttackError(f"{name} has no --norm {self.norm}: its --epsilon is in {', '.join(attack.measures)}")
         for option, count in (("steps", self.steps), ("restarts", self.restarts)):
             if count < 1:
                 raise AttackError(f"--{option} must be 1 or more, got {count}")
         return name
 
     def _moved(self, order: list[int] | None) -> int:
-        """The place of the picture that moves."""
+        """The index of the picture that moves."""
         if order is None:
             return len(self.images) - 1
         return {"closer": 1 + order[0], "farther": 1 + order[1], "reference": 0}[self.attacked]
 
-    def _attack(self, name: str, metric: Metric, pictures: list[Picture], order: list[int] | None) -> Any:
-        key = jax.random.key(self.seed)
+    def _attacked(self, name: str, metric: Metric, pictures: list[Picture], order: list[int] | None) -> Picture:
+        """The picture that moves, after the attack."""
+        attack = table.entry(name)
         batches = [jnp.asarray(picture)[None] for picture in pictures]
-        if name == "impostor":
-            options = {"steps": 4 * self.steps, "restarts": self.restarts}
-            return attacks.impostor(metric, batches[0], key=key, bound=self.bound, **options)
-        options: dict[str, Any] = {"steps": self.steps, "key": key, "epsilon": self._epsilon(name)}
-        if name != "spatial":
-            options["norm"] = self.norm
-        if name != "noise":
-            options["restarts"] = self.restarts
-        if name == "distort":
-            return attacks.distort(metric, batches[0], **options)
-        attack = functools.partial(getattr(attacks, name), **options)
-        if order is None:
-            objective: Any = attacks.distance_from(metric, batches[0])
-            if self.pull:
-                objective = attacks.negated(objective)
-            return attack(objective, batches[1])
-        triplet = (batches[0], batches[1 + order[0]], batches[1 + order[1]])
-        objective = attacks.ranking(metric, *triplet, attacked=self.attacked)
-        return attack(objective, attacks.attacked_images(*triplet, self.attacked))
+        radius = self.bound if attack.radius == "bound" else self._epsilon(attack)
+        options = attack.options(steps=attack.pace * self.steps, norm=self.norm, restarts=self.restarts)
+        run = functools.partial(attack.function, key=jax.random.key(self.seed), **options, **{attack.radius: radius})
+        if attack.takes == "distance":
+            found = run(metric, batches[0]).adversarial[0]
+            if attack.unit == "metric":
+                return _within(metric, pictures[0], found, self.bound)
+        elif order is None:
+            objective = attacks.distance_from(metric, batches[0])
+            found = run(attacks.negated(objective) if self.pull else objective, batches[1]).adversarial[0]
+        else:
+            triplet = (batches[0], batches[1 + order[0]], batches[1 + order[1]])
+            objective = attacks.ranking(metric, *triplet, attacked=self.attacked)
+            found = run(objective, attacks.attacked_images(*triplet, self.attacked)).adversarial[0]
+        return _bytes(found)
 
-    def _epsilon(self, name: str) -> float:
-        if self.epsilon is None:
-            return 1.0 if name == "spatial" or self.norm == "l2" else 2 / 255
-        return epsilon_of(self.epsilon, self._norm(name))
-
-    def _norm(self, name: str) -> str:
-        return "pixels" if name == "spatial" else self.norm
+    def _epsilon(self, attack: table.AttackEntry) -> float:
+        measure = self.norm if attack.norms else attack.unit
+        return epsilon_of(table.STRENGTH[measure] if self.epsilon is None else self.epsilon, measure)
 
     def _distances(self, metric: Metric, pictures: list[Picture], moved: int, after: Picture) -> list[Row]:
         """Pairs, and their distances before and after."""
@@ -185,24 +182,24 @@ class Attack(MetricOptions):
     def _document(
         self, name: str, metric: Metric, before: Picture, after: Picture, rows: list[Row], moved: int
     ) -> dict[str, Any]:
+        attack = table.entry(name)
         change = after.astype(np.float64) - before
+        settings: dict[str, Any] = {"name": name}
+        if attack.radius == "bound":
+            settings["bound"] = self.bound
+        else:
+            settings |= {"norm": self.norm if attack.norms else attack.unit, "epsilon": self._epsilon(attack)}
+        settings |= {"steps": attack.pace * self.steps, "restarts": self.restarts if attack.restarts else 1}
+        if len(self.images) == 2:
+            settings["pull"] = self.pull
+        if len(self.images) == 3:
+            settings["attacked"] = self.attacked
         return {
             "signature": metric.signature,
             "metric": metric.name,
             "images": [str(path) for path in self.images],
             "moved": str(self.images[moved]),
-            "attack": {
-                "name": name,
-                **(
-                    {"bound": self.bound, "steps": 4 * self.steps}
-                    if name == "impostor"
-                    else {"norm": self._norm(name), "epsilon": self._epsilon(name), "steps": self.steps}
-                ),
-                "restarts": 1 if name == "noise" else self.restarts,
-                **({"pull": self.pull} if len(self.images) == 2 else {}),
-                **({"attacked": self.attacked} if len(self.images) == 3 else {}),
-                "seed": self.seed,
-            },
+            "attack": settings | {"seed": self.seed},
             "distances": [row._asdict() for row in rows],
             "linf": np.float64(np.abs(change).max()),
             "l2": np.float64(np.sqrt(np.square(change / 255).sum())),
@@ -211,7 +208,7 @@ class Attack(MetricOptions):
     def _sheet(
         self, name: str, metric: Metric, pictures: list[Picture], moved: int, after: Picture, rows: list[Row]
     ) -> UInt8[np.ndarray, "H W 3"]:
-        """All pictures, the one that moved after the attack, and its change, enlarged so that it can be seen."""
+        """All pictures, the one that moved after the attack, and its change, multiplied so that it can be seen."""
         change = after.astype(np.float64) - pictures[moved]
         times = max(1, int(100 // max(np.abs(change).max(), 1)))
         tiles = []
@@ -229,3 +226,26 @@ class Attack(MetricOptions):
 
 def _distance(reference: Picture, picture: Picture, metric: Metric) -> np.floating:
     return np.float32(distance(reference, picture, metric))
+
+
+def _bytes(picture: Any) -> Picture:
+    return np.rint(np.asarray(picture) * 255).astype(np.uint8)
+
+
+def _within(metric: Metric, reference: Picture, found: Any, bound: float) -> Picture:
+    """An impostor in bytes, moved back towards its reference until these are within the bound too."""
+    start, end = reference / np.float32(255), np.asarray(found)
+
+    def picture(share: float) -> Picture:
+        return _bytes(start + np.float32(share) * (end - start))
+
+    inside, outside = 0.0, 1.0
+    if _distance(reference, picture(outside), metric) <= bound:
+        return picture(outside)
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        if _distance(reference, picture(middle), metric) <= bound:
+            inside = middle
+        else:
+            outside = middle
+    return picture(inside)

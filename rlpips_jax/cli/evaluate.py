@@ -19,9 +19,10 @@ import tyro
 from rlpips_jax import reports
 from rlpips_jax.attacks import Randomness
 from rlpips_jax.attacks.expectations import DRAWS, JUDGED
+from rlpips_jax.attacks.table import ATTACKS, RADII, names
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
-from rlpips_jax.cli.threats import EXPOSING, Threat, epsilon_of
+from rlpips_jax.cli.threats import PictureAttack, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.ensemble import Ensemble
@@ -33,13 +34,8 @@ from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.loading import load
 
-NAMES = Literal["pgd", "apgd", "square", "noise", "spatial", "worst_case", "distort", "impostor"]
-"""Attacks by the names of their functions in `rlpips_jax.attacks`."""
-
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
 """Columns of the table, and what documents call them."""
-
-LINF = ("1/255", "2/255", "4/255")
 
 SIDES = Literal["closer", "farther", "both", "reference", "worst"]
 
@@ -53,7 +49,7 @@ class Evaluate(TripletOptions):
     already are not computed again.
     """
 
-    attack: Annotated[tuple[NAMES, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
+    attack: Annotated[tuple[PictureAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
     """Attack to measure besides; worst_case is the worst of pgd, apgd and square. distort and impostor move references
     alone: to where the metric measures most within --epsilon, or where pixels differ most within --bound; their table
     says how many times that is what is usual. May be given several times."""
@@ -150,15 +146,14 @@ class Evaluate(TripletOptions):
                 raise AttackError(f"--{name} must be 1 or more, got {count}")
         if not 0 < self.bound < float("inf"):
             raise AttackError(f"--bound must be above 0, a share of the metric's usual distance, got {self.bound:g}")
-        bounded, ranked = ({*self.attack} - set(without) for without in (("impostor",), EXPOSING))
+        bounded = [name for name in self.attack if ATTACKS[name].radius == "epsilon"]
+        ranked = {*self.attack} - {*names("distance")}
         options = {"epsilon": (self.epsilon, bounded), "surrogate": (self.surrogate, ranked)}
         options |= {"fixed-key": (self.fixed_key, self.attack), "draws": (self.draws, self.attack)}
         for name, (given, users) in options.items():
             if given and not users:
                 raise AttackError(f"--{name} needs an attack that it is for: --attack pgd")
-        units = {
-            "spatial" if name == "spatial" else norm for name in self.attack if name != "impostor" for norm in self.norm
-        }
+        units = {norm for name in bounded for norm in self._norms(name)}
         if self.epsilon and len(units) > 1:
             raise AttackError(
                 f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate one after "
@@ -182,17 +177,22 @@ class Evaluate(TripletOptions):
         """To one metric: nothing first, then every attack at every strength."""
         threats = [Threat()]
         for name in dict.fromkeys(self.attack):
-            if name == "impostor":
-                bounded = Threat(name, "", self.bound, "reference", 4 * self.steps, self.restarts)
-                threats += self._adapted(bounded, metric, None)
-                continue
-            for norm in ("pixels",) if name == "spatial" else self.norm:
-                default = ("0.5", "1") if norm == "pixels" else ("0.5", "1", "2") if norm == "l2" else LINF
-                for side in ("reference",) if name == "distort" else self.attacked:
-                    for text in self.epsilon or default:
-                        threat = Threat(name, norm, epsilon_of(text, norm), side, self.steps, self.restarts)
-                        threats += self._adapted(threat, metric, None if name == "distort" else surrogate)
+            attack = ATTACKS[name]
+            alone = attack.takes == "distance"
+            for norm in self._norms(name):
+                for side in attack.moves if alone else self.attacked:
+                    radii = [epsilon_of(text, norm) for text in self.epsilon or RADII[norm]] if norm else [self.bound]
+                    for radius in radii:
+                        threat = Threat(name, norm, radius, side, attack.pace * self.steps, self.restarts)
+                        threats += self._adapted(threat, metric, None if alone else surrogate)
         return threats + [Threat("shift", "pixels", float(shift)) for shift in ((0, *self.shift) if self.shift else ())]
+
+    def _norms(self, name: str) -> tuple[str, ...]:
+        """Norms or units in which an attack is measured; "" for a bound on the metric."""
+        attack = ATTACKS[name]
+        if attack.radius == "bound":
+            return ("",)
+        return tuple(norm for norm in self.norm if norm in attack.norms) if attack.norms else (attack.unit,)
 
     def _adapted(self, threat: Threat, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
         """An attack as it adapts to a metric, and transferred from the surrogate."""
@@ -318,7 +318,7 @@ class Run:
             "batch": self.options.batch,
             "start": start,
         }
-        if threat.name == "impostor":
+        if not threat.norm:
             bound = threat.epsilon * exposure.usual_distance(natural)
             return exposure.impostors(self.metric, self.triplets, bound, **options)
         return exposure.distorted(self.metric, self.triplets, threat.epsilon, norm=threat.norm, **options)

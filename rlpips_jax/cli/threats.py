@@ -1,36 +1,45 @@
-"""Threats: what is done to images before a metric is asked, and how it is told."""
+"""Threats: what is done to images before a metric measures them, and how tables and files say so."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from rlpips_jax import attacks
+import tyro
+
+from rlpips_jax.attacks import table
+from rlpips_jax.attacks.arguments import read_radius
+from rlpips_jax.attacks.objectives import ATTACKED
+from rlpips_jax.attacks.worst_case import Attack
 from rlpips_jax.errors import AttackError
-from rlpips_jax.evaluation import measurement
-from rlpips_jax.evaluation.radii import read_radius
 
-EXPOSING = ("distort", "impostor")
-"""Attacks on single images."""
+
+def _choice(*takes: table.Takes) -> Any:
+    """Makes the type of an option that names an attack; the table is read when a command is called."""
+    return tyro.conf.arg(constructor_factory=lambda: tyro.extras.literal_type_from_choices(table.names(*takes)))
+
+
+PictureAttack = Annotated[str, _choice("objective", "distance")]
+"""Name of an attack on triplets, distances or single images."""
 
 ADAPTED = ("draws", "fixed", "surrogate")
-"""Fields that most threats have no use for."""
+"""Fields that most threats do not use."""
 
 
 @dataclass(frozen=True)
 class Threat:
-    """What is done to triplets before a metric is asked.
+    """What is done to triplets before a metric measures them.
 
     Attributes:
-        name: of the attack, "shift", or "" for nothing.
-        norm: of the ball; "pixels" for flows and shifts, "" for impostors.
-        epsilon: radius, as a fraction of the range of values, or in pixels; of impostors the bound on the metric, in
+        name: the attack, "shift", or "" for nothing.
+        norm: of the ball; "pixels" for flows and shifts, "" for a bound on the metric.
+        epsilon: radius, as a fraction of the range of values, or in pixels; for impostors the bound on the metric, in
             usual distances.
-        attacked: whom the attack moves.
-        steps: gradients, or queries without gradients.
+        attacked: which image the attack moves.
+        steps: gradients, or queries of attacks without gradients.
         restarts: starts.
-        draws: transformations that each step averages; 0 where nothing attacked is random.
+        draws: transformations that each step averages; 0 where the attacked metric is not random.
         fixed: the ensemble always draws the same, and the attack knows what.
         surrogate: name of the metric that is attacked in place of the judging one; "" for none.
     """
@@ -52,18 +61,18 @@ class Threat:
         return cls(**{name: value for name, value in (document or {}).items() if name in names})
 
     def document(self) -> dict[str, Any]:
-        """What is written of it; without what does not apply."""
+        """The fields that apply, as they are written to disk."""
         document = dataclasses.asdict(self)
         return {name: document[name] for name in document if document[name] or name not in ADAPTED}
 
     @property
     def words(self) -> str:
-        """The attack, as a table has it."""
+        """The attack, as tables show it."""
         return ", ".join((f"{self.name} {self.norm}".rstrip(), *self._adaptation)) if self.name else "-"
 
     @property
     def line(self) -> tuple[str, ...]:
-        """What tells its curve from others of the same attack."""
+        """What its curve is labelled with, to distinguish it from others of the same attack."""
         return (self.attacked, *self._adaptation) if self.attacked else self._adaptation
 
     @property
@@ -77,43 +86,32 @@ class Threat:
 
     @property
     def exposes(self) -> bool:
-        """Whether it moves references alone, to expose what a metric says of them."""
-        return self.name in EXPOSING
+        """Whether it moves references alone, to expose what a metric can be made to measure."""
+        return self.name in table.names("distance")
 
     @property
     def is_base(self) -> bool:
-        """Whether others are compared with it: nothing is done, or a shift by 0."""
+        """Whether others are compared with it: no attack, or a shift by 0."""
         return self.name == "" or (self.name == "shift" and self.epsilon == 0)
 
-    def function(self) -> measurement.Attack:
+    def function(self) -> Attack:
         """The attack, as `rlpips_jax.evaluation.evaluate` takes it."""
-        options: dict[str, Any] = {"steps": self.steps}
-        if self.name != "spatial":
-            options["norm"] = self.norm
-        if self.name != "noise":
-            options["restarts"] = self.restarts
-        if self.name != "worst_case":
-            return functools.partial(getattr(attacks, self.name), **options)
-
-        def worst(objective: Any, images: Any, *, key: Any, epsilon: Any, **more: Any) -> Any:
-            parts = [functools.partial(part, epsilon=epsilon, **options) for part in (attacks.pgd, attacks.apgd)]
-            parts.append(functools.partial(attacks.square, epsilon=epsilon, **options))
-            return attacks.worst_case(objective, images, key=key, attacks=parts, **more)
-
-        return worst
+        attack = table.entry(self.name)
+        options = attack.options(steps=self.steps, norm=self.norm, restarts=self.restarts)
+        return functools.partial(attack.function, **options)
 
     @property
     def sides(self) -> Sequence[str]:
-        """Whom the attack moves; of several, whoever does most harm."""
-        return attacks.ATTACKED if self.attacked == "worst" else (self.attacked,)
+        """Which images the attack moves; of several, the one that does most harm."""
+        return ATTACKED if self.attacked == "worst" else (self.attacked,)
 
     def radii(self) -> tuple[str, str]:
-        """The radius for images in [0, 1] and in [-1, 1], as a table has it."""
+        """The radius for images in [0, 1] and in [-1, 1], as tables show it."""
         if not self.name:
             return "", ""
         if self.norm == "pixels":
             return f"{self.epsilon:g} px", f"{self.epsilon:g} px"
-        if self.name == "impostor":
+        if not self.norm:
             return f"{self.epsilon:g} usual", f"{self.epsilon:g} usual"
         return _fraction(self.epsilon), _fraction(2 * self.epsilon)
 
@@ -123,10 +121,10 @@ def epsilon_of(text: str, norm: str) -> float:
 
     Args:
         text: what was given.
-        norm: "linf" and "l2" are as fractions of the range of values, "pixels" are pixels.
+        norm: radii in "linf" and "l2" are fractions of the range of values, in "pixels" pixels.
 
     Raises:
-        AttackError: it is none.
+        AttackError: it is not a number, or outside its range.
     """
     try:
         value = read_radius(text)

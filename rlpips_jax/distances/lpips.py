@@ -143,6 +143,13 @@ class Metric:
             raise MetricError("features of two batches (n, h, w, 3) and (m, h, w, 3) are needed: one leading axis")
         return _pairwise_between(self, features, others)
 
+    def embedded(self, features: Features) -> Features:
+        """Features scaled so that their squared Euclidean distance is `between`: sqrt(w_lc / (h_l w_l)) f_lijc."""
+        return tuple(
+            feature * jnp.sqrt(head.astype(feature.dtype) / (feature.shape[-3] * feature.shape[-2]))
+            for feature, head in zip(features, self.parameters["heads"], strict=True)
+        )
+
     @property
     def signature(self) -> str:
         """A line that pins a number: library version, metric, network, parameters, dtype, precision.

@@ -10,12 +10,13 @@ and is asked for where it is needed:
 | `LayeredMetric` | `layers_between`: the share of each layer | `rlpips_jax.layer_distances` |
 | `MappedMetric` | `map_between`: where images differ | `rlpips_jax.distance_map` |
 | `MaskedMetric` | `masked_between`: the mean over a part of the positions | the `mask` argument |
+| `EmbeddedMetric` | `embedded`: vectors whose squared distance is the metric | attacks within a perceptual bound |
 | `PairwiseMetric` | `pairwise_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if it is there |
 | `PaddedMetric` | `padded_between`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
 """
 
 import inspect
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -144,6 +145,15 @@ class PairwiseMetric(Protocol, metaclass=_ByMembers):
         ...
 
 
-def is_random(metric: Any) -> bool:
+@runtime_checkable
+class EmbeddedMetric(Metric, Protocol, metaclass=_ByMembers):
+    """A metric that is the squared Euclidean distance of vectors, such as LPIPS."""
+
+    def embedded(self, features: Features) -> Features:
+        """The vectors: a pytree of arrays with the leading axes of the features."""
+        ...
+
+
+def is_random(metric: object) -> TypeGuard[RandomMetric]:
     """Whether a distance by this metric needs a key."""
     return isinstance(metric, RandomMetric)

@@ -106,6 +106,14 @@ class Ensemble(RandomDistance):
             "ensemble are rlpips_jax.attacks.expected_ranking and expected_distance_from"
         )
 
+    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
+        """The mean over draws of the distance of images whose features are at hand: as `features`, always an error."""
+        raise EnsembleError(f"the ensemble {self.name} has no features of its own")
+
+    def expectation(self, function: "Function", arguments: Any, *, key: Any, samples: int) -> Array:
+        """The mean over draws of a function of images' features; see `rlpips_jax.distances.protocol.RandomMetric`."""
+        return expectation(self, function, arguments, key, samples)
+
     def distance(
         self, x: Images, y: Images, *, key: Any, samples: int | None, value_range: ValueRange
     ) -> Float[Array, "..."]:

@@ -27,8 +27,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from rlpips_jax.attacks import Randomised, attacked_images, ranking
+from rlpips_jax.attacks.arguments import as_floats
 from rlpips_jax.attacks.objectives import as_pytree
-from rlpips_jax.attacks.search import as_floats
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import CertificateError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
@@ -323,7 +323,7 @@ def _add_votes(
 
         noisy = images + jnp.asarray(sigma, images.dtype) * jax.vmap(noise)(keys.noise)
         if isinstance(objective, Randomised):
-            return objective.of_one_draw(noisy, jax.random.fold_in(keys.objective, sample))
+            return objective.function(noisy, jax.random.fold_in(keys.objective, sample))
         return objective(noisy)
 
     def add(number: Int[Array, ""], votes: Int[Array, "2 n"]) -> Int[Array, "2 n"]:

@@ -1,7 +1,7 @@
-"""The table of attacks: a line here, and an attack is held to what every attack promises."""
+"""Every attack of the table with few steps, to be held to what every attack promises."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,45 +11,45 @@ import pytest
 from jax.tree_util import Partial
 
 from rlpips_jax import attacks
-from rlpips_jax.attacks import AttackResult
+from rlpips_jax.attacks import ATTACKS, AttackEntry, AttackResult
+
+STEPS = 12
+"""The same for all, as the worst of several attacks then is the programs of these."""
 
 
-class Entry(NamedTuple):
-    """An attack, with few steps.
+class Case(NamedTuple):
+    """An attack of the table in one of its norms, with few steps.
 
     Attributes:
         name: of the tests.
         run: `objective, images, *, key, epsilon, value_range -> AttackResult`.
-        bounded: which length of the result stays within epsilon: "linf", "l2", or None.
+        bounded: the length of the result that stays within epsilon, "linf" or "l2"; or None.
         options: arguments that it takes besides.
+        climbs: whether it must find something better than the images: noise need not.
     """
 
     name: str
     run: Callable[..., AttackResult]
     bounded: str | None
     options: tuple[str, ...]
+    climbs: bool
 
 
-def of_norm(attack: Callable[..., AttackResult], norm: str, *options: str, steps: int) -> Entry:
-    run = functools.partial(attack, norm=norm, steps=steps)
-    return Entry(f"{attack.__name__}-{norm}", run, norm, ("steps", "norm", *options))
+def cases(table: Mapping[str, AttackEntry]) -> list[Case]:
+    """What of a table is held to the promises: attacks on any objective."""
+    found = []
+    for name, entry in table.items():
+        for norm in (entry.norms or (None,)) if entry.takes == "objective" else ():
+            options = [option for option in ("restarts", "random_start") if getattr(entry, option)]
+            run = functools.partial(entry.function, **entry.options(steps=STEPS, norm=norm))
+            options += ["steps", *(["norm"] if norm else [])]
+            title = f"{name}-{norm}" if norm else name
+            found.append(Case(title, run, norm, tuple(options), climbs=name != "noise"))
+    return found
 
 
-ATTACKS = [
-    of_norm(attacks.pgd, "linf", "restarts", "random_start", steps=8),
-    of_norm(attacks.pgd, "l2", "restarts", "random_start", steps=8),
-    of_norm(attacks.apgd, "linf", "restarts", "random_start", steps=8),
-    of_norm(attacks.apgd, "l2", "restarts", "random_start", steps=8),
-    of_norm(attacks.square, "linf", "restarts", steps=12),
-    of_norm(attacks.square, "l2", "restarts", steps=12),
-    of_norm(attacks.noise, "linf", steps=4),
-    of_norm(attacks.noise, "l2", steps=4),
-    Entry("spatial", functools.partial(attacks.spatial, steps=8), None, ("steps", "restarts", "random_start")),
-]
-
-
-@pytest.fixture(scope="module", params=ATTACKS, ids=lambda entry: entry.name)
-def attack(request: pytest.FixtureRequest) -> Entry:
+@pytest.fixture(scope="module", params=cases(ATTACKS), ids=lambda case: case.name)
+def attack(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 

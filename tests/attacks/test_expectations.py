@@ -17,7 +17,6 @@ from rlpips_jax.attacks import (
     apgd,
     attack_triplets,
     distort,
-    expectations,
     expected_distance_from,
     expected_ranking,
     impostor,
@@ -55,13 +54,13 @@ def ensemble(plain: Metric) -> Ensemble:
 def drawn_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The keys by which an ensemble is asked, outside and inside of compiled programs."""
     keys: list[Any] = []
-    expectation = expectations.expectation
+    expectation = Ensemble.expectation
 
-    def recorded(ensemble: Any, function: Any, arguments: Any, key: Any, samples: int) -> Any:
+    def recorded(ensemble: Any, function: Any, arguments: Any, *, key: Any, samples: int) -> Any:
         jax.debug.callback(lambda data: keys.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
-        return expectation(ensemble, function, arguments, key, samples)
+        return expectation(ensemble, function, arguments, key=key, samples=samples)
 
-    monkeypatch.setattr(expectations, "expectation", recorded)
+    monkeypatch.setattr(Ensemble, "expectation", recorded)
     jax.clear_caches()
     yield keys
     jax.clear_caches()
@@ -163,6 +162,22 @@ def test_luck_wins_nothing(attack: Any) -> None:
     lucky = attack(randomised(Partial(noisy_height, target), 1), images, **options)
     reached = -np.mean(np.abs(lucky.adversarial - target), axis=(1, 2, 3))
     np.testing.assert_allclose(reached, sure.after, atol=2e-3)
+
+
+def test_no_draw_derives_from_another() -> None:
+    """A randomised function may split its key: none of the keys made of it is given to another draw."""
+    calls: list[tuple[Any, ...]] = []
+
+    def recorded(images: Any, key: Any) -> Any:
+        family = jax.random.key_data(jnp.stack([key, *jax.random.split(key, 4)]))
+        jax.debug.callback(lambda data: calls.append(tuple(map(tuple, np.asarray(data).tolist()))), family)
+        return images.mean((1, 2, 3)) + jax.random.normal(key, images.shape[:1])
+
+    pgd(randomised(recorded, 2), jnp.full((2, 4, 4, 3), 0.5), key=KEY, epsilon=0.1, steps=2)
+    jax.effects_barrier()
+    given = {family[0] for family in calls}
+    assert len(given) == 8
+    assert not given & {own for family in calls for own in family[1:]}
 
 
 def test_a_distance_has_no_goal_and_an_order_has(ensemble: Ensemble, triplets: Any) -> None:

@@ -1,5 +1,6 @@
 """`impostor`: the bound holds, and what it finds is far away."""
 
+import importlib
 from typing import Any, cast
 
 import jax
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import impostor as perceptual_impostor
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError
 
@@ -22,13 +22,13 @@ def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
 
 
 def length(change: np.ndarray | jax.Array) -> np.ndarray:
-    """Of each image, in float64."""
+    """The length for each image, in float64."""
     return np.sqrt(np.square(np.float64(change)).sum(axis=(1, 2, 3)))
 
 
 def programs() -> int:
     """How many the attack has been compiled to."""
-    return cast(Any, perceptual_impostor._impostor)._cache_size()
+    return cast(Any, importlib.import_module("rlpips_jax.attacks.impostor"))._impostor._cache_size()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def test_it_is_within_the_bound_and_farther_than_noise_there(metric) -> None:
     bound = np.array([0.02, 0.05, 0.1])
     result = rl.attacks.impostor(metric, images, key=KEY, bound=bound, steps=80)
     distance = np.asarray(rl.distance(result.adversarial, images, metric))
-    assert np.all(distance <= bound * (1 + 1e-6))
+    assert np.all(distance <= bound)
+    assert np.all(result.distance <= bound)
     np.testing.assert_allclose(result.distance, distance, rtol=1e-4)
     np.testing.assert_allclose(result.l2, length(result.adversarial - images), rtol=1e-5)
     np.testing.assert_array_equal(result.after, result.l2)
@@ -60,7 +61,7 @@ def test_where_no_iterate_is_within_the_bound_the_segment_to_the_image_ends_ther
     result = rl.attacks.impostor(metric, images, key=KEY, bound=bound, steps=3, starts=images[::-1])
     assert np.all(result.trajectory < 0)
     np.testing.assert_allclose(rl.distance(result.adversarial, images, metric), bound, rtol=0.01)
-    assert np.all(rl.distance(result.adversarial, images, metric) <= bound * (1 + 1e-6))
+    assert np.all(rl.distance(result.adversarial, images, metric) <= bound)
     assert np.all(result.l2 > 0)
 
 
@@ -97,7 +98,7 @@ def test_more_restarts_get_as_far_or_farther(metric) -> None:
 def test_it_starts_where_it_is_told(metric) -> None:
     images, others = pictures(3), pictures(3, seed=5)
     result = rl.attacks.impostor(metric, images, key=KEY, bound=np.full(3, 0.1), steps=80, starts=others)
-    assert np.all(rl.distance(result.adversarial, (images / 255).astype(np.float32), metric) <= 0.1 * (1 + 1e-6))
+    assert np.all(rl.distance(result.adversarial, (images / 255).astype(np.float32), metric) <= 0.1)
     # It looks like what it began as.
     assert np.all(length(result.adversarial - others / 255) < length(result.adversarial - images / 255))
 

@@ -88,7 +88,7 @@ def tiny() -> Metric:
 def noise(metric: Metric, images: np.ndarray, bound: float) -> Any:
     """Images with noise of that perceptual size."""
     drawn = np.random.default_rng(1).normal(0, 0.5, images.shape).astype(np.float32)
-    return attacks.project_perceptual(metric, np.clip(images + drawn, 0, 1), images, bound)
+    return attacks.project_perceptual(metric, np.clip(images + drawn, 0, 1), images, bound=bound)
 
 
 def check_within(result: attacks.PerceptualAttackResult, images: np.ndarray, metric: Metric, bound: float) -> None:
@@ -242,7 +242,7 @@ def test_misuse_is_told(tiny, wrong_types) -> None:
     objective = attacks.classification(apply, [0, 1])
     options: dict[str, Any] = {"key": jax.random.key(0), "metric": tiny, "bound": 0.1}
     for attack, _ in SHORT.values():
-        with pytest.raises(AttackError, match="metric must come from"):
+        with pytest.raises(AttackError, match=r"metric must have an embedding .* None has none"):
             attack(objective, images, **options | {"metric": None})
         with pytest.raises(AttackError, match="in the units of the perceptual distance"):
             attack(objective, images, **options | {"bound": -1})

@@ -1,4 +1,4 @@
-"""What every attack promises, whichever it is: the table is in conftest."""
+"""What every attack promises, whichever it is."""
 
 import inspect
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.tree_util import Partial
 
 from rlpips_jax import attacks
 from rlpips_jax.errors import AttackError, ImageError
@@ -75,8 +76,7 @@ def test_says_what_it_reached(attack: Any, objective: Any) -> None:
     np.testing.assert_allclose(result.after, function(result.adversarial), rtol=1e-5, atol=1e-5)
     assert np.array_equal(result.after, result.trajectory.max(axis=0))
     assert np.array_equal(result.success, result.after > result.before)
-    # Attacks find something, and noise does not need to.
-    assert "noise" in attack.name or np.all(result.success)
+    assert not attack.climbs or np.all(result.success)
 
 
 def test_is_determined_by_its_key(attack: Any, objective: Any) -> None:
@@ -182,7 +182,7 @@ def test_more_restarts_are_never_worse(attack: Any, objective: Any) -> None:
         for options in ({}, {"restarts": 3})
     )
     assert np.all(three.after >= one.after - 1e-4)
-    assert np.any(three.after > one.after + 1e-3)
+    assert np.any(three.after > one.after + 1e-4)
 
 
 def test_no_slope_and_no_random_start_change_nothing(attack: Any, objective: Any) -> None:
@@ -211,6 +211,7 @@ def nothing(images: Any) -> Any:
         ({"epsilon": float("nan")}, "epsilon must be finite"),
         ({"epsilon": [0.1, 0.1]}, r"epsilon must be one number or one for each of the 3 examples, got shape \(2,\)"),
         ({"epsilon": "small"}, "epsilon must be a number, or one for each example, got 'small'"),
+        ({"key": 0}, r"an attack draws at random and needs one key of jax.random, .*, got 0"),
         ({"objective": 3}, "an objective or a classifier is a function of images, got int"),
         ({"objective": jnp.mean}, r"gives shape \(\) for images \(3, 6, 5, 3\); it must give a number for each"),
         ({"images": np.zeros((6, 5, 3), np.float32)}, r"an attack takes a batch \(n, h, w, 3\): pass images\[None\]"),
@@ -247,3 +248,25 @@ def test_names_its_arguments_alike(attack: Any) -> None:
     assert list(parameters)[:2] == ["objective", "images"]
     assert {"key", "value_range", *attack.options} <= set(parameters)
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[2:])
+
+
+def broken(side: Any, bad: Any, images: Any) -> Any:
+    """Brightness, and no finite number on one side of a plane."""
+    outside = side * (images[:, 0, 0, 0] - 0.5) > 0
+    return jnp.where(outside, bad, jnp.mean(images, axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("offset", [-0.002, 0.002])
+def test_what_is_not_finite_is_never_better(attack: Any, bad: float, offset: float) -> None:
+    """Whether the images themselves have a finite objective or not, and among restarts too."""
+    images = np.random.default_rng(0).uniform(0.4, 0.6, (40, 4, 5, 3)).astype(np.float32)
+    images[:, 0, 0, 0] = 0.5 + offset
+    function = Partial(broken, jnp.float32(1), jnp.float32(bad))
+    options = {"restarts": 3} if "restarts" in attack.options else {}
+    result = attack.run(function, images, key=KEY, epsilon=np.float32(0.1), value_range=(0.0, 1.0), **options)
+    seen = np.isfinite(result.before) | np.isfinite(result.trajectory).any(axis=0)
+    assert np.all(np.isfinite(result.after) == seen)
+    np.testing.assert_allclose(result.after[seen], function(result.adversarial)[seen], rtol=1e-5)
+    assert not np.any(result.success & ~np.isfinite(result.after))
+    assert seen.any()

@@ -1,6 +1,5 @@
 """`semantic`: its objective by brute force, its goal, its stillness once there."""
 
-import importlib
 from typing import Any, cast
 
 import jax
@@ -9,13 +8,11 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
+from rlpips_jax.attacks import search
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError
 
 KEY = jax.random.key(0)
-
-projected_gradient = importlib.import_module("rlpips_jax.attacks.pgd")
-
 
 STEPS = 20
 """With four images, all tests with a random start share one program."""
@@ -30,7 +27,7 @@ def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
 
 def programs() -> int:
     """How many the attack has been compiled to."""
-    return cast(Any, projected_gradient._pgd)._cache_size()
+    return cast(Any, search)._cache_size()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import spatial as spatial_transformation
+from rlpips_jax.attacks import search
 from rlpips_jax.attacks.spatial import resample, smooth
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError
@@ -30,7 +30,7 @@ def lengths(flow: Any) -> np.ndarray:
 
 def programs() -> int:
     """How many the attack has been compiled to."""
-    return cast(Any, spatial_transformation._spatial)._cache_size()
+    return cast(Any, search)._cache_size()
 
 
 @pytest.fixture(scope="module")

@@ -268,6 +268,15 @@ def test_the_order_of_two_pictures_and_one_alone(command: Command, pictures: lis
     assert alone["linf"] <= 2
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.05])
+def test_an_impostor_is_within_its_bound_as_it_is_written(
+    command: Command, pictures: list[Path], tmp_path: Path, bound: float
+) -> None:
+    """Rounding to bytes took some of these pictures outside."""
+    (row,) = attack(command, pictures[:1], tmp_path, "--attack", "impostor", "--bound", bound)["distances"]
+    assert 0.9 * bound < row["after"] <= bound
+
+
 @pytest.mark.parametrize(
     ("count", "arguments", "says"),
     [

@@ -1,5 +1,6 @@
 """The attack inside a step: the published one with its quirks, and the corrected one within its promises."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -109,7 +110,7 @@ def test_the_corrected_attack_stays_in_ball_and_range_and_never_weakens(norm, ti
         return results[-1][1]
 
     attacks_pgd = attacks.pgd
-    monkeypatch.setattr(attacks, "pgd", record)
+    monkeypatch.setitem(attacks.ATTACKS, "pgd", dataclasses.replace(attacks.ATTACKS["pgd"], function=record))
     config = Lin(norm=norm, epsilon="0.05" if norm == "linf" else "1.5", attack_steps=4)
     d0, d1 = adversary.attacked_distances(config, tiny, images, JUDGMENT, jax.random.key(2))
     ((moved, result),) = results

@@ -1,5 +1,6 @@
 """One training step: the reference run, heads of 0 or more, averages, parts of a batch, a loss that is no number."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import optax
 import pytest
 
 import rlpips_jax as rl
+from rlpips_jax.attacks.objectives import ATTACKED
+from rlpips_jax.attacks.table import names
 from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.judgment import judgment_loss, ratio_logit
@@ -175,10 +178,7 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.recipe.backbone_rate, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("attack", "attacked"),
-    [("pgd", "both"), ("apgd", "farther"), ("square", "reference"), ("noise", "closer"), ("spatial", "closer")],
-)
+@pytest.mark.parametrize(("attack", "attacked"), zip(names("objective"), itertools.cycle(ATTACKED), strict=False))
 def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) -> None:
     config = Lin(attack=attack, attacked=attacked, attack_steps=2, epsilon="1" if attack == "spatial" else "16/255")
     # Where judgments are certain, the loss on attacked triplets grows with the harm that is done to their order.

@@ -9,8 +9,8 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import attacks
-from rlpips_jax.attacks.perceptual_bound import PerceptualBall, embedding, norm
 from rlpips_jax.attacks.perceptual_pgd import conjugate_gradient
+from rlpips_jax.attacks.project_perceptual import PerceptualBall, norm
 from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.distances.lpips import Metric
 from rlpips_jax.errors import AttackError, ImageError
@@ -55,7 +55,7 @@ def flat(vectors: Any) -> np.ndarray:
 def test_embeddings_are_as_far_apart_as_the_images(tiny) -> None:
     x, y = pictures(2, 33, 35), pictures(2, 33, 35, seed=1)
     f, g = tiny.features(x), tiny.features(y)
-    apart = flat(embedding(tiny, f)) - flat(embedding(tiny, g))
+    apart = flat(tiny.embedded(f)) - flat(tiny.embedded(g))
     np.testing.assert_allclose(np.square(np.float64(apart)).sum(axis=1), rl.distance(x, y, tiny), rtol=1e-5)
     np.testing.assert_allclose(attacks.perceptual_distance(tiny, f, g), distances(tiny, x, y), rtol=1e-6)
 
@@ -75,13 +75,13 @@ def test_products_with_the_jacobian_are_those_of_the_dense_matrix(small) -> None
     for one in range(2):
 
         def phi(image: jax.Array) -> jax.Array:
-            return jnp.concatenate([part.ravel() for part in embedding(small, small.features(image))])
+            return jnp.concatenate([part.ravel() for part in small.embedded(small.features(image))])
 
         jacobian = np.asarray(jax.jacrev(phi)(x[one]), np.float64).reshape(-1, x[one].size)
         expected = jacobian.T @ (jacobian @ np.float64(v[one]).ravel())
         np.testing.assert_allclose(product[one].ravel(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
         length = np.linalg.norm(jacobian @ np.float64(v[one]).ravel())
-        np.testing.assert_allclose(np.asarray(norm(forward(jnp.asarray(v))))[one], length, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(norm(forward(jnp.asarray(v)), leading=1))[one], length, rtol=1e-5)
 
 
 def test_both_products_agree_where_maxima_are_tied(tiny) -> None:
@@ -91,7 +91,7 @@ def test_both_products_agree_where_maxima_are_tied(tiny) -> None:
     u, v = (jnp.asarray(pictures(1, 31, 31, seed=seed) - 0.5) for seed in (1, 2))
     inner = [float(jnp.sum(a * backward(forward(b)))) for a, b in ((u, v), (v, u))]
     np.testing.assert_allclose(inner[0], inner[1], rtol=1e-4, atol=1e-6)
-    assert float(norm(forward(v))[0]) > 0
+    assert float(norm(forward(v), leading=1)[0]) > 0
 
 
 def test_conjugate_gradients_solve_each_image_apart() -> None:
@@ -124,7 +124,7 @@ def test_projection_brings_images_within_and_leaves_the_others(tiny) -> None:
     images = np.clip(originals + size * rng.normal(size=originals.shape).astype(np.float32), 0, 1)
     before = distances(tiny, images, originals)
     for bound in (0.0, 1e-3, 0.05, 0.2):
-        projected = np.asarray(attacks.project_perceptual(tiny, images, originals, bound))
+        projected = np.asarray(attacks.project_perceptual(tiny, images, originals, bound=bound))
         after = distances(tiny, projected, originals)
         assert np.all(after <= 1.0001 * bound)
         assert projected.min() >= 0
@@ -139,7 +139,7 @@ def test_projection_brings_images_within_and_leaves_the_others(tiny) -> None:
 
 def test_every_example_has_its_bound_and_every_image_is_held_to_it(small) -> None:
     originals, images = pictures(2, 2, 9, 9), pictures(2, 2, 9, 9, seed=1)
-    projected = attacks.project_perceptual(small, images, originals, np.asarray([0.05, 0.1]))
+    projected = attacks.project_perceptual(small, images, originals, bound=np.asarray([0.05, 0.1]))
     after = distances(small, projected, originals)
     assert np.all(after <= 1.0001 * np.asarray([[0.05], [0.1]]))
     assert np.all(after[1] > 0.05)
@@ -182,8 +182,8 @@ def test_where_newton_fails_the_segment_is_bisected(small, kind) -> None:
 
 def test_bytes_and_other_ranges_are_projected_alike(small) -> None:
     originals, images = ((255 * pictures(1, 9, 9, seed=seed)).astype(np.uint8) for seed in (0, 1))
-    one = attacks.project_perceptual(small, images, originals, 0.1)
-    other = attacks.project_perceptual(small, images, originals, 0.1, value_range=(-1, 1))
+    one = attacks.project_perceptual(small, images, originals, bound=0.1)
+    other = attacks.project_perceptual(small, images, originals, bound=0.1, value_range=(-1, 1))
     np.testing.assert_allclose((other + 1) / 2, one, atol=2e-4)
     assert other.min() < 0
 
@@ -191,11 +191,11 @@ def test_bytes_and_other_ranges_are_projected_alike(small) -> None:
 def test_misuse_is_told(tiny, wrong_types) -> None:
     x = pictures(2, 31, 31)
     with pytest.raises(ImageError, match="one shape"):
-        attacks.project_perceptual(tiny, x, x[:1], 0.1)
+        attacks.project_perceptual(tiny, x, x[:1], bound=0.1)
     with pytest.raises(AttackError, match="in the units of the perceptual distance"):
-        attacks.project_perceptual(tiny, x, x, -0.1)
+        attacks.project_perceptual(tiny, x, x, bound=-0.1)
     with pytest.raises(AttackError, match="one for each of the 2 examples"):
-        attacks.project_perceptual(tiny, x, x, [0.1, 0.1, 0.1])
+        attacks.project_perceptual(tiny, x, x, bound=[0.1, 0.1, 0.1])
     wrong: Any = "lpips-tiny"
-    with pytest.raises(AttackError, match="metric must come from"):
-        attacks.project_perceptual(wrong, x, x, 0.1)
+    with pytest.raises(AttackError, match=r"must have an embedding .* as every LPIPS .* 'lpips-tiny' has none"):
+        attacks.project_perceptual(wrong, x, x, bound=0.1)

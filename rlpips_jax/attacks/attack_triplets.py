@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.combination import Attack, run
+from rlpips_jax.attacks.arguments import as_floats
 from rlpips_jax.attacks.expectations import (
     ADAPTIVE,
     Randomness,
@@ -19,10 +19,11 @@ from rlpips_jax.attacks.expectations import (
     measured_distances,
     triplet_objective,
 )
+from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.objectives import ATTACKED, attacked_images, with_moved
-from rlpips_jax.attacks.search import Key, as_floats
-from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.attacks.result import worth
+from rlpips_jax.attacks.worst_case import Attack, run
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 
@@ -30,7 +31,7 @@ Triplets = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, 
 """Reference, closer, farther."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["closer", "farther"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class TripletDistances:
     """The two distances from the reference of each triplet.
@@ -49,25 +50,21 @@ class TripletDistances:
         return self.closer - self.farther
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["reference", "closer", "farther", "before", "after", "reversed", "side", "linf", "l2"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class TripletAttackResult:
-    """Triplets as the worst side's attack left them, and their distances.
+    """Triplets after the attack from the side where it does most harm, and their distances.
 
     A pytree. Lengths are in the units of `value_range`.
 
     Attributes:
         reference: `(n, h, w, 3)`, floats in `value_range`, attacked or as it was.
-        closer: likewise.
-        farther: likewise.
+        closer: in the same form.
+        farther: in the same form.
         before: distances within the original triplets.
         after: distances within the attacked ones.
         reversed: `(n,)`, whether the closer image is now the farther one; a tie is not reversed.
-        side: `(n,)`, whose attack was the worst, an index into `ATTACKED`.
+        side: `(n,)`, which side that is, an index into `ATTACKED`.
         linf: `(n,)`, the largest change of a value in any of the three images.
         l2: `(n,)`, the Euclidean length of the largest change of an image.
     """
@@ -84,7 +81,7 @@ class TripletAttackResult:
 
 
 def attack_triplets(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     reference: Images,
     closer: Images,
     farther: Images,
@@ -92,18 +89,18 @@ def attack_triplets(
     attack: Attack,
     key: Key,
     attacked: str | Sequence[str] = "closer",
-    surrogate: Metric | Ensemble | None = None,
+    surrogate: Metric | RandomMetric | None = None,
     randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
 ) -> TripletAttackResult:
-    """Attacks the order of triplets, from one side or several; of each triplet the worst side is kept.
+    """Attacks the order of triplets from one side or several, and keeps the worst side of each triplet.
 
         attack = functools.partial(pgd, epsilon=2 / 255, steps=20)
         result = attack_triplets(metric, reference, closer, farther, attack=attack, key=key, attacked=ATTACKED)
         accuracy = 1 - result.reversed.mean()
 
     Each side is one compiled program, used again for batches of the same shape, other parameters of the same metric,
-    and other radii. A side draws the same whichever other ones are attacked.
+    and other radii. The draws of a side do not depend on which other sides are attacked.
 
     Args:
         metric: from `rlpips_jax.load`.
@@ -114,17 +111,17 @@ def attack_triplets(
             of each of the two images.
         key: a key of `jax.random`.
         attacked: which image moves, one of `ATTACKED` or several.
-        surrogate: what the attack is made against, in the hope that it transfers; None for `metric` itself.
-        randomness: of ensembles, how they are attacked and judged.
+        surrogate: the metric that is attacked, in the hope that the attack transfers; None for `metric` itself.
+        randomness: how randomised metrics are attacked and judged.
         value_range: black and white of the images.
 
     Returns:
-        A `TripletAttackResult`. Distances are those that `rlpips_jax.distance` gives of the images it holds; of an
-        ensemble, with transformations that the attack has not seen (unless `randomness.fixed`). Of several sides the
-        worst is the one that `metric` finds worst.
+        A `TripletAttackResult`. Its distances are those of its images by `rlpips_jax.distance`, for a randomised
+        metric with draws that the attack has not seen (unless `randomness.fixed`). The worst side is the one whose
+        margin by `metric` is largest.
 
     Raises:
-        AttackError: `attacked` names no side, or the attack is no such function.
+        AttackError: `attacked` is not one or several of `ATTACKED`, or `attack` is not such a function.
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
     """
     sides = (attacked,) if isinstance(attacked, str) else tuple(attacked)
@@ -150,15 +147,24 @@ def attack_triplets(
         results.append(run(attack, objective, attacked_images(*originals, side), own, value_range))
     adversarial = tuple(result.adversarial for result in results)
     choice = choice_key(key, randomness)
-    return _worst_side(metric, originals, adversarial, (choice, judge), sides, randomness, value_range)
+    return _worst_side(
+        metric,
+        originals,
+        adversarial,
+        (choice, judge),
+        sides=sides,
+        randomness=randomness,
+        value_range=value_range,
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnames=("sides", "randomness", "value_range"))
 def _worst_side(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     originals: Triplets,
     adversarial: tuple[Float[Array, "n ..."], ...],
     keys: tuple[Key, Key],
+    *,
     sides: tuple[str, ...],
     randomness: Randomness,
     value_range: ValueRange,
@@ -177,7 +183,8 @@ def _worst_side(
     if len(sides) == 1:
         chosen, triplets = jnp.zeros(len(originals[0]), jnp.int32), attacked[0]
     else:
-        chosen = jnp.argmax(jnp.stack([measured(triplet, choice).margin for triplet in attacked]), axis=0)
+        margins = jnp.stack([measured(triplet, choice).margin for triplet in attacked])
+        chosen = jnp.argmax(worth(margins), axis=0)
         triplets = originals
         for index, triplet in enumerate(attacked):
             here = (chosen == index)[:, None, None, None]

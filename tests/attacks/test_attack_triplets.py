@@ -1,5 +1,6 @@
 """Attacks on the order of triplets, with the network that comes with the package."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -60,6 +61,21 @@ def test_several_sides_are_the_worst_of_each(tiny: Any, triplets: Any, of_sides:
         for name in ("reference", "closer", "farther"):
             expected = getattr(of_sides[ATTACKED[side]], name)[example]
             np.testing.assert_array_equal(getattr(result, name)[example], expected)
+
+
+def lost_at_the_reference(objective: Any, images: Any, **options: Any) -> Any:
+    """An attack that ends at no number where it moves the reference."""
+    result = ATTACK(objective, images, **options)
+    lost = jnp.nan if objective.attacked == "reference" else 1
+    return dataclasses.replace(result, adversarial=lost * result.adversarial)
+
+
+def test_a_side_that_is_not_finite_hides_none_that_is(tiny: Any, triplets: Any, of_sides: dict[str, Any]) -> None:
+    sides = ("reference", "closer")
+    result = attack_triplets(tiny, *triplets, attack=lost_at_the_reference, key=KEY, attacked=sides)
+    assert np.all(result.reversed)
+    assert np.all(result.side == ATTACKED.index("closer"))
+    np.testing.assert_array_equal(result.closer, of_sides["closer"].closer)
 
 
 def test_bytes_and_jit(tiny: Any, triplets: Any) -> None:

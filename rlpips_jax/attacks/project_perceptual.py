@@ -1,17 +1,17 @@
-"""A perceptual bound: images within a perceptual distance of their originals, and how to get there.
+"""Images within a perceptual distance of their originals.
 
-The distance is the square root of a metric, that is the Euclidean distance of embeddings,
+The distance is the square root of a metric, and so the Euclidean distance of embeddings,
 
     sqrt(d(x, y)) = |phi(x) - phi(y)|,        phi(x) = (sqrt(w_lc / (h_l w_l)) h_l(x)_ijc)_lijc
 
 with the unit-normalised activations h_l and the weights w of the metric (Laidlaw et al., "Perceptual adversarial
 robustness", 2021, where all weights are 1). It has a slope, |J v| along v with J the Jacobian of phi, where the metric
-itself is flat: at the original.
+itself is flat: at the original. A metric with such an embedding has a method `embedded`.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import jax
@@ -19,28 +19,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.attacks import balls
+from rlpips_jax.attacks.arguments import Radius, as_floats, radius_of
+from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.attacks.search import as_floats, radius_of
-from rlpips_jax.distances.lpips import Features, Metric
+from rlpips_jax.distances.protocol import EmbeddedMetric, Features, Metric
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 OVERSHOOT = 0.01
-"""How far below the bound Newton's method aims, as a share of it: towards the bound itself it never gets within."""
+"""How far below the bound Newton's method aims, as a share of it; aimed at the bound itself, it would end above."""
+UNITS = "the perceptual distance, the square root of the metric's"
 NEWTON_STEPS = 10
 BISECTION_STEPS = 12
 NOISE = 0.01
 """Standard deviation of the noise that attacks start from, as a share of the range of values."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[*AttackResult.__dataclass_fields__, "perceptual"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PerceptualAttackResult(AttackResult):
-    """What an attack within a perceptual bound reached.
+    """The result of an attack within a perceptual bound.
 
     Attributes:
         perceptual: `(n, ...)`, the perceptual distance of each adversarial image from its original, the square root of
@@ -65,29 +63,21 @@ def perceptual_distance(metric: Metric, features: Features, others: Features) ->
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def embedding(metric: Metric, features: Features) -> Features:
-    """phi: features so scaled that their Euclidean distance is the perceptual distance."""
-    return tuple(
-        feature * jnp.sqrt(head.astype(feature.dtype) / (feature.shape[-3] * feature.shape[-2]))
-        for feature, head in zip(features, metric.parameters["heads"], strict=True)
-    )
-
-
 def project_perceptual(
-    metric: Metric,
+    metric: EmbeddedMetric,
     images: Images,
     originals: Images,
-    bound: Any,
     *,
+    bound: Radius,
     value_range: ValueRange = UNIT_RANGE,
 ) -> Float[Array, "n ..."]:
-    """Images brought within a perceptual distance of their originals; those that are within stay as they are.
+    """Images moved within a perceptual distance of their originals; those that are within stay as they are.
 
-    By Newton's method along the gradient of the distance; where it does not get within in 10 steps, by bisection of
-    the segment from the original to where it ended (or began, if it only led away).
+    Newton's method follows the gradient of the distance. Where 10 steps do not suffice, the segment from the original
+    to where it ended (or began, if it only led away) is bisected.
 
     Args:
-        metric: from `rlpips_jax.load`.
+        metric: with a method `embedded`, such as an LPIPS from `rlpips_jax.load`.
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`.
         originals: images of the same shape.
         bound: on the perceptual distance, the square root of the metric's; one number, or one for each example.
@@ -97,56 +87,82 @@ def project_perceptual(
         Floats in `value_range`.
 
     Raises:
-        AttackError: the bound is negative or of another shape.
+        AttackError: the bound is negative or of another shape, or the metric has no embedding.
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
     """
-    check_metric(metric)
-    images, value_range = as_floats(images, value_range)
-    originals, _ = as_floats(originals, value_range)
-    if images.shape != originals.shape:
-        raise ImageError(f"images and originals must have one shape, got {images.shape} and {originals.shape}")
-    return _project(metric, images, originals, bound_of(bound, images), value_range)
+    ball = PerceptualBall.checked(metric, originals, bound, value_range)
+    images, _ = as_floats(images, value_range)
+    if images.shape != ball.originals.shape:
+        raise ImageError(f"images and originals must have one shape, got {images.shape} and {ball.originals.shape}")
+    return _project(ball, images)
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _project(
-    metric: Metric,
-    images: Float[Array, "n ..."],
-    originals: Float[Array, "n ..."],
-    bound: Float[Array, "..."],
-    value_range: ValueRange,
-) -> Float[Array, "n ..."]:
-    return PerceptualBall.around(metric, originals, bound, value_range).project(images)
+@jax.jit
+def _project(ball: "PerceptualBall", images: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    return ball.project(images)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PerceptualBall:
     """The images within a perceptual distance of their originals, whose features are computed once.
 
-    Every image of an example has a ball of its own.
+    Every image of an example has its own ball. A pytree.
 
     Attributes:
         metric: the square of the distance.
         originals: `(n, ..., h, w, 3)`, floats in `value_range`.
-        features: theirs.
+        features: those of the originals.
         bound: `(n, ...)`, for each image.
         value_range: black and white of the images.
     """
 
-    metric: Metric
+    metric: EmbeddedMetric
     originals: Float[Array, "n ..."]
     features: Features
     bound: Float[Array, "..."]
-    value_range: ValueRange
+    value_range: ValueRange = field(metadata={"static": True})
 
     @classmethod
     def around(
-        cls, metric: Metric, originals: Float[Array, "n ..."], bound: Float[Array, "..."], value_range: ValueRange
+        cls,
+        metric: EmbeddedMetric,
+        originals: Float[Array, "n ..."],
+        bound: Float[Array, "..."],
+        value_range: ValueRange,
     ) -> "PerceptualBall":
         """The ball around originals, with a bound that is one number or one for each example."""
         features = metric.features(originals, value_range=value_range)
         ball = cls(metric, originals, features, bound, value_range)
         return replace(ball, bound=ball.each(bound))
+
+    @classmethod
+    def checked(
+        cls, metric: EmbeddedMetric, images: Images, bound: Radius, value_range: ValueRange
+    ) -> "PerceptualBall":
+        """The ball around images as users pass them in.
+
+        Raises:
+            AttackError: the metric has no embedding, or the bound is negative or of another shape.
+            ImageError: the images break the convention of `rlpips_jax.images`.
+        """
+        if not isinstance(metric, EmbeddedMetric):
+            name = metric.name if isinstance(metric, Metric) else repr(metric)
+            raise AttackError(
+                "metric must have an embedding whose squared Euclidean distance is the metric, as every LPIPS and "
+                "R-LPIPS of rlpips_jax.load has ('baseline-alex' is the published choice), and a metric of your own "
+                f"with a method embedded(features); {name} has none"
+            )
+        originals, value_range = as_floats(images, value_range)
+        return cls.around(metric, originals, radius_of("bound", bound, originals, units=UNITS), value_range)
+
+    def lengths(self, name: str, number: Radius) -> Float[Array, "n ..."]:
+        """A perceptual distance for each image, from an argument of this name.
+
+        Raises:
+            AttackError: it is negative or of another shape.
+        """
+        return self.each(radius_of(name, number, self.originals, units=UNITS))
 
     def each(self, number: Float[Array, "..."]) -> Float[Array, "n ..."]:
         """One number, or one for each example, as one for each image."""
@@ -161,14 +177,17 @@ class PerceptualBall:
     def linearise(
         self, images: Float[Array, "n ..."]
     ) -> tuple[Callable[[Array], Features], Callable[[Features], Array]]:
-        """v -> J v and u -> J'u with the Jacobian J of phi at the images; what they share is computed once.
+        """v -> J v and u -> J'u with the Jacobian J of phi at the images; their common part is computed once.
 
-        Both derive from one program, so that each is the other's transpose where maxima are tied too.
+        Both derive from one program, so that each is the other's transpose also where maxima are tied.
         """
-        metric = replace(self.metric, forward_mode=True)
+        metric = self.metric
+        if is_dataclass(metric) and hasattr(metric, "forward_mode"):
+            # With custom gradients JAX could not take the derivative along v.
+            metric = replace(metric, forward_mode=True)
 
         def phi(images: Array) -> Features:
-            return embedding(metric, metric.features(images, value_range=self.value_range))
+            return metric.embedded(metric.features(images, value_range=self.value_range))
 
         _, forward = jax.linearize(phi, images)
         transposed = jax.linear_transpose(forward, images)
@@ -184,13 +203,13 @@ class PerceptualBall:
         """Images moved along a direction, by a length in perceptual distance, to first order.
 
         Args:
-            images: from where.
-            direction: where to; 0 for an image that stays.
+            images: where they start.
+            direction: along which they move; 0 for an image that stays.
             length: for each image.
             forward: v -> J v at the images.
         """
         direction = balls.BALLS["l2"].steepest(direction)
-        slope = norm(forward(direction))[..., None, None, None].astype(images.dtype)
+        slope = norm(forward(direction), leading=images.ndim - 3)[..., None, None, None].astype(images.dtype)
         length = length[..., None, None, None]
         # However flat the metric, no step is longer than the way from one corner of the range to the other.
         black, white = self.value_range
@@ -198,7 +217,7 @@ class PerceptualBall:
         reach = jnp.where(slope * diagonal > length, length / jnp.where(slope > 0, slope, 1), diagonal)
         return jnp.clip(images + reach * direction, *self.value_range)
 
-    def start(self, key: Any) -> Float[Array, "n ..."]:
+    def start(self, key: Key) -> Float[Array, "n ..."]:
         """The originals with a little noise: at the originals themselves the distance has no gradient."""
         black, white = self.value_range
         noise = NOISE * (white - black) * jax.random.normal(key, self.originals.shape, self.originals.dtype)
@@ -254,27 +273,13 @@ class PerceptualBall:
         return at(jax.lax.fori_loop(0, BISECTION_STEPS, halve, segment)[0])
 
 
-def norm(vectors: Features) -> Float[Array, "n ..."]:
-    """The Euclidean length of what `embedding` gives, for each image."""
-    squares = [jnp.sum(jnp.square(vector), axis=balls.IMAGE) for vector in vectors]
+def norm(vectors: Features, *, leading: int) -> Float[Array, "n ..."]:
+    """The Euclidean length of embeddings, or of J v, for each image."""
+    leaves = jax.tree.leaves(vectors)
+    squares = [jnp.sum(jnp.square(leaf), axis=tuple(range(leading, leaf.ndim))) for leaf in leaves]
     return jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 def with_distance(result: AttackResult, ball: PerceptualBall) -> PerceptualAttackResult:
-    """A result that tells the perceptual distance too."""
+    """A result with the perceptual distance."""
     return PerceptualAttackResult(**vars(result), perceptual=ball.distance(result.adversarial))
-
-
-def check_metric(metric: Any) -> None:
-    """Raises an AttackError for what cannot bound an attack."""
-    if not isinstance(metric, Metric):
-        raise AttackError(f"metric must come from rlpips_jax.load, got {type(metric).__name__}")
-
-
-def bound_of(bound: Any, images: Float[Array, "n ..."], *, name: str = "bound") -> Float[Array, "..."]:
-    """A perceptual distance as an array: one number, or one for each example.
-
-    Raises:
-        AttackError: as `radius_of`.
-    """
-    return radius_of(name, bound, images, units="the perceptual distance, the square root of the metric's")

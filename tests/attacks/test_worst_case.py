@@ -41,6 +41,16 @@ def test_each_example_has_its_own_worst() -> None:
     np.testing.assert_allclose(worst.trajectory[:, 1], [0, -0.25, -0.5, -0.75, -1])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_result_that_is_not_finite_hides_none_that_is(bad: float) -> None:
+    """A part that ended at no number does not win over one that succeeded, wherever in the list it stands."""
+    for results in ([result([bad], 2, 0.25), result([1], 2, 0.5)], [result([1], 2, 0.5), result([bad], 2, 0.25)]):
+        worst = worst_of(results)
+        assert worst.success.tolist() == [True]
+        np.testing.assert_array_equal(worst.after, [1])
+        np.testing.assert_array_equal(worst.adversarial, np.full((1, 2, 2, 3), 0.5))
+
+
 def test_worst_case_is_the_worst_of_its_attacks(objective: Any) -> None:
     images = np.random.default_rng(0).uniform(0, 1, (4, 6, 5, 3)).astype(np.float32)
     attacks = [
