@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.errors import MetricError
 from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.ops.reverse_only import reverse_only
 
 Padding = tuple[tuple[int, int], ...]
 """Pixels of zeros above and below, left and right; negative ones crop."""
@@ -117,7 +118,7 @@ def convolution(
     geometry = _Geometry(
         x.shape[1:3], kernel.shape[:2], tuple(strides), tuple((before, after) for before, after in padding), precision
     )
-    return _convolution(*_alike(x, kernel), geometry)
+    return _convolution(*reverse_only(_alike(x, kernel)), geometry)
 
 
 def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:

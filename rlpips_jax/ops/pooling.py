@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.ops.reverse_only import reverse_only
 
 Size = TypeVar("Size", int, Array)
 """A number of pixels, or an array of them."""
@@ -66,7 +67,7 @@ def pool(x: Float[Array, "n h w c"], pooling: Pooling, *, forward_mode: bool = F
     if pooling.kind == "average":
         window, strides, padding = _windows(x, pooling)
         return nn.avg_pool(x, window, strides, padding, count_include_pad=False)
-    return _plain_maximum(x, pooling) if forward_mode else _maximum(x, pooling)
+    return _plain_maximum(x, pooling) if forward_mode else _maximum(reverse_only(x), pooling)
 
 
 def _windows(x: Array, pooling: Pooling) -> tuple[tuple[int, int], tuple[int, int], Any]:

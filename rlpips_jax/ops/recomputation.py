@@ -14,6 +14,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from rlpips_jax.ops.reverse_only import reverse_only
+
 
 def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], Any]:
     """The same function, whose reverse derivative keeps the arguments alone and computes the rest again.
@@ -67,4 +69,4 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
         return lax.platform_dependent(*arguments, cotangent, cpu=in_branch, default=after_barrier)
 
     call.defvjp(forward, backward, symbolic_zeros=True)
-    return call
+    return lambda parameters, x: call(*reverse_only((parameters, x)))
