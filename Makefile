@@ -4,6 +4,7 @@
 PYTHON = python3
 JOBS = 2
 IMAGES =
+MARK = not slow
 TESTS =
 
 # Paths are relative, so the checkout may lie under a path with spaces.
@@ -16,8 +17,8 @@ help:  ## list the targets
 demo: $(READY)  ## write the demonstration to demo/; IMAGES=folder shows your own images
 	$(RUN) -m rlpips_jax.demo --out demo $${IMAGES:+--images "$$IMAGES"}
 
-test: $(READY)  ## run the tests; TESTS="tests/weights -k zip" selects some, JOBS=4 uses more processes
-	$(RUN) -m pytest -n $(JOBS) $(TESTS)
+test: $(READY)  ## run the fast tests; TESTS="tests/weights -k zip" selects some, MARK=slow the slow ones, JOBS=4 uses more processes
+	$(RUN) -m pytest -n $(JOBS) -m '$(MARK)' $(TESTS)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff check

@@ -83,6 +83,7 @@ def test_a_bound_of_0_leaves_the_image(metric) -> None:
     assert result.distance.max() < 1e-9
 
 
+@pytest.mark.slow
 def test_more_restarts_get_as_far_or_farther(metric) -> None:
     images = pictures(2)
     one, several = (

@@ -26,6 +26,7 @@ SHORT: dict[str, tuple[Any, dict[str, int]]] = {
     "fast_lagrangian": (attacks.fast_lagrangian, {"steps": 20}),
 }
 """The attacks, with fewer steps than they would take by themselves."""
+FAST_FIRST = ["fast_lagrangian", *(pytest.param(name, marks=pytest.mark.slow) for name in list(SHORT)[:2])]
 LEFT = {"perceptual_pgd": 0.25, "lagrangian": 0.25, "fast_lagrangian": 0.5}
 """The most that they may leave of the accuracy; the fast attack, made for training, is the weakest."""
 
@@ -99,12 +100,13 @@ def check_within(result: attacks.PerceptualAttackResult, images: np.ndarray, met
     assert np.all(distances <= 1.0001 * bound)
 
 
+@pytest.mark.slow
 def test_noise_of_the_same_perceptual_size_fools_nobody(digits, tiny) -> None:
     assert digits.accuracy(digits.images) >= 0.9
     assert digits.accuracy(noise(tiny, digits.images, BOUND)) >= 0.9
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", FAST_FIRST)
 def test_attacks_fool_the_classifier_within_the_bound(digits, tiny, name) -> None:
     attack, options = SHORT[name]
     objective = attacks.classification(digits.apply, digits.labels)
@@ -118,7 +120,7 @@ def test_attacks_fool_the_classifier_within_the_bound(digits, tiny, name) -> Non
     assert len(result.trajectory) == options["steps"] * options.get("outer_steps", 1) + 1
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", FAST_FIRST)
 def test_ten_batches_are_one_program(digits, tiny, name) -> None:
     traces = []
 
@@ -254,6 +256,7 @@ def test_misuse_is_told(tiny, wrong_types) -> None:
         attacks.lagrangian(objective, images, **options, confidence=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_published_metric_bounds_an_attack(digits, shared: Path) -> None:
     backbone = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alexnet")

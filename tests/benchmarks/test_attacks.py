@@ -115,6 +115,7 @@ def test_both_loops_ascend_the_same_objective(batch) -> None:
     assert float(moved.abs().max()) == pytest.approx(0.75 * EPSILON, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_jax_contestants_attack_the_same(batch, drawn, monkeypatch) -> None:
     monkeypatch.setattr(attacks, "load_ours", lambda setting: drawn(TINY))
     makers = (attacks.ours, attacks.plain, functools.partial(attacks.plain, cached=False))
@@ -154,6 +155,7 @@ def test_where_dropout_is_on_steps_are_not_compared() -> None:
     assert checks[OURS] == (0, 0, 0, 1)
 
 
+@pytest.mark.slow
 def test_measured_and_told(batch, drawn, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(attacks, "load_ours", lambda setting: drawn(TINY))
     absent: dict[str, str] = {}

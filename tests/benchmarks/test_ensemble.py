@@ -30,6 +30,7 @@ def test_comparison(config: Ensembles) -> None:
     assert all(float(row[-1]) > 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_cost_and_compilation(config: Ensembles) -> None:
     assert [row[0] for row in ensemble.cost(config).rows] == ["distance", "with gradient by y"]
     assert [row[0] for row in ensemble.compilation(config).rows] == ["1", "8"]

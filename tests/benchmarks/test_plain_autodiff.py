@@ -20,7 +20,11 @@ def pair() -> list[np.ndarray]:
     return [rng.uniform(-1, 1, (2, 50, 47, 3)).astype(np.float32) for _ in range(2)]
 
 
-@pytest.mark.parametrize("architecture", [ALEX, SQUEEZE, VGG], ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize(
+    "architecture",
+    [ALEX, SQUEEZE, pytest.param(VGG, marks=pytest.mark.slow)],
+    ids=lambda architecture: architecture.name,
+)
 def test_distances_and_gradients_are_the_library_s(architecture, drawn, pair) -> None:
     def library(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
         return rl.distance(x, y, metric, value_range=(-1, 1))

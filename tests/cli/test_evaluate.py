@@ -71,6 +71,7 @@ def test_table_documents_and_curves(command: Command, data: Path, tmp_path: Path
     assert found["pgd 8"]["threat"]["seed"] == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_alike(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_ensembles_beside_metrics(
     assert evaluate(command, data, tmp_path, *arguments)[:2] == (0, out)
 
 
+@pytest.mark.slow
 def test_impostors_stay_within_a_share_of_what_is_usual(command: Command, data: Path, tmp_path: Path) -> None:
     status, out, _ = evaluate(command, data, tmp_path, "--attack", "impostor", "--bound", 0.25, "--steps", 2)
     assert status == 0

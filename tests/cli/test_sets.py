@@ -264,6 +264,7 @@ def started(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_no_pair_is_lost_or_doubled(
     start, pair_list: Path, files: Files, expected: list[float], tmp_path: Path
 ) -> None:
@@ -288,6 +289,7 @@ def test_killed_at_any_time_no_pair_is_lost_or_doubled(
     check(lines_of(out.read_text())[1], files, expected)
 
 
+@pytest.mark.slow
 def test_interruption_ends_cleanly(start, pair_list: Path, files: Files, expected: list[float], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with started(start("--pairs", pair_list, "--out", out, "--workers", 2)) as process:
@@ -303,6 +305,7 @@ def test_interruption_ends_cleanly(start, pair_list: Path, files: Files, expecte
     check(lines_of(out.read_text())[1], files, expected)
 
 
+@pytest.mark.slow
 def test_a_list_from_a_pipe_is_nobody_elses(start, pair_list: Path, files: Files, expected: list[float]) -> None:
     with started(start("--pairs", "/dev/stdin", "--jsonl", "--workers", 2, stdin=subprocess.PIPE)) as process:
         out, err = process.communicate(pair_list.read_text(), timeout=120)

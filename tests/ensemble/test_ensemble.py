@@ -113,6 +113,7 @@ def goldens(shared: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]
         return [(record, *(found[f"{name}{record['pair']}"][None] for name in "xy")) for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_squeeze_reproduces_the_reference(shared: Path, weights: Callable[[Sequential], Path]) -> None:
     ensemble = rl.load("elpips-squeeze", weights_dir=weights(SQUEEZE))

@@ -77,6 +77,7 @@ def test_comparisons_end_at_the_last_sample_and_tell_of_each_call(ensemble: Ense
         rl.compare(x, y, ensemble, key=KEY, progress=refuse)
 
 
+@pytest.mark.slow
 def test_intervals_hold_as_often_as_they_say(ensemble: Ensemble) -> None:
     """Of 320 intervals of 95 %: not four standard errors less often, and not always."""
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(4))

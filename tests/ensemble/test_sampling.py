@@ -23,6 +23,7 @@ def replicates(ensemble: Ensemble, x: jax.Array, y: jax.Array, key: jax.Array, c
     return jax.lax.map(one, jax.random.split(key, count))
 
 
+@pytest.mark.slow
 def test_estimators_are_unbiased_and_stratification_helps(
     drawn: Callable[..., Metric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
