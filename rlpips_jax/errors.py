@@ -93,6 +93,14 @@ class ImageFileWarning(UserWarning):
     """An image file holds more than one opaque, upright image; the message says what was made of it."""
 
 
+class ResultsFileError(RlpipsError, OSError):
+    """A results file cannot be written, is of another run, or another run is writing to it."""
+
+
+class PairsWarning(UserWarning):
+    """Some image files are not part of any pair that can be compared; the message says how many."""
+
+
 class TrainingError(RlpipsError, ValueError):
     """A training run cannot be done as it is told; the message names the option, or the step that failed."""
 

@@ -22,6 +22,7 @@ Nothing here needs JAX, so a process that only reads files is spared it.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte orders in Pillow's raw modes: little, big, native; read in the other order, it keeps the low byte."""
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URL, of which `Path` makes two slashes one."""
 
 # Tags of TIFF and EXIF.
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR_CONFIGURATION = 258, 262, 274, 284
@@ -91,7 +95,10 @@ def _read(path: Path) -> _Picture:
     from PIL import Image, UnidentifiedImageError
 
     if path.is_dir():
-        raise ImageFileError(f"{path} is a folder, not an image file; image_paths lists the images in it")
+        raise ImageFileError(
+            f"{path} is a folder, not an image file; 'rlpips distance --dirs' compares two folders, and "
+            "rlpips_jax.image_paths lists the images in one"
+        )
     try:
         with open(path, "rb") as file:
             if not file.read(1):
@@ -100,6 +107,8 @@ def _read(path: Path) -> _Picture:
     except ImageFileError:
         raise
     except FileNotFoundError as error:
+        if URL.match(str(path)):
+            raise ImageFileError(f"{path} looks like a URL, and URLs are not read: download the image") from error
         raise ImageFileError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageFileError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from rlpips_jax.errors import RlpipsError
+from rlpips_jax.errors import ResultsFileError, RlpipsError
 
 
 class Journal:
@@ -89,9 +89,15 @@ class Journal:
         )
 
     def _append(self, content: bytes) -> None:
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ResultsFileError(
+                f"{self._path} cannot be written: {error.strerror or error}; the records before are safe: make room on "
+                "the disk, and the same command goes on from there"
+            ) from error
 
     def _settle_folder(self) -> None:
         """Makes the name of a new file as safe as what is in it, where folders can be opened."""

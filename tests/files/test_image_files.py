@@ -680,3 +680,12 @@ def test_photographs_are_what_pillow_reads(shared: Path) -> None:
     assert len(paths) == 24
     with Image.open(paths[0]) as image:
         np.testing.assert_array_equal(load_image(paths[0]), np.asarray(image.convert("RGB")))
+
+
+def test_what_is_not_a_file_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match="URLs are not read"):
+        load_image("https://example.org/a.png")
+    with pytest.raises(ImageFileError, match="--dirs"):
+        load_image(tmp_path)
+    with pytest.raises(ImageFileError, match=r"b\.png does not exist"):
+        load_image("a:b.png")
