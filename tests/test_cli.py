@@ -126,16 +126,125 @@ def one_line(run: Run) -> str:
 # The whole
 
 
-@pytest.mark.parametrize("arguments", [[], ["distance"], ["map"], ["doctor"], ["weights"], ["weights", "import"]])
+@pytest.mark.parametrize("arguments", [*([name] for name in cli.COMMANDS), ["weights", "import"]])
 def test_everything_has_help(rlpips: Rlpips, arguments: list[str]) -> None:
     run = rlpips(*arguments, "--help")
     assert run.status == 0
-    assert "usage: rlpips" in run.out
+    assert f"usage: rlpips {' '.join(arguments)}" in run.out
 
 
 def test_every_subcommand_is_in_the_help(rlpips: Rlpips) -> None:
-    out = rlpips("--help").out
-    assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+    run = rlpips("--help")
+    assert run.status == 0
+    assert "usage: rlpips" in run.out
+    assert all(re.search(rf"\b{name}\b", run.out) for name in cli.COMMANDS)
+
+
+def test_every_subcommand_is_in_the_docs() -> None:
+    docs = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert [name for name in cli.COMMANDS if f"rlpips {name}" not in docs] == []
+
+
+def test_a_line_in_the_table_is_a_subcommand(rlpips: Rlpips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greeting_command.py").write_text(
+        "from dataclasses import dataclass\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Greet:\n"
+        '    """Greet somebody."""\n\n'
+        "    name: str\n\n"
+        "    def run(self) -> int:\n"
+        "        print('hello', self.name)\n"
+        "        return 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "greet", "greeting_command:Greet")
+    assert rlpips("greet", "--name", "you") == (0, "hello you\n", "")
+    assert "Greet somebody." in rlpips("--help").out
+
+
+# Compiled programs
+
+
+CACHED = """
+import sys
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None)
+from rlpips_jax.cli import main
+sys.argv[0] = "rlpips"
+try:
+    main()
+finally:
+    print(len(hits), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_the_second_run_reads_what_the_first_compiled(pictures: list[Path], options: tuple, caches: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+
+    def run() -> list[str]:
+        command = [sys.executable, "-c", CACHED, "distance", *map(str, (*pictures, *options))]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    *first, cold = run()
+    kept = set((caches / "compiled").iterdir())
+    *second, warm = run()
+    assert first == second
+    assert cold == f"0 {caches / 'compiled'}"
+    assert int(warm.split()[0]) > 0
+    # A program that was read is not kept again.
+    assert kept <= set((caches / "compiled").iterdir())
+    assert any("distance" in path.name for path in kept)
+
+
+CACHE_OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture
+def kept_in() -> Iterator[Callable[[str | None], str | None]]:
+    """Where compiled programs are kept by a JAX that was told of this folder before; restores its options."""
+    before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
+
+    def place(told: str | None) -> str | None:
+        jax.config.update(CACHE_OPTIONS[0], told)
+        cli.keep_compiled_programs()
+        return getattr(jax.config, CACHE_OPTIONS[0])
+
+    yield place
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "expected"),
+    [
+        (None, None, "compiled"),
+        ("0", None, None),
+        ("own", None, "own"),
+        (None, "theirs", "theirs"),
+        ("own", "theirs", "theirs"),
+    ],
+)
+def test_where_compiled_programs_are_kept(
+    caches: Path, monkeypatch: pytest.MonkeyPatch, kept_in, asked: str | None, told: str | None, expected: str | None
+) -> None:
+    def place(name: str | None) -> str | None:
+        return name if name in (None, "0") else str(caches / name)
+
+    monkeypatch.delenv(cli.COMPILATION_CACHE, raising=False)
+    if asked is not None:
+        monkeypatch.setenv(cli.COMPILATION_CACHE, place(asked) or "")
+    assert kept_in(place(told)) == place(expected)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_in
+) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    monkeypatch.setenv(cli.COMPILATION_CACHE, str(tmp_path / "file" / "inside"))
+    assert kept_in(None) is None
 
 
 def test_version(rlpips: Rlpips) -> None:
@@ -337,6 +446,11 @@ def test_arguments_that_make_no_sense(rlpips: Rlpips, arguments: list[str], advi
     assert advice in one_line(rlpips("distance", *arguments))
 
 
+def test_a_url_and_a_folder_are_no_images(rlpips: Rlpips, pictures: list[Path], tmp_path: Path) -> None:
+    assert "URLs are not read" in one_line(rlpips("distance", "https://example.org/a.png", pictures[0]))
+    assert "--dirs" in one_line(rlpips("distance", tmp_path, pictures[0]))
+
+
 def test_remarks_on_a_file_are_single_lines(rlpips: Rlpips, pictures: list[Path], options: tuple) -> None:
     glass = Image.open(pictures[1]).convert("RGBA")
     glass.putalpha(100)
@@ -389,7 +503,7 @@ def test_batches_change_no_result(
         return [result["distance"] for result in json.loads(run.out)["results"]]
 
     together = distances()
-    monkeypatch.setattr(f"rlpips_jax.cli.scoring.{most}", 1)
+    monkeypatch.setattr(f"rlpips_jax.scoring.batches.{most}", 1)
     np.testing.assert_allclose(distances(), together, rtol=1e-5)
 
 

@@ -1,7 +1,8 @@
-"""The command line `rlpips`: a class a subcommand, in a table.
+"""The command line `rlpips`: one class per subcommand, listed in a table.
 
-A subcommand is a frozen dataclass: its fields are the arguments, its docstring is the help, its `run` does
-the work and returns the exit status. Results go to stdout; progress, warnings and errors go to stderr.
+A subcommand is a frozen dataclass: its fields are the arguments, its docstring is the help, its `run` does the work and
+returns the exit status. To add one, write its module and its line in `COMMANDS`. Results go to stdout; progress,
+warnings and errors go to stderr.
 
 Exit status: 0 done; 1 done in part, or something is unhealthy; 2 not done, for a reason told in one line;
 130 interrupted.
@@ -31,7 +32,9 @@ COMMANDS = {
     "weights": "rlpips_jax.cli.weights:Weights",
     "doctor": "rlpips_jax.cli.doctor:Doctor",
 }
-"""Every subcommand and the class that is it."""
+"""Each subcommand and its class, as module:class."""
+
+COMPILATION_CACHE = "RLPIPS_COMPILATION_CACHE"
 
 DESCRIPTION = """Perceptual distances between images: LPIPS in JAX.
 
@@ -44,7 +47,7 @@ def main() -> None:
 
 
 def guarded(program: Callable[[], int]) -> int:
-    """Runs a program; what goes wrong in a foreseen way becomes one line on stderr and an exit status.
+    """Runs a program; an error of this library becomes one line on stderr and an exit status.
 
     Args:
         program: returns its exit status.
@@ -59,14 +62,14 @@ def guarded(program: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
-            # Whoever read the output has enough of it. What is still buffered must not fail again at exit.
+            # The reader of the output has left. What is still buffered must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (RlpipsError, OSError) as error:
             say(str(error))
             return 2
         except RuntimeError as error:
-            import jax  # Not at the top: processes that only read images do without it.
+            import jax  # Not at the top: it takes a second, and `rlpips --version` does without it.
 
             if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -88,19 +91,50 @@ def say(line: str) -> None:
 def _main() -> int:
     import tyro
 
-    if sys.argv[1:] == ["--version"]:
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
         print(f"rlpips-jax {__version__}")
         return 0
-    subcommands = [
-        Annotated[pkgutil.resolve_name(place), tyro.conf.subcommand(name)] for name, place in COMMANDS.items()
-    ]
+    program = "rlpips"
+    if arguments and arguments[0] in COMMANDS:
+        # The other subcommands take a second to import.
+        program, arguments = f"rlpips {arguments[0]}", arguments[1:]
+        parsed: Any = pkgutil.resolve_name(COMMANDS[sys.argv[1]])
+    else:
+        subcommands = [
+            Annotated[pkgutil.resolve_name(place), tyro.conf.subcommand(name)] for name, place in COMMANDS.items()
+        ]
+        parsed = functools.reduce(operator.or_, subcommands)
     command: Any = tyro.cli(
-        cast(Any, functools.reduce(operator.or_, subcommands)),
-        prog="rlpips",
-        description=DESCRIPTION,
+        cast(Any, parsed),
+        args=arguments,
+        prog=program,
+        description=DESCRIPTION if program == "rlpips" else None,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
+    keep_compiled_programs()
     return command.run()
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep what it compiles for later runs, in the user's cache folder or as the environment says.
+
+    `RLPIPS_COMPILATION_CACHE` names another folder, and 0 turns it off. A folder that JAX was told of stays.
+    """
+    import jax
+
+    from rlpips_jax.weights.store import cache_folder
+
+    folder = os.environ.get(COMPILATION_CACHE) or cache_folder() / "compiled"
+    told = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder == "0" or told:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return  # A convenience: whatever stands in its way is told by `rlpips doctor`.
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _show_warning(
@@ -110,7 +144,7 @@ def _show_warning(
     *place: Any,
     **options: Any,
 ) -> None:
-    """Warnings meant for users without the line of code that they arose in."""
+    """Shows warnings that are meant for users without the line of code that they arose in."""
     if issubclass(category, UserWarning):
         say(f"warning: {message}")
     else:

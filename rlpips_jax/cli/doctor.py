@@ -33,6 +33,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "safet
 
 VARIABLES = (
     "RLPIPS_WEIGHTS_DIR",
+    "RLPIPS_COMPILATION_CACHE",
     "XDG_CACHE_HOME",
     "TORCH_HOME",
     "JAX_PLATFORMS",

@@ -15,7 +15,7 @@ from rlpips_jax.files.image_files import load_image, save_image
 
 @dataclass(frozen=True, kw_only=True)
 class Map(MetricOptions):
-    """Draw where an image differs from a reference: both, and a heat map beside them."""
+    """Draw where an image differs from a reference: both images, and a heat map beside them."""
 
     reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REF")]
     """The reference."""
@@ -27,7 +27,7 @@ class Map(MetricOptions):
     """The picture to write: .png, .jpg or .webp."""
 
     maximum: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the largest value)")] = None
-    """Where the colour scale ends; state one to compare several maps."""
+    """The largest value of the colour scale; give one to compare several maps."""
 
     def run(self) -> int:
         reference, image = load_image(self.reference), load_image(self.image)

@@ -1,7 +1,7 @@
-"""Ctrl-C answered between two steps of the work.
+"""Ctrl-C takes effect between two steps of the work.
 
-Python answers it wherever it is. Within JAX that can be in a callback, which swallows it, or in the middle of
-compiling, which leaves behind what makes the interpreter crash when it ends.
+Python raises KeyboardInterrupt wherever it is. Within JAX that can be in a callback, which swallows it, or while a
+program is compiled, after which the interpreter can crash when it ends.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within, Ctrl-C has an effect where `check` is called; pressed once more, at once."""
+    """In the block, Ctrl-C takes effect where `check` is called; pressed again, at once."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
