@@ -20,7 +20,6 @@ import tyro
 from PIL import Image
 
 import rlpips_jax as rl
-from rlpips_jax.cli.pair_lists import of_file
 
 MIB = 2**20
 
@@ -177,7 +176,7 @@ def main(config: Sets) -> None:
     """Draws, measures, checks and prints."""
     config.out.mkdir(parents=True, exist_ok=True)
     listing = draw(config)
-    wanted = [(pair.reference, pair.image) for pair in of_file(listing)]
+    wanted = [(pair.reference, pair.image) for pair in rl.scoring.pairs_in_list(listing)]
 
     whole, killed = config.out / "whole.jsonl", config.out / "killed.jsonl"
     for path in (whole, killed):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from rlpips_jax.errors import ImageError, MetricError
+from rlpips_jax.errors import ImageError
+from rlpips_jax.files.decimals import decimal as decimal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,18 +32,6 @@ SMALLEST_PANEL, LARGEST_PANEL = 256, 1024
 """Pixels of a panel's shorter and longer side: smaller images are enlarged pixel by pixel, larger reduced."""
 
 Picture = Shaped[np.ndarray, "h w 3"]
-
-
-def decimal(value: Any) -> str:
-    """A number as plain digits, no exponent: the fewest that give back the same float32 (or float64).
-
-    Raises:
-        MetricError: NaN or infinity, which plain digits cannot say.
-    """
-    number = value if isinstance(value, np.float64) else np.float32(value)
-    if not np.isfinite(number):
-        raise MetricError(f"a distance must be a finite number, got {number}")
-    return np.format_float_positional(number, unique=True, trim="0")
 
 
 def plain(value: Any) -> str:

@@ -21,6 +21,7 @@ from rlpips_jax.attacks import Randomness
 from rlpips_jax.attacks.expectations import DRAWS, JUDGED
 from rlpips_jax.attacks.table import ATTACKS, RADII, names
 from rlpips_jax.cli import interrupts, say
+from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.threats import PictureAttack, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
@@ -32,7 +33,6 @@ from rlpips_jax.evaluation.exposure import Exposed
 from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
-from rlpips_jax.loading import load
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
 """Columns of the table, and what documents call them."""
@@ -105,7 +105,7 @@ class Evaluate(TripletOptions):
     def run(self) -> int:
         self._check()
         sets, metrics = self.sets(), self.metrics(random=True)
-        surrogate = None if self.surrogate is None else load(self.surrogate, weights_dir=self.weights_dir)
+        surrogate = None if self.surrogate is None else load_metric(self.surrogate, self.weights_dir)
         self._check_uses(metrics, surrogate)
         runs = [
             Run(self, triplets, metric, threat, surrogate if threat.surrogate else None)

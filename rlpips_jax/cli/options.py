@@ -1,20 +1,23 @@
 """Arguments that several subcommands share."""
 
+import importlib
+import inspect
 import os
-from collections.abc import Mapping
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import tyro
-from jaxtyping import Shaped
 
-from rlpips_jax.distances.lpips import DEFAULT, Metric, RandomDistance
-from rlpips_jax.errors import EnsembleError, RlpipsError
-from rlpips_jax.images import UNIT_RANGE, check_images
-from rlpips_jax.loading import load
+from rlpips_jax.distances.lpips import DEFAULT, RandomDistance
+from rlpips_jax.distances.protocol import Metric, is_random
+from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.errors import EnsembleError, MetricError, RlpipsError
+from rlpips_jax.loading import PREFIX, load
+from rlpips_jax.scoring.pairs import check_files as check_files
+from rlpips_jax.weights import native
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 
@@ -24,19 +27,20 @@ class MetricOptions:
     """Which metric."""
 
     metric: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT
-    """Name of a metric ('rlpips weights list' shows all), or path of a .safetensors file of your own."""
+    """Name of a metric ('rlpips weights list' shows all), path of a .safetensors file, or your own metric as
+    PACKAGE.MODULE:NAME, where NAME is a metric or a function without arguments that returns one."""
 
     weights_dir: Folder = None
     """Folder to look for weights in first."""
 
-    def load(self) -> Metric:
-        """A metric that is not random.
+    def load(self) -> Any:
+        """The metric, which must not be random.
 
         Raises:
             EnsembleError: it is an ensemble.
         """
         metric = self.load_any()
-        if isinstance(metric, RandomDistance):
+        if is_random(metric) or isinstance(metric, RandomDistance):
             raise EnsembleError(
                 f"{self.metric} is random; 'rlpips compare', evaluate, average and geodesic take it, and in Python "
                 "rlpips_jax.distance and estimate do"
@@ -44,25 +48,78 @@ class MetricOptions:
         return metric
 
     def load_any(self) -> Any:
-        """A Metric or an Ensemble."""
-        if problem := device_problem():
-            raise RlpipsError(problem)
-        return load(self.metric, weights_dir=self.weights_dir)
+        """The metric, random or not."""
+        return load_metric(self.metric, self.weights_dir)
 
 
-def check_files(metric: Any, images: Mapping[Path, Shaped[np.ndarray, "..."]]) -> None:
-    """Checks that images from files can be compared; names the files if not.
+def load_metric(name: str, weights_dir: Path | None = None) -> Any:
+    """The metric that a user names by `--metric` or the like, random or not.
+
+    Args:
+        name: of a metric of this library, path of a weight file, or `package.module:name` of a metric or of a function
+            without arguments that returns one; any of them may follow "ensemble:".
+        weights_dir: folder to look for weights in first.
 
     Raises:
-        ImageError: they differ in size, or are too small for the metric.
+        MetricError: the name stands for no metric; says what is missing.
+        RlpipsError: JAX has no device, or the metric cannot be loaded (see `rlpips_jax.load`).
     """
-    # Quotation marks keep the name of a file from being taken for that of an option.
-    named = {f"'{path}'": image for path, image in images.items()}
-    check_images(UNIT_RANGE, minimum_size=metric.minimum_size, user=metric.name, **named)
+    if problem := device_problem():
+        raise RlpipsError(problem)
+    place = name.removeprefix(PREFIX)
+    if ":" not in place or place.endswith(native.SUFFIX):
+        return load(name, weights_dir=weights_dir)
+    metric = _imported(place)
+    return metric if place == name else Ensemble(metric)
+
+
+def _imported(place: str) -> Any:
+    """The metric at `package.module:name`; modules are also looked for in the current directory."""
+    module_name, _, name = place.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise MetricError(f"the metric {place} should be PACKAGE.MODULE:NAME, such as my_metrics:blurred")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # The module is there, but one that it imports is not.
+        raise MetricError(
+            f"the metric {place}: there is no module {error.name}, neither installed nor in {os.getcwd()}"
+        ) from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise MetricError(f"the metric {place}: {module_name} has no {name}")
+        found = getattr(found, part)
+    # A class has the members of its instances, so it looks like a metric.
+    if callable(found) and (isinstance(found, type) or not _is_metric(found)):
+        try:
+            inspect.signature(found).bind()
+        except TypeError as error:
+            raise MetricError(f"the metric {place} must be callable without arguments: {error}") from None
+        found = found()
+    if not _is_metric(found):
+        needed = ("name", "signature", "minimum_size", "features", "between")
+        missing = ", ".join(member for member in needed if not hasattr(found, member))
+        raise MetricError(
+            f"the metric {place} gives an object of type {type(found).__name__}, which is not a metric: it has no "
+            f"{missing} (see rlpips_jax.distances.protocol.Metric)"
+        )
+    if jax.tree_util.all_leaves([found]):
+        raise MetricError(
+            f"the metric {place} gives a metric that is not a pytree: register {type(found).__name__} by "
+            "jax.tree_util.register_dataclass, or by register_static if it has no parameters"
+        )
+    return found
+
+
+def _is_metric(found: object) -> bool:
+    return isinstance(found, Metric) or is_random(found)
 
 
 def device_problem() -> str | None:
-    """Why JAX has nothing to compute on; None if it has."""
+    """Why JAX has no device to compute on; None if it has one."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.cli.options import Folder, load_metric
 from rlpips_jax.distances.lpips import DEFAULT, Metric
+from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.ensemble import Ensemble
-from rlpips_jax.errors import EnsembleError, RlpipsError, TripletsError
+from rlpips_jax.errors import EnsembleError, TripletsError
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.sources import TRIPLET_SOURCES, ReadOptions, source_of
 from rlpips_jax.evaluation.triplets import AnyTriplets
-from rlpips_jax.loading import PREFIX, load
+from rlpips_jax.loading import PREFIX
 from rlpips_jax.weights import native
 
 
@@ -35,8 +36,8 @@ class TripletOptions:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT})"),
     ] = ()
-    """Name of a metric, or path of a .safetensors file; 'rlpips weights list' shows all. May be given several times;
-    files of one name are told apart by their folders'."""
+    """Name of a metric ('rlpips weights list' shows all), path of a .safetensors file, or your own metric as
+    PACKAGE.MODULE:NAME. May be given several times; files of one name are told apart by their folders'."""
 
     weights_dir: Folder = None
     """Folder to look for weights in first."""
@@ -101,11 +102,9 @@ class TripletOptions:
         Raises:
             EnsembleError: one is an ensemble and may not be.
         """
-        if problem := device_problem():
-            raise RlpipsError(problem)
         names = self.metric or (DEFAULT,)
         if random:
-            metrics: list[Any] = [load(name, weights_dir=self.weights_dir) for name in names]
+            metrics: list[Any] = [load_metric(name, self.weights_dir) for name in names]
         else:
             metrics = [self.certain(name, "--metric") for name in names]
         metrics = _told_apart(names, metrics)
@@ -118,8 +117,8 @@ class TripletOptions:
         Raises:
             EnsembleError: it is an ensemble.
         """
-        metric = load(name, weights_dir=self.weights_dir)
-        if not isinstance(metric, Metric):
+        metric = load_metric(name, self.weights_dir)
+        if is_random(metric) or isinstance(metric, Ensemble):
             raise EnsembleError(f"{option} {name} is random, and a metric that is not is needed, such as lpips-alex")
         return metric
 

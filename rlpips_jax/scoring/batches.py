@@ -1,226 +1,210 @@
 """Distances of any number of pairs of files, in their order and in flat memory.
 
-Pairs are taken in windows. Within one, files are read ahead, pairs of one shape are gathered and go through the network
-together, and what waits for company is computed at the window's end; so a window's results are complete before the
-next window's, and can be written in order.
+Files are read ahead. Pairs of one shape are gathered and go through the network together. A pair whose shape is rare
+waits until its batch is full, or until so many later pairs have been read, or so much time has passed, that everything
+that waits is computed; results are given in order, as soon as those before them are complete.
 """
 
+import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from rlpips_jax.cli import interrupts, say
-from rlpips_jax.cli.options import check_files
-from rlpips_jax.distances.lpips import Metric, distance, padded_distance
+from rlpips_jax.distances.lpips import distance, padded_distance
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import ImageError
+from rlpips_jax.scoring.pairs import Pair, Result, check_files
 from rlpips_jax.scoring.readers import Decoded, Readers, Ticket
 from rlpips_jax.scoring.shapes import Shape, Shapes, Size
 
 WINDOW = 1024
-"""Most pairs whose results are given, and recorded, together."""
+"""A result waits for at most so many later pairs."""
 
 FEWEST = 256
 LONGEST = 30.0
-"""Where pairs take long, so many of them and seconds are a window too: an interruption costs no more."""
+"""Where pairs take long, a result waits for at most so many pairs and seconds."""
 
 SAMPLE = 256
 """Pairs whose sizes are known before the first shapes are chosen."""
 
 LARGEST_BATCH = 16
 BATCH_PIXELS = 1 << 21
-"""Most pixels a batch may have, unless it is one image: VGG keeps half a kilobyte a pixel and image."""
+"""Most pixels in a batch of more than one image: VGG keeps half a kilobyte per pixel."""
 
 PENDING_BYTES = 1 << 29
-"""Images of shapes needed too rarely for a batch are kept until they take this much."""
+"""Most bytes of images that wait for their batch to be full."""
 
 COMPUTING = 2
-"""Batches that are handed to the device before their results are waited for: files are read meanwhile."""
+"""Batches that are handed to the device before the result of the first is awaited; files are read meanwhile."""
 
-_Image = Shaped[np.ndarray, "h w 3"]
-
-
-class Pair(NamedTuple):
-    """Two files to compare, and what results call them; or, in place of the files, why there are none."""
-
-    reference: str
-    image: str
-    files: tuple[str, str] | None
-    error: str | None = None
+Picture = Shaped[np.ndarray, "h w 3"]
 
 
-class Result(NamedTuple):
-    """What came of a pair: a distance, or the reason why there is none."""
+class InFlight:
+    """Arrays that the device is computing; when there are many, the oldest is awaited and used.
 
-    reference: str
-    image: str
-    distance: np.float32 | None = None
-    error: str | None = None
+    Args:
+        pause: called before an array is added.
+    """
+
+    def __init__(self, pause: Callable[[], object]) -> None:
+        self._pause = pause
+        self._queue: deque[tuple[Array, Callable[[np.ndarray], object]]] = deque()
+
+    def add(self, compute: Callable[[], Array], use: Callable[[np.ndarray], object]) -> None:
+        """Begins to compute an array; `use` gets its values later, in the order of the calls."""
+        self._pause()
+        self._queue.append((compute(), use))
+        while len(self._queue) > COMPUTING:
+            self._use_oldest()
+
+    def finish(self) -> None:
+        """Awaits and uses all arrays."""
+        while self._queue:
+            self._pause()
+            self._use_oldest()
+
+    def settle(self) -> None:
+        """Waits for the device: the interpreter must not end before, for instance after Ctrl-C."""
+        jax.block_until_ready([values for values, _ in self._queue])
+
+    def _use_oldest(self) -> None:
+        # Removed when it has been used: Ctrl-C can end the waiting, and `settle` must know what is left.
+        values, use = self._queue[0]
+        use(np.asarray(values))
+        self._queue.popleft()
 
 
 class _Loaded(NamedTuple):
-    """A pair in memory, and its place in the window."""
+    """A pair in memory, and its place among all pairs."""
 
     place: int
-    reference: _Image
-    image: _Image
+    pair: Pair
+    images: Sequence[Picture]
 
     @property
     def size(self) -> Size:
-        return Size(self.image.shape[0], self.image.shape[1], self.image.dtype.name)
+        height, width, _ = self.images[0].shape
+        return Size(height, width, self.images[0].dtype.name)
 
     @property
     def nbytes(self) -> int:
-        return self.reference.nbytes + self.image.nbytes
+        return 2 * self.images[0].nbytes
 
 
-def score(
-    pairs: Iterable[Pair],
-    metric: Metric,
-    readers: Readers,
-    *,
-    done: Callable[[int], object] = lambda count: None,
+def score_pairs(
+    pairs: Iterable[Pair], metric: Metric, readers: Readers, *, pause: Callable[[], object] = lambda: None
 ) -> Generator[list[Result], None, None]:
-    """The result of each pair, in their order, a window at a time. Every failure is also told on stderr, at once.
+    """The results of all pairs, in their order, some at a time.
 
     Args:
         pairs: taken only a little ahead of what is computed.
-        metric: from `rlpips_jax.load`.
+        metric: not random.
         readers: read the files.
-        done: told how many pairs more are finished.
+        pause: called between two steps; what it raises ends the work.
     """
-    batches = _Batches(metric, done)
-    try:
-        yield from _windows(pairs, metric, readers, batches, done)
-    finally:
-        batches.settle()
-
-
-def _windows(
-    pairs: Iterable[Pair], metric: Metric, readers: Readers, batches: "_Batches", done: Callable[[int], object]
-) -> Generator[list[Result], None, None]:
-    comparable = _Comparable(metric)
-    told = _Told()
-    stream = _read_ahead(pairs, readers)
-    upcoming = next(stream, None)
-    window: list[Pair] = []
-    errors: dict[int, str] = {}
+    batches = _Batches(metric, pause)
+    fitting: set[Any] = set()
+    results = batches.results
+    given = count = flushed = 0
     begun = time.monotonic()
-    while upcoming is not None:
-        pair, reference, image = upcoming
-        place = len(window)
-        window.append(pair)
-        problems = dict.fromkeys(filter(None, (pair.error, reference.error, image.error)))
-        error = "; ".join(problems) or None
-        if reference.image is not None and image.image is not None and pair.files is not None:
-            try:
-                comparable.check(pair.files, reference.image, image.image)
-                batches.add(_Loaded(place, *_of_one_type(reference.image, image.image)))
-            except ImageError as problem:
-                error = str(problem)
-        if error is not None:
-            errors[place] = error
-            told.tell(error)
-            done(1)
-        upcoming = next(stream, None)
-        late = len(window) >= FEWEST and time.monotonic() - begun > LONGEST
-        if upcoming is None or late or len(window) >= WINDOW:
-            values = batches.finish(last=upcoming is None)
-            for at, value in list(values.items()):
-                if (error := no_number(window[at].reference, window[at].image, value)) is not None:
-                    del values[at]
-                    errors[at] = error
-                    told.tell(error)
-            yield [Result(p.reference, p.image, values.get(at), errors.get(at)) for at, p in enumerate(window)]
-            window, errors, begun = [], {}, time.monotonic()
+
+    def ready(least: int) -> list[Result]:
+        """The next results without a gap, if there are enough of them."""
+        nonlocal given
+        places = list(itertools.takewhile(results.__contains__, itertools.count(given)))
+        if len(places) < least:
+            return []
+        given += len(places)
+        return [results.pop(place) for place in places]
+
+    try:
+        for count, (pair, files) in enumerate(_read_ahead(pairs, readers), start=1):
+            problems = dict.fromkeys(filter(None, (pair.error, *(file.error for file in files))))
+            error = "; ".join(problems)
+            images = [file.image for file in files if file.image is not None]
+            if not error:
+                try:
+                    _check(metric, pair, images, fitting)
+                    batches.add(_Loaded(count - 1, pair, of_one_type(images)))
+                except ImageError as problem:
+                    error = str(problem)
+            if error:
+                results[count - 1] = Result(pair.reference, pair.image, error=error)
+            late = count - flushed >= FEWEST and time.monotonic() - begun > LONGEST
+            if late or count - flushed >= WINDOW:
+                batches.flush()
+                flushed, begun = count, time.monotonic()
+            if found := ready(1 if flushed == count else LARGEST_BATCH):
+                yield found
+        batches.flush(last=True)
+        if found := ready(1):
+            yield found
+    finally:
+        batches.in_flight.settle()
 
 
-def no_number(reference: str, image: str, value: np.float32) -> str | None:
-    """What to say of a distance that is not finite."""
-    return None if np.isfinite(value) else f"the distance of '{reference}' and '{image}' came out as {value}"
+def result_of(reference: str, image: str, value: np.floating) -> Result:
+    """The result of a pair; a distance that is not finite is an error."""
+    if np.isfinite(value):
+        return Result(reference, image, value)
+    return Result(reference, image, error=f"the distance of '{reference}' and '{image}' came out as {value}")
 
 
-class _Comparable:
-    """Checks pairs as `check_files` does; of bytes, whose values are always right, each size once."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-        self._fitting: set[tuple[int, ...]] = set()
-
-    def check(
-        self, files: tuple[str, str], reference: Shaped[np.ndarray, "h w 3"], image: Shaped[np.ndarray, "i j 3"]
-    ) -> None:
-        """Raises an ImageError that names the files if they cannot be compared."""
-        alike = reference.shape == image.shape and reference.dtype == image.dtype == np.uint8
-        if not (alike and image.shape in self._fitting):
-            check_files(self._metric, {Path(files[0]): reference, Path(files[1]): image})
-        if alike:
-            self._fitting.add(image.shape)
+def of_one_type(images: Sequence[Any]) -> list[Any]:
+    """Images of bytes as floats in [0, 1], if others are: those of 16 bits; None stays None."""
+    if all(image is None or image.dtype == np.uint8 for image in images):
+        return list(images)
+    return [x.astype(np.float32) / np.float32(255) if x is not None and x.dtype == np.uint8 else x for x in images]
 
 
-class _Told:
-    """Tells errors on stderr; one of a file in many pairs only once."""
-
-    def __init__(self) -> None:
-        self._lately: deque[str] = deque(maxlen=WINDOW)
-
-    def tell(self, error: str) -> None:
-        if error not in self._lately:
-            self._lately.append(error)
-            say(error)
-
-
-def _read_ahead(pairs: Iterable[Pair], readers: Readers) -> Iterator[tuple[Pair, Decoded, Decoded]]:
+def _read_ahead(pairs: Iterable[Pair], readers: Readers) -> Iterator[tuple[Pair, list[Decoded]]]:
     queue: deque[tuple[Pair, list[Ticket]]] = deque()
 
-    def first() -> tuple[Pair, Decoded, Decoded]:
+    def first() -> tuple[Pair, list[Decoded]]:
         pair, tickets = queue.popleft()
-        reference, image = (readers.finish(ticket) for ticket in tickets) if tickets else (Decoded(), Decoded())
-        return pair, reference, image
+        return pair, [readers.finish(ticket) for ticket in tickets]
 
     for pair in pairs:
-        queue.append((pair, [readers.start(path) for path in pair.files or ()]))
+        queue.append((pair, [readers.start(path) for path in pair.paths]))
         while 2 * len(queue) > readers.ahead:
             yield first()
     while queue:
         yield first()
 
 
-def _of_one_type(reference: _Image, image: _Image) -> tuple[_Image, _Image]:
-    """Images of 16 bits are float32 in [0, 1]; one of bytes beside one of these becomes so too."""
-    if reference.dtype == image.dtype:
-        return reference, image
-    reference, image = (
-        picture.astype(np.float32) / np.float32(255) if picture.dtype == np.uint8 else picture
-        for picture in (reference, image)
-    )
-    return reference, image
+def _check(metric: Metric, pair: Pair, images: Sequence[Picture], fitting: set[Any]) -> None:
+    """Checks a pair as `check_files` does; each size of bytes, whose values are always right, only once."""
+    kinds = {(image.shape, image.dtype.name) for image in images}
+    if not kinds <= fitting or len(kinds) > 1:
+        check_files(metric, dict(zip(map(Path, pair.paths), images, strict=True)))
+        fitting.update((shape, name) for shape, name in kinds if name == "uint8")
 
 
 class _Batches:
     """Gathers pairs that share a shape, and computes them together.
 
-    A shape's program has one number of images, so that it is compiled once: batches with fewer are filled up.
+    The program of a shape has a fixed number of images, so that it is compiled once: smaller batches are filled up.
     """
 
-    def __init__(self, metric: Metric, done: Callable[[int], object]) -> None:
+    def __init__(self, metric: Metric, pause: Callable[[], object]) -> None:
         self._metric = metric
-        self._done = done
-        self._shapes = Shapes()
+        self._shapes = Shapes(padded=_can_pad(metric))
         self._sample: list[_Loaded] | None = []
         self._waiting: dict[Shape, list[_Loaded]] = {}
         self._pending = 0
         self._images_of: dict[Shape, int] = {}
-        self._computing: deque[tuple[list[_Loaded], jax.Array]] = deque()
-        self._values: dict[int, np.float32] = {}
+        self.in_flight = InFlight(pause)
+        self.results: dict[int, Result] = {}
 
     def add(self, loaded: _Loaded) -> None:
-        """Takes a pair, and computes a batch if it is full."""
+        """Takes a pair, and begins to compute its batch if that is full."""
         self._pending += loaded.nbytes
         if self._sample is None:
             self._wait(loaded)
@@ -229,25 +213,18 @@ class _Batches:
             if len(self._sample) >= SAMPLE or self._pending > PENDING_BYTES:
                 self._plan(complete=False)
         if self._pending > PENDING_BYTES:
-            self._compute_partial(last=False)
+            self._compute_waiting(last=False)
 
-    def finish(self, *, last: bool) -> dict[int, np.float32]:
-        """Computes what waits; gives all distances since the last call, by their places.
+    def flush(self, *, last: bool = False) -> None:
+        """Computes everything that waits, and awaits all results.
 
         Args:
             last: whether no further pair will come.
         """
-        if self._sample is not None and (self._sample or last):
+        if self._sample:
             self._plan(complete=last)
-        self._compute_partial(last=last)
-        while self._computing:
-            self._collect()
-        values, self._values = self._values, {}
-        return values
-
-    def settle(self) -> None:
-        """Waits for what is being computed: the interpreter must not end before, for instance after Ctrl-C."""
-        jax.block_until_ready([values for _, values in self._computing])
+        self._compute_waiting(last=last)
+        self.in_flight.finish()
 
     def _plan(self, *, complete: bool) -> None:
         sample, self._sample = self._sample or [], None
@@ -262,13 +239,13 @@ class _Batches:
         if len(batch) >= self._images_of.get(shape, _full(shape)):
             self._compute(shape, self._waiting.pop(shape))
 
-    def _compute_partial(self, *, last: bool) -> None:
-        """Computes all that waits, large shapes first: their empty places are filled with what smaller ones hold."""
+    def _compute_waiting(self, *, last: bool) -> None:
+        """Large shapes first: the empty places in their batches are filled with pairs of smaller ones."""
         for shape in sorted(self._waiting, key=lambda shape: -shape.pixels):
             batch = self._waiting.pop(shape, [])
             if not batch:
                 continue
-            # Nothing more will come, so a program that is yet to be compiled need not be for more than this.
+            # If nothing more will come, a program that is yet to be compiled need not be for more than this.
             images = self._images_of.setdefault(shape, len(batch) if last else _full(shape))
             for other in sorted(self._waiting, key=lambda shape: -shape.pixels):
                 guests = self._waiting[other]
@@ -277,29 +254,40 @@ class _Batches:
             self._compute(shape, batch)
 
     def _compute(self, shape: Shape, batch: list[_Loaded]) -> None:
-        interrupts.check()
         images = self._images_of.setdefault(shape, _full(shape))
         x, y = (np.zeros((images, shape.height, shape.width, 3), shape.dtype) for _ in range(2))
         sizes = np.full((images, 2), (shape.height, shape.width), np.int32)
         for at, loaded in enumerate(batch):
-            height, width = sizes[at] = loaded.image.shape[:2]
-            x[at, :height, :width] = loaded.reference
-            y[at, :height, :width] = loaded.image
-        values = distance(x, y, self._metric) if shape.exact else padded_distance(x, y, sizes, self._metric)
+            height, width = sizes[at] = loaded.images[0].shape[:2]
+            x[at, :height, :width], y[at, :height, :width] = loaded.images
         self._pending -= sum(loaded.nbytes for loaded in batch)
-        self._computing.append((batch, values))
-        while len(self._computing) > COMPUTING:
-            self._collect()
 
-    def _collect(self) -> None:
-        # Taken off only when it is there: Ctrl-C can end the waiting, and `settle` must know what is left.
-        batch, values = self._computing[0]
-        for loaded, value in zip(batch, np.asarray(values), strict=False):
-            self._values[loaded.place] = value
-        self._computing.popleft()
-        self._done(len(batch))
+        def use(values: np.ndarray) -> None:
+            for loaded, value in zip(batch, values, strict=False):
+                self.results[loaded.place] = result_of(loaded.pair.reference, loaded.pair.image, value)
+
+        self.in_flight.add(lambda: _distances(self._metric, x, y, None if shape.exact else sizes), use)
 
 
 def _full(shape: Shape) -> int:
     """How many pairs of this shape go through the network together."""
     return min(LARGEST_BATCH, max(1, BATCH_PIXELS // shape.pixels))
+
+
+def _can_pad(metric: Metric) -> bool:
+    """Whether a metric compares pairs of several sizes in one batch."""
+    return hasattr(metric, "architecture")
+
+
+def _distances(
+    metric: Any,
+    x: Shaped[np.ndarray, "n h w 3"],
+    y: Shaped[np.ndarray, "n h w 3"],
+    sizes: Int[np.ndarray, "n 2"] | None,
+) -> Float[Array, " n"]:
+    """The distance of each pair; `sizes` are those of images that are padded."""
+    if sizes is not None:
+        return padded_distance(x, y, sizes, metric)
+    if _can_pad(metric):
+        return distance(x, y, metric)
+    return metric.between(metric.features(x), metric.features(y))

@@ -1,46 +1,51 @@
-"""Image files read ahead, by processes of their own that never import JAX.
+"""Image files read ahead, by processes that never import JAX.
 
-A reading process that dies (killed, or out of memory) costs no result: another reads the file that it had in hand, and
-only if that one dies too is the file given up. Each process has a pipe of its own, on which its death shows at once,
-also in the middle of an image; with a pipe for all, as in `concurrent.futures`, the rest of the image would be waited
-for, for ever.
+When a reading process dies (killed, or out of memory), another one reads its file again; if that dies too, the file
+counts as unreadable. Each process has its own pipe, so that its death is noticed at once, also in the middle of an
+image; with one pipe for all, as in `concurrent.futures`, the rest of the image would be awaited for ever.
 """
 
-import multiprocessing
+import contextlib
+import functools
 import os
+import pickle
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
-from rlpips_jax.cli import interrupts
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning, RlpipsError
 from rlpips_jax.files.decoding import load_image
 
 FEW = 16
-"""So many files are read before processes are started: starting one takes as long as reading some."""
+"""So many files are read before processes are started: starting one takes as long as reading several files."""
 
 AHEAD_BYTES = 1 << 28
-"""Images read ahead take about this much, or are two a process if that is more; so are those that are kept in case they
-are asked for again."""
+"""Most bytes of images that are read ahead, or two images per process if that is more. As many of those read last are
+kept, in case they are asked for again."""
 
 MOST_AHEAD = 128
 """Most files that are read ahead."""
 
+START = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer)()"
+"""The program of a reading process. Unlike those of `multiprocessing` it does not import the user's main module."""
+
+DEATHS = (EOFError, OSError, pickle.UnpicklingError)
+"""How it shows that a process died, also in the middle of an answer."""
+
 
 class Decoded(NamedTuple):
-    """What came of reading a file: an image, or only its size, or the reason why there is none."""
+    """The outcome of reading a file: an image, or only its size, or an error; with remarks to warn of."""
 
     image: Shaped[np.ndarray, "h w 3"] | None = None
     size: tuple[int, int] | None = None
@@ -63,7 +68,7 @@ def decode(path: str) -> Decoded:
 
 
 def survey(path: str) -> Decoded:
-    """Reads an image file to its end, and gives only its size, or the error."""
+    """Reads an image file to its end, and returns only its size, or the error."""
     return decode(path)._replace(image=None, remarks=())
 
 
@@ -82,21 +87,25 @@ class Ticket:
 
 
 class Readers:
-    """Reads files in the background, and keeps those read last. A context manager: its end ends the processes.
+    """Reads files in the background, and keeps those read last. A context manager: leaving it ends the processes.
 
     Args:
-        workers: how many processes; 0 reads in this one, when the result is asked for.
+        workers: the number of processes; 0 reads in this one, when the result is asked for.
         function: what is done with a path; `decode` or `survey`.
+        pause: called now and then while a file is awaited; what it raises ends the waiting.
     """
 
-    def __init__(self, workers: int, function: Callable[[str], Decoded] = decode) -> None:
+    def __init__(
+        self, workers: int, function: Callable[[str], Decoded] = decode, *, pause: Callable[[], object] = lambda: None
+    ) -> None:
+        self._pause = pause
         self._workers = workers
         self._function = function
         self._threads: list[_Worker] = []
         self._work: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._started = 0
         self._recent: OrderedDict[str, Ticket] = OrderedDict()
-        # Unknown as yet: a guess that lets some files be read ahead, and not too many of large ones.
+        # Not known yet: a guess that lets some files be read ahead, but not too many of large ones.
         self._largest, self._known = AHEAD_BYTES // FEW, False
 
     def __enter__(self) -> "Readers":
@@ -111,7 +120,7 @@ class Readers:
 
     @property
     def ahead(self) -> int:
-        """How many files to read ahead: fewer of large ones."""
+        """The number of files to read ahead: fewer if they are large."""
         return max(2 * self._workers, 2, min(MOST_AHEAD, AHEAD_BYTES // self._largest))
 
     def start(self, path: str) -> Ticket:
@@ -131,15 +140,15 @@ class Readers:
         return ticket
 
     def finish(self, ticket: Ticket) -> Decoded:
-        """What came of a file; waits for it. What it said of the file is told as a warning, once.
+        """The outcome of a file, when it has been read. Remarks on it become warnings, once.
 
         Raises:
             RlpipsError: no process can be started.
         """
-        interrupts.check()
+        self._pause()
         if ticket.outcome is not None:
             return ticket.outcome
-        outcome = self._function(ticket.path) if ticket.future is None else _result(ticket.future)
+        outcome = self._function(ticket.path) if ticket.future is None else self._awaited(ticket.future)
         ticket.outcome, ticket.future = outcome, None
         for remark in outcome.remarks:
             warnings.warn(remark, ImageFileWarning, stacklevel=2)
@@ -149,38 +158,34 @@ class Readers:
             self._known = True
         return outcome
 
-    def read(self, paths: Iterable[str]) -> Iterator[Decoded]:
-        """What came of each file, in their order, reading ahead."""
+    def read(self, paths: Iterable[str]) -> Iterator[tuple[str, Decoded]]:
+        """Each path and its outcome, in order, reading ahead."""
         tickets: deque[Ticket] = deque()
         for path in paths:
             tickets.append(self.start(path))
             while len(tickets) > self.ahead:
-                yield self.finish(tickets.popleft())
+                yield tickets[0].path, self.finish(tickets.popleft())
         while tickets:
-            yield self.finish(tickets.popleft())
+            yield tickets[0].path, self.finish(tickets.popleft())
 
-
-def _result(future: Future[Decoded]) -> Decoded:
-    while True:
-        try:
-            return future.result(timeout=0.2)
-        except TimeoutError:
-            interrupts.check()
+    def _awaited(self, future: Future[Decoded]) -> Decoded:
+        while True:
+            try:
+                return future.result(timeout=0.2)
+            except TimeoutError:
+                self._pause()
 
 
 class _Worker(threading.Thread):
-    """A process, and the thread that hands it files one after the other."""
+    """A process, and the thread that hands it one file after the other."""
 
     def __init__(self, work: "queue.SimpleQueue[Ticket | None]", function: Callable[[str], Decoded]) -> None:
         super().__init__(daemon=True)
         self._work = work
         self._function = function
-        self._process: SpawnProcess | None = None
-        self._connection: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         self._starting = threading.Lock()
-        # In this thread, or it would leave Ctrl-C unblocked in the one that starts processes.
-        resource_tracker.ensure_running()
         self.start()
 
     def end(self) -> None:
@@ -191,9 +196,9 @@ class _Worker(threading.Thread):
                 self._process.kill()
 
     def run(self) -> None:
-        """Works until there is None to do."""
+        """Takes files until it takes None."""
         if hasattr(signal, "pthread_sigmask"):
-            # Processes started from here never see Ctrl-C, which is the main thread's to answer.
+            # Processes started from here never see Ctrl-C, which the main thread answers.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while (ticket := self._work.get()) is not None:
             future = ticket.future
@@ -207,52 +212,55 @@ class _Worker(threading.Thread):
 
     def _read(self, path: str) -> Decoded:
         for _ in range(2):
-            connection = self._connection or self._start()
-            try:
-                connection.send(path)
-                return connection.recv()
-            except (EOFError, OSError):
-                self._close()
+            process = self._process or self._start()
+            with contextlib.suppress(*DEATHS):
+                return _exchange(process, path)
+            self._close()
         return Decoded(error=f"{path} cannot be read: the process that read it died twice, killed or out of memory")
 
-    def _start(self) -> Connection:
-        # Forked processes would inherit JAX's threads in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self._function), daemon=True)
+    def _start(self) -> "subprocess.Popen[bytes]":
         with self._starting:
             if self._ended:
                 raise RlpipsError("reading has ended")
-            process.start()
-            self._process, self._connection = process, here
-        # Only the process holds the other end now, and with the process it closes.
-        there.close()
+            command = [sys.executable, "-c", START]
+            process = self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            here.recv()
-        except (EOFError, OSError):
+            _exchange(process, sys.path, functools.partial(_serve, self._function))
+        except DEATHS:
             raise RlpipsError(
-                "the processes that read images die as soon as they start; with --workers 0 this one reads them"
+                "the processes that read images die as soon as they start; with --workers 0 (in Python workers=0) this "
+                "one reads them"
             ) from None
-        return here
+        return process
 
     def _close(self) -> None:
-        """Clears up after the process."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Ends the process, if there is one."""
         with self._starting:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.join()
+            with contextlib.suppress(OSError):  # What it has not read is lost.
+                process.communicate()
 
 
-def _serve(connection: Connection, function: Callable[[str], Decoded]) -> None:
-    """What a reading process does: begins with a sign of life, and ends when its parent does."""
+def _exchange(process: "subprocess.Popen[bytes]", *messages: Any) -> Any:
+    """Sends messages to a process, and waits for its answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for message in messages:
+        pickle.dump(message, process.stdin)
+    process.stdin.flush()
+    return pickle.load(process.stdout)
+
+
+def _serve(function: Callable[[str], Decoded]) -> None:
+    """The work of a reading process: it reports that it is there, and ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        connection.send(None)
+    # What a decoder prints must not get between the answers.
+    with os.fdopen(os.dup(1), "wb") as answers, contextlib.suppress(EOFError, OSError):
+        os.dup2(2, 1)
+        answer = None
         while True:
-            connection.send(function(connection.recv()))
-    except (EOFError, OSError):
-        return
+            pickle.dump(answer, answers)
+            answers.flush()
+            answer = function(pickle.load(sys.stdin.buffer))

@@ -1,8 +1,7 @@
 """Few compiled programs for images of many sizes: which size is padded to which shape.
 
-XLA compiles a program for every shape it meets, which takes longer than computing many pairs. So pairs of different
-sizes share shapes: the smaller ones are padded at the bottom and on the right, and `padded_distance` leaves the padding
-out of the number.
+XLA compiles a program for every shape, which takes longer than computing many pairs. So pairs of different sizes share
+shapes: the smaller ones are padded at the bottom and on the right, and the metric leaves the padding out of the number.
 """
 
 from collections.abc import Mapping
@@ -11,19 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 MOST = 12
-"""How many shapes there may be, but for those added by doubling."""
+"""The number of shapes, without those added by doubling."""
 
 RESERVED = 3
-"""Shapes of these that are kept back: they are large enough for everything seen so far."""
+"""So many of them are kept for shapes that are large enough for everything seen so far."""
 
 EXACT = 2
-"""So many sizes that turn up by themselves have a shape of their own, without padding."""
+"""So many of the sizes that were not planned have their own shape, without padding."""
 
 STEP = 64
-"""Sides of other shapes are multiples of this, so that similar sizes find place in them."""
+"""Sides of other shapes are multiples of this, so that similar sizes fit into them."""
 
 PROGRAM_PIXELS = 1 << 21
-"""Padding that takes as long to compute as a program takes to compile, roughly."""
+"""Pixels of padding that take about as long to compute as a program takes to compile."""
 
 
 class Size(NamedTuple):
@@ -39,13 +38,13 @@ class Size(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a program was, or will be, compiled for."""
+    """Height, width and type of the images that a program is compiled for."""
 
     height: int
     width: int
     dtype: str
     exact: bool
-    """Whether it is for images of this very size, which need no padding."""
+    """Whether it is for images of this size alone, which need no padding."""
 
     @property
     def pixels(self) -> int:
@@ -61,15 +60,19 @@ class Shape(NamedTuple):
 
 
 class Shapes:
-    """Chooses a shape for every size, and keeps the shapes few.
+    """Chooses a shape for every size, and keeps the number of shapes small.
 
-    The first sizes, with how often they occur, are best planned together. Of sizes that turn up later, one by one,
-    each takes the smallest shape that holds it, unless that is too large for it; how much too large may be grows with
-    the number of shapes. When they have become too many, a size that no shape holds makes one of powers of two that
-    holds everything seen so far. As every such shape is at least twice as large as the one before, there are few.
+    The first sizes are planned together, by how often they occur. A size that comes later takes the smallest shape that
+    holds it, unless that is too large for it; the more shapes there are, the more padding is accepted. When there are
+    too many, a size that no shape holds makes a shape of powers of two that holds everything seen so far. Each of these
+    is at least twice as large as the one before, so there are few.
+
+    Args:
+        padded: False gives each size its own shape, for metrics that cannot leave padding out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, padded: bool = True) -> None:
+        self._padded = padded
         self._of: dict[Size, Shape] = {}
         self._all: list[Shape] = []
 
@@ -77,14 +80,16 @@ class Shapes:
         return len(self._all)
 
     def plan(self, counts: Mapping[Size, int], *, complete: bool) -> None:
-        """Chooses shapes for sizes seen together: those that cost least are merged until there are few enough.
+        """Chooses shapes for the first sizes: those whose padding costs least are merged until there are few shapes.
 
         Args:
-            counts: how many pairs there are of each size.
-            complete: whether these are all pairs, so that merging also pays where it only saves compiling.
+            counts: the number of pairs of each size.
+            complete: whether these are all pairs; then sizes are merged also where that only saves compiling.
         """
+        if not self._padded:
+            return
         groups = [[size] for size in counts]
-        # A row a group: height, width, pairs, true pixels of all pairs, number of the type.
+        # One row per group: height, width, pairs, pixels of all pairs without padding, index of the type.
         types = sorted({size.dtype for size in counts})
         rows = np.array(
             [[s.height, s.width, n, s.pixels * n, types.index(s.dtype)] for s, n in counts.items()], np.float64
@@ -110,12 +115,14 @@ class Shapes:
             self._add(Shape(height, width, group[0].dtype, exact=len(group) == 1), group)
 
     def shape(self, size: Size) -> Shape:
-        """The shape in which pairs of a size are computed; always the same one."""
+        """The shape in which pairs of a size are computed; the same one at every call."""
         if size not in self._of:
             self._of[size] = self._choose(size)
         return self._of[size]
 
     def _choose(self, size: Size) -> Shape:
+        if not self._padded:
+            return self._add(Shape(*size, exact=True))
         used = len(self._all)
         holding = min((shape for shape in self._all if shape.holds(size)), key=lambda s: s.pixels, default=None)
         if holding is not None and holding.pixels <= (1.5 + 0.1 * used) * size.pixels:

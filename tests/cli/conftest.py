@@ -19,9 +19,8 @@ START = """
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from rlpips_jax.cli import all_pairs
-from rlpips_jax.scoring import batches as scoring
-scoring.WINDOW = all_pairs.WINDOW = {window}
+from rlpips_jax.scoring import batches
+batches.WINDOW = {window}
 from rlpips_jax.cli import main
 sys.argv[0] = "rlpips"
 main()

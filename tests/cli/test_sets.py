@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.cli import all_pairs, pair_lists
+from rlpips_jax.cli.distance import PlainRows
+from rlpips_jax.scoring import AllPairs, Result, all_pairs, pairs_in_list
 
 Draw = Callable[..., Path]
 Files = list[tuple[Path, Path]]
@@ -158,7 +159,7 @@ def test_a_list_is_read_as_it_is_needed(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    pairs = pair_lists.of_file(path)
+    pairs = pairs_in_list(path)
     try:
         # The writer has written two rows and holds the rest back.
         assert [next(pairs).image for _ in range(2)] == ["b", "d"]
@@ -178,13 +179,20 @@ def test_a_list_is_read_as_it_is_needed(tmp_path: Path) -> None:
         (("--pairs", "x.csv", "--jsonl", "--csv"), "--jsonl and --csv exclude each other"),
         (("--pairs", "x.csv", "--out", "x.txt"), ".jsonl or .csv"),
         (("--pairs", "x.csv", "--out", "x.csv", "--json"), "excludes --json"),
-        (("--pairs", "x.csv", "--workers", "-1"), "--workers must be 0 or more"),
+        (("--pairs", "x.csv", "--workers", "-1"), "--workers must be a whole number, 0 or more"),
     ],
 )
 def test_arguments_that_make_no_sense(rlpips, arguments: tuple[str, ...], words: str) -> None:
     run = rlpips(*arguments)
     assert (run.status, run.out) == (2, "")
     assert words in run.err
+
+
+def test_rows_for_people_begin_with_the_distance(tiny: rl.Metric) -> None:
+    form = PlainRows(tiny)
+    assert form.line(Result("a", "b", np.float32(0))) == "       0  a  b\n"
+    assert form.line(Result("a", "b", np.float32(0.25))) == "0.250000  a  b\n"
+    assert form.line(Result("a", "b", error="a does not exist")) == ""
 
 
 # Files that a run goes on with
@@ -392,14 +400,14 @@ def test_a_bad_file_among_all_pairs_is_named_once(rlpips, folder: Path, tiny: rl
 def test_a_file_that_changes_on_the_way_spoils_its_own_pairs(
     rlpips, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = all_pairs.of_folder
+    look = AllPairs.of
 
     def look_and_remove(*arguments, **options):
         found = look(*arguments, **options)
         (folder / "5.png").unlink()
         return found
 
-    monkeypatch.setattr(all_pairs, "of_folder", look_and_remove)
+    monkeypatch.setattr(AllPairs, "of", look_and_remove)
     run = rlpips("--all-pairs", folder, "--jsonl")
     assert run.status == 1
     failed = [result for result in lines_of(run.out)[1] if "error" in result]

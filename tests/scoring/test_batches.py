@@ -12,7 +12,8 @@ import rlpips_jax as rl
 from rlpips_jax.distances import lpips as metric_module
 from rlpips_jax.scoring import batches as scoring
 from rlpips_jax.scoring import readers, shapes
-from rlpips_jax.scoring.batches import Pair, Result, score
+from rlpips_jax.scoring.batches import score_pairs
+from rlpips_jax.scoring.pairs import Pair, Result
 from rlpips_jax.scoring.readers import Readers
 
 Draw = Callable[..., Path]
@@ -20,14 +21,14 @@ Files = list[tuple[Path, Path]]
 
 
 def pair(reference: Path, image: Path) -> Pair:
-    return Pair(str(reference), str(image), (str(reference), str(image)))
+    return Pair(str(reference), str(image))
 
 
 def run(pairs: list[Pair], metric: rl.Metric, workers: int = 0) -> list[Result]:
     with Readers(workers) as pool:
-        windows = list(score(pairs, metric, pool))
-    assert all(len(window) == scoring.WINDOW for window in windows[:-1])
-    return [result for window in windows for result in window]
+        parts = list(score_pairs(pairs, metric, pool))
+    assert all(parts)
+    return [result for part in parts for result in part]
 
 
 @pytest.fixture
@@ -85,16 +86,14 @@ def test_one_size_runs_at_that_size(
     tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
-    distance = scoring.distance
+    distance = rl.distance
     monkeypatch.setattr(scoring, "distance", lambda x, y, metric: ran.append(x.shape) or distance(x, y, metric))
     files = [draw(tmp_path / f"{number}.png", number) for number in range(4)]
     run([pair(files[0], file) for file in files[1:]], tiny)
     assert ran == [(3, 32, 40, 3)]
 
 
-def test_failures_take_their_places(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failures_take_their_places(tmp_path: Path, draw: Draw, tiny: rl.Metric) -> None:
     good, wide, small = (
         draw(tmp_path / f"{size}.png", size=size) for size in ((32, 40), (32, 41), (tiny.minimum_size - 1, 40))
     )
@@ -105,7 +104,7 @@ def test_failures_take_their_places(
         pair(good, good),
         pair(good, wide),
         pair(absent, good),
-        Pair("", "", None, "line 5: no pair"),
+        Pair("", "", error="line 5: not a pair"),
         pair(small, small),
         pair(good, torn),
         pair(absent, torn),
@@ -117,8 +116,6 @@ def test_failures_take_their_places(
     words = ["differ in size", "does not exist", "line 5", "needs at least", "cannot be read", "does not exist"]
     assert all(word in (result.error or "") for word, result in zip(words, results[1:-1], strict=True))
     assert results[-2].error == f"{results[2].error}; {results[5].error}"
-    # All that is wrong with a pair in one line.
-    assert len(capsys.readouterr().err.splitlines()) == 6
 
 
 def test_a_distance_that_is_no_number_is_an_error(tmp_path: Path, draw: Draw, tiny: rl.Metric) -> None:
@@ -145,25 +142,48 @@ def test_pairs_are_taken_as_they_are_needed(
             yield pair(*files)
 
     with Readers(0) as pool:
-        windows = score(endless(), tiny, pool)
+        parts = score_pairs(endless(), tiny, pool)
         for number in range(1, 4):
-            assert len(next(windows)) == 8
+            assert len(next(parts)) == 8
             assert taken <= 8 * number + 4
 
 
-def test_a_window_is_short_where_pairs_take_long(
+def test_results_do_not_wait_long_where_pairs_take_long(
     tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "FEWEST", 3)
     monkeypatch.setattr(scoring, "LONGEST", 0.0)
     good = draw(tmp_path / "good.png")
     with Readers(0) as pool:
-        assert [len(window) for window in score([pair(good, good)] * 7, tiny, pool)] == [3, 3, 1]
+        assert [len(part) for part in score_pairs([pair(good, good)] * 7, tiny, pool)] == [3, 3, 1]
 
 
-def test_progress_counts_every_pair(tmp_path: Path, draw: Draw, tiny: rl.Metric) -> None:
-    good = draw(tmp_path / "good.png")
-    counts: list[int] = []
+def test_results_come_as_soon_as_those_before_them_are_there(
+    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "LARGEST_BATCH", 4)
+    monkeypatch.setattr(scoring, "SAMPLE", 4)
+    small, large = (draw(tmp_path / f"{side}.png", size=(side, side)) for side in (32, 64))
+    # The large pair waits for its batch to be full until the end, and so do all results after it.
+    files = [small] * 20 + [large] + [small] * 20
     with Readers(0) as pool:
-        list(score([pair(good, good), pair(good, tmp_path / "absent.png")] * 5, tiny, pool, done=counts.append))
-    assert sum(counts) == 10
+        sizes = [len(part) for part in score_pairs([pair(file, file) for file in files], tiny, pool)]
+    assert sizes == [4, 4, 4, 4, 4, 21]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_pause_raises_ends_the_work(
+    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(readers, "FEW", 1)
+    good = draw(tmp_path / "good.png")
+    calls = 0
+
+    def pause() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+
+    with Readers(workers, pause=pause) as pool, pytest.raises(KeyboardInterrupt):
+        list(score_pairs([pair(good, good)] * 100, tiny, pool, pause=pause))

@@ -5,8 +5,8 @@ import io
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY
 from rlpips_jax.errors import RlpipsError
-from rlpips_jax.scoring.batches import Pair, Result
-from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, PlainRows, Recorded
+from rlpips_jax.files.journal import Journal
+from rlpips_jax.scoring.pairs import Pair, Result
+from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, recorded_results
 
 NAMES = ("a.png", 'quo"te.png', "comma,.png", "line\nbreak.png", "Größe.png", "byte\udcff.png", "back\\slash.png")
 RESULTS = [
@@ -23,7 +24,6 @@ RESULTS = [
     Result("r.png", "gone.png", None, "gone.png does not exist"),
     Result("", "", None, 'list.csv line 3: 1 columns; say "a, b"'),
 ]
-PAIRS = [Pair(result.reference, result.image, None) for result in RESULTS]
 
 
 @pytest.fixture(params=[".jsonl", ".csv"])
@@ -36,19 +36,20 @@ def metric(drawn: Callable[..., rl.Metric]) -> rl.Metric:
     return drawn(TINY)
 
 
-def record(path: Path, metric: rl.Metric, results: list[Result] = RESULTS, **options: Any) -> tuple[int, int]:
-    """A run from beginning to end; what it found recorded already."""
+def record(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> list[Result]:
+    """A run from beginning to end; the results that it found recorded already."""
     form = FORMS[path.suffix](metric)
-    with Recorded(path, form) as recorded:
-        found = recorded.resume(iter([Pair(result.reference, result.image, None) for result in results]))
-        for result in results[found[0] :]:
-            recorded.write([result])
+    pairs = iter([Pair(result.reference, result.image) for result in results])
+    with Journal(path, form.header) as journal:
+        found = list(recorded_results(journal, form, pairs))
+        journal.append("".join(map(form.line, results[len(found) :])))
     return found
 
 
-def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     whole = tmp_path / f"whole{suffix}"
-    assert record(whole, metric) == (0, 0)
+    assert record(whole, metric) == []
     content = whole.read_bytes()
     form = FORMS[suffix](metric)
     lines = [form.header, *map(form.line, RESULTS)]
@@ -57,9 +58,8 @@ def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str) -> No
     torn = tmp_path / f"torn{suffix}"
     for cut in range(len(content) + 1):
         torn.write_bytes(content[:cut])
-        count, failed = record(torn, metric)
-        assert count == sum(end <= cut for end in ends[1:])
-        assert failed == max(0, count - len(NAMES))
+        count = sum(end <= cut for end in ends[1:])
+        assert record(torn, metric) == [replace(result, recorded=True) for result in RESULTS[:count]]
         assert torn.read_bytes() == content
 
 
@@ -82,13 +82,6 @@ def test_csv_is_csv(metric: rl.Metric) -> None:
     ]
     assert {row["signature"] for row in rows} == {metric.signature}
     assert [row["distance"] == "" for row in rows] == [result.distance is None for result in RESULTS]
-
-
-def test_rows_for_people_begin_with_the_distance(metric: rl.Metric) -> None:
-    form = PlainRows(metric)
-    assert form.line(Result("a", "b", np.float32(0))) == "       0  a  b\n"
-    assert form.line(Result("a", "b", np.float32(0.25))) == "0.250000  a  b\n"
-    assert form.line(RESULTS[-1]) == ""
 
 
 def refused(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> str:
@@ -124,7 +117,7 @@ def test_another_list_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str)
 def test_a_longer_list_goes_on(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
     path, whole = tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
     record(path, metric, RESULTS[:5])
-    assert record(path, metric) == (5, 0)
+    assert len(record(path, metric)) == 5
     record(whole, metric)
     assert path.read_bytes() == whole.read_bytes()
 
@@ -146,8 +139,29 @@ def test_damage_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, line:
     assert "record 3 is damaged" in refused(path, metric)
 
 
+@pytest.mark.parametrize("value", ["0.14285716", '"0.14285715"', "true", "1", ""])
+def test_a_changed_distance_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, value: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    record(path, metric)
+    content = path.read_text(errors="surrogateescape")
+    assert content.count("0.14285715") == 1
+    path.write_text(content.replace("0.14285715", value), errors="surrogateescape")
+    message = refused(path, metric)
+    assert "record 3 is damaged" in message
+    assert "checksum" in message
+
+
+def test_numbers_come_back_in_their_precision(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    results = [Result("a", str(kind), kind(1) / kind(3)) for kind in (np.float32, np.float64)]
+    record(path, metric, results)
+    found = record(path, metric, results)
+    assert [result.distance for result in found] == [result.distance for result in results]
+    assert [type(result.distance) for result in found] == [np.float32, np.float64]
+
+
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
-    with Recorded(path, FORMS[suffix](metric)):
+    with Journal(path, FORMS[suffix](metric).header):
         assert "another run" in refused(path, metric)
     record(path, metric)
