@@ -1,10 +1,13 @@
 """Robust perceptual image distances in JAX: pure functions that jit, grad, vmap and shard.
 
-    import rlpips_jax as rl
-
-    d = rl.distance(x, y)                          # "lpips-alex"
-    m = rl.load("lpips-vgg")                       # a Metric: a pytree, parameters inside
-    d = rl.distance(x, y, m, value_range=(-1, 1))
+    >>> import jax
+    >>> import rlpips_jax as rl
+    >>> x, y = jax.random.uniform(jax.random.key(0), (2, 3, 32, 32, 3))
+    >>> m = rl.load("lpips-tiny")  # needs no download; the default metric is "lpips-alex"
+    >>> rl.distance(x, y, m).shape
+    (3,)
+    >>> gradient = jax.grad(lambda y: rl.distance(x, y, m).mean())(y)
+    >>> same = rl.distance(2 * x - 1, 2 * y - 1, m, value_range=(-1, 1))  # floats in another range must say so
 
 Images are RGB, channels last, with any leading axes; `rlpips_jax.images` states the convention.
 """

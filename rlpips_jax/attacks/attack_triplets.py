@@ -95,9 +95,17 @@ def attack_triplets(
 ) -> TripletAttackResult:
     """Attacks the order of triplets from one side or several, and keeps the worst side of each triplet.
 
-        attack = functools.partial(pgd, epsilon=2 / 255, steps=20)
-        result = attack_triplets(metric, reference, closer, farther, attack=attack, key=key, attacked=ATTACKED)
-        accuracy = 1 - result.reversed.mean()
+        >>> import functools
+        >>> import jax
+        >>> import rlpips_jax as rl
+        >>> reference, change = jax.random.uniform(jax.random.key(0), (2, 3, 32, 32, 3))
+        >>> triplet = reference, 0.8 * reference + 0.2 * change, 0.7 * reference + 0.3 * change
+        >>> attack = functools.partial(rl.attacks.pgd, epsilon=2 / 255, steps=2)
+        >>> key = jax.random.key(1)
+        >>> sides = ("closer", "farther")
+        >>> metric = rl.load("lpips-tiny")
+        >>> result = rl.attacks.attack_triplets(metric, *triplet, attack=attack, key=key, attacked=sides)
+        >>> accuracy = 1 - result.reversed.mean()
 
     Each side is one compiled program, used again for batches of the same shape, other parameters of the same metric,
     and other radii. The draws of a side do not depend on which other sides are attacked.

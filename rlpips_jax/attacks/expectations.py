@@ -1,7 +1,13 @@
 """Objectives of randomised metrics, such as an ensemble, for attacks that adapt to the randomness.
 
-    objective = rl.attacks.expected_ranking(ensemble, reference, closer, farther, samples=16)
-    result = rl.attacks.pgd(objective, closer, key=key, epsilon=2 / 255, steps=20)
+    >>> import jax
+    >>> import rlpips_jax as rl
+    >>> ensemble = rl.load("elpips-tiny")
+    >>> reference, closer, farther = jax.random.uniform(jax.random.key(0), (3, 2, 32, 32, 3))
+    >>> objective = rl.attacks.expected_ranking(ensemble, reference, closer, farther, samples=4)
+    >>> result = rl.attacks.pgd(objective, closer, key=jax.random.key(1), epsilon=2 / 255, steps=2)
+    >>> result.success.shape
+    (2,)
 
 Each step draws fresh transformations and masks, the same for all images of a triplet, and the result is judged with
 others (expectation over transformation, Athalye et al. 2018).

@@ -38,7 +38,7 @@ def pgd(
         >>> from rlpips_jax.attacks import pgd
         >>> images = jnp.full((1, 4, 4, 3), 0.5)
         >>> result = pgd(lambda x: x.mean((1, 2, 3)), images, key=jax.random.key(0), epsilon=0.1, steps=4)
-        >>> print(result.before, result.after, result.success)
+        >>> print(result.before, result.after.round(3), result.success)
         [0.5] [0.6] [ True]
 
     Args:

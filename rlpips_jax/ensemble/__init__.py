@@ -4,8 +4,12 @@
 
 Both images of a pair, and all images compared with one reference, get the same transformation and the same masks.
 
-    e = rl.load("elpips-squeeze")
-    d = rl.distance(x, y, e, key=jax.random.key(0), samples=32)
+    >>> import jax
+    >>> import rlpips_jax as rl
+    >>> e = rl.load("elpips-tiny")  # as "elpips-squeeze", without a download
+    >>> x, y = jax.random.uniform(jax.random.key(0), (2, 3, 32, 32, 3))
+    >>> rl.distance(x, y, e, key=jax.random.key(1), samples=8).shape
+    (3,)
 
 An image's distances under a network are those of the transposed image under the network with transposed kernels: that
 is how transpositions are computed, so that they change no shape. Each scale level has its own sizes, and so its own

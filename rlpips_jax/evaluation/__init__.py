@@ -1,9 +1,17 @@
 """How well a metric agrees with judgments, and how far it can be trusted.
 
-    triplets = rl.evaluation.ordinal("photographs/", 600)                       # or read("judgments/")[0], crossed(...)
-    attack = functools.partial(rl.attacks.pgd, steps=20)
-    natural, attacked = rl.evaluation.evaluate(metric, triplets, attack, [2 / 255])
-    proof = rl.evaluation.certify_triplets(metric, triplets, key=jax.random.key(0), sigma=0.1)
+    >>> import functools
+    >>> import jax
+    >>> import numpy as np
+    >>> import rlpips_jax as rl
+    >>> metric = rl.load("lpips-tiny")
+    >>> rl.save_image("photograph.png", np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
+    >>> triplets = rl.evaluation.ordinal(".", 4, size=32)  # of a folder of photographs; or read(...), crossed(...)
+    >>> attack = functools.partial(rl.attacks.pgd, steps=2)
+    >>> natural, attacked = rl.evaluation.evaluate(metric, triplets, attack, [2 / 255], batch=4)
+    >>> attacked.scores.two_afc.mean <= natural.scores.two_afc.mean
+    True
+    >>> proof = rl.evaluation.certify_triplets(metric, triplets, key=jax.random.key(0), sigma=0.1, samples=20)
 
 `triplets` and `triplet_files` make, read and write judged triplets, `scores` are pure functions of distances and
 judgments, `measurement` attacks, `certification` proves, `distortions` and `patches` are what triplets are made of.

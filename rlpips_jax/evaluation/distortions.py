@@ -5,9 +5,12 @@ onto the unit of the kind, ``a (b / a)^s``, and results are clipped and rounded 
 kind (a noise field, a sign, a flow) does not depend on the strength: draw it once and apply it at two strengths,
 and the weaker result is the closer one.
 
-    rng = np.random.default_rng(0)
-    field = draw("warp", image.shape, rng)
-    weak, strong = apply(image, "warp", 0.2, field), apply(image, "warp", 0.4, field)
+    >>> import numpy as np
+    >>> from rlpips_jax.evaluation.distortions import apply, draw
+    >>> rng = np.random.default_rng(0)
+    >>> image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    >>> field = draw("warp", image.shape, rng)
+    >>> weak, strong = apply(image, "warp", 0.2, field), apply(image, "warp", 0.4, field)
 """
 
 from collections.abc import Callable

@@ -1,7 +1,11 @@
 """Where judged triplets come from: one table, `TRIPLET_SOURCES`, of the forms in which they are given.
 
-triplets = read("judgments.npz")[0]
-ordinal, crossed = read("photographs/", count=600, teacher=rl.load("lpips-alex"))
+>>> import numpy as np
+>>> import rlpips_jax as rl
+>>> rl.save_image("photograph.png", np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
+>>> ordinal, crossed = rl.evaluation.read(".", count=4, size=32, teacher=rl.load("lpips-tiny"))
+>>> rl.evaluation.write_npz("judgments.npz", {"ordinal": ordinal})
+>>> (triplets,) = rl.evaluation.read("judgments.npz")
 """
 
 import os

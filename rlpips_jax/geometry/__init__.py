@@ -1,7 +1,13 @@
 """The geometry that a distance gives the space of images: averages, and shortest paths.
 
-    result = rl.geometry.average(images, metric)                   # one image, near to all
-    result = rl.geometry.geodesic(a, b, 9, metric)                 # frames that lead from one image to the other
+    >>> import numpy as np
+    >>> import rlpips_jax as rl
+    >>> metric = rl.load("lpips-tiny")
+    >>> images = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
+    >>> rl.geometry.average(images, metric, steps=2).image.shape  # one image, near to all
+    (32, 32, 3)
+    >>> rl.geometry.geodesic(images[0], images[1], 4, metric, steps=2).frames.shape  # from one image to the other
+    (4, 32, 32, 3)
 
 Both minimise a sum of squared distances by gradient descent, first on reduced images, then on finer ones.
 """
