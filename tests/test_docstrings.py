@@ -9,9 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
-CODE = re.compile(
-    r"^(?: {4,})?(?:import \w+|from [\w.]+ import |\w+(?:, \w+)* = [\w.]+\(|[a-z]\w* = rl\.)", re.MULTILINE
-)
+CODE = re.compile(r"^ *(?:import \w+$|from [\w.]+ import |\w+(?:, \w+)* = [\w.]+\()", re.MULTILINE)
 """A line of an example without a prompt."""
 
 
