@@ -70,6 +70,7 @@ def config(tmp_path: Path, drawn, monkeypatch: pytest.MonkeyPatch) -> Distill:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Orbax's own
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(config, monkeypatch, tmp_path) -> None:
     whole = distill(config)

@@ -39,6 +39,7 @@ def tiny() -> Metric:
     return rl.load("lpips-tiny")
 
 
+@pytest.mark.slow
 def test_many_devices_measure_what_one_does(tiny) -> None:
     """11 triplets fill no multiple of 8 devices. The attack is smooth: a sign would make rounding a whole step."""
     placement = over_all_devices()

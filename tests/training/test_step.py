@@ -202,6 +202,7 @@ def ratio_loss(metric: Metric, batch: Batch) -> Any:
     return judgment_loss(ratio_logit(d0, d1), batch.judgment).mean()
 
 
+@pytest.mark.slow
 def test_half_precision_in_parts_comes_close_to_full_precision(tiny) -> None:
     """By plain gradient descent, and in l2: neither hangs on the signs of small numbers."""
     found = []

@@ -94,6 +94,7 @@ print(prepare(data, base_url=url))
 """Builds when another process is ready to do so too."""
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_builds_and_the_other_waits(server, tmp_path):
     marks = [tmp_path / "one", tmp_path / "other"]
     processes = [

@@ -152,6 +152,7 @@ def gone(processes: list[Any]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_and_end(records):
     here = first(6, records, batch=3, seed=2, start=1)
     given: Iterator[Batch] = batches(records, batch=3, seed=2, start=1, workers=2)

@@ -10,6 +10,7 @@ from training.logs import read
 SPLITS = ("traditional", "cnn", "superres", "deblur", "color", "frameinterp")
 
 
+@pytest.mark.slow
 def test_from_the_archives_to_the_table(server, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("RLPIPS_BAPPS_URL", server.url)
     options = {
