@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 import rlpips_jax as rl
 from rlpips_jax.weights import native
 from training.__main__ import main
