@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import Float, UInt8
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.patches import list_photographs, read_uint8
 from rlpips_jax.reports import Tile, contact_sheet, heat
@@ -49,7 +49,7 @@ class Gallery:
     out: Path
     """Folder for the pictures."""
     metric: str = "lpips-alex"
-    """Metric to attack; a name or the path of a weight file."""
+    """Lpips to attack; a name or the path of a weight file."""
     weights_dir: Path | None = None
     """Folder with its weights."""
     size: int = 128
@@ -102,7 +102,7 @@ def rounded(images: object) -> Pictures:
     return np.rint(np.clip(np.asarray(images), 0, 1) * 255).astype(np.uint8)
 
 
-def measured(metric: Metric, x: Pictures, y: Pictures, batch: int = 12) -> Float[np.ndarray, " n"]:
+def measured(metric: Lpips, x: Pictures, y: Pictures, batch: int = 12) -> Float[np.ndarray, " n"]:
     """Distances of pairs."""
     parts = [rl.distance(x[at : at + batch], y[at : at + batch], metric) for at in range(0, len(x), batch)]
     return np.concatenate([np.asarray(part) for part in parts])
@@ -131,7 +131,7 @@ def noise_of(norm: str, epsilon: float, shape: tuple[int, ...], rng: np.random.G
     return epsilon * noise / np.sqrt(np.square(noise).sum(axis=(1, 2, 3), keepdims=True))
 
 
-def distances(metric: Metric, photographs: Pictures, config: Gallery) -> Pictures:
+def distances(metric: Lpips, photographs: Pictures, config: Gallery) -> Pictures:
     """Histograms of the distance from the photographs, of noise and of `distort`, both l-inf and l2."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -170,7 +170,7 @@ def distances(metric: Metric, photographs: Pictures, config: Gallery) -> Picture
 
 
 def as_far(
-    metric: Metric, photographs: Pictures, distort: Callable[[Float[np.ndarray, "n 1 1 1"]], Pictures], bound: float
+    metric: Lpips, photographs: Pictures, distort: Callable[[Float[np.ndarray, "n 1 1 1"]], Pictures], bound: float
 ) -> Pictures:
     """Photographs distorted so strongly, from 0 to 1, that they are at the bound."""
     weak, strong = np.zeros(len(photographs)), np.ones(len(photographs))
@@ -181,7 +181,7 @@ def as_far(
     return distort(weak[:, None, None, None])
 
 
-def impostors(metric: Metric, photographs: Pictures, config: Gallery) -> Pictures:
+def impostors(metric: Lpips, photographs: Pictures, config: Gallery) -> Pictures:
     """Photographs, their impostors and what is equally far by the metric."""
     photographs = photographs[: config.shown]
     pixels = photographs / 255
@@ -250,7 +250,7 @@ def triplets(photographs: Pictures, seed: int) -> tuple[Pictures, Pictures, Sequ
     return closer, farther, kinds
 
 
-def flows(metric: Metric, photographs: Pictures, config: Gallery) -> Pictures:
+def flows(metric: Lpips, photographs: Pictures, config: Gallery) -> Pictures:
     """Triplets, the closer image before and after the attack, and how far its pixels moved."""
     photographs = photographs[: config.shown]
     closer, farther, kinds = triplets(photographs, config.seed)

@@ -30,7 +30,7 @@ from benchmarks.contestants import Absent, Setting, load_ours, lpips_module
 from benchmarks.images import Size, images
 from benchmarks.report import Table, busy, machine, on_gpu, record, seconds, versions
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 OURS, PLAIN, ANEW = "rlpips-jax", "plain autodiff", "plain autodiff, nothing cached"
 PUBLISHED, TRAINING, CACHED = "published loop", "published loop with dropout", "PyTorch, still images cached"
@@ -127,7 +127,7 @@ def triplets(shared: Path, size: Size) -> Triplets:
 def ours(setting: Setting, batch: Triplets) -> Contestant:
     """This library."""
 
-    def make(metric: Metric, batch: Triplets) -> Any:
+    def make(metric: Lpips, batch: Triplets) -> Any:
         return rl.attacks.ranking(metric, *batch, value_range=(-1, 1))
 
     return of_jax(make, load_ours(setting), batch)
@@ -136,7 +136,7 @@ def ours(setting: Setting, batch: Triplets) -> Contestant:
 def plain(setting: Setting, batch: Triplets, *, cached: bool = True) -> Contestant:
     """The library's loop around the formula in JAX, without the library's convolutions and pooling."""
 
-    def make(metric: Metric, batch: Triplets) -> Any:
+    def make(metric: Lpips, batch: Triplets) -> Any:
         function = of_features if cached else of_images
         still = plain_autodiff.features(metric, batch.reference) if cached else batch.reference
         return jax.tree_util.Partial(function, metric, still, plain_autodiff.distance(metric, *batch[::2]))
@@ -144,23 +144,23 @@ def plain(setting: Setting, batch: Triplets, *, cached: bool = True) -> Contesta
     return of_jax(make, load_ours(setting), batch)
 
 
-def of_features(metric: Metric, reference: Any, other: Array, closer: Array) -> Float[Array, " n"]:
+def of_features(metric: Lpips, reference: Any, other: Array, closer: Array) -> Float[Array, " n"]:
     """The objective where the references' features are at hand."""
     return plain_autodiff.between(metric, reference, plain_autodiff.features(metric, closer)) - other
 
 
-def of_images(metric: Metric, reference: Array, other: Array, closer: Array) -> Float[Array, " n"]:
+def of_images(metric: Lpips, reference: Array, other: Array, closer: Array) -> Float[Array, " n"]:
     """The objective where they are not."""
     return plain_autodiff.distance(metric, reference, closer) - other
 
 
-def of_jax(make: Callable[[Metric, Triplets], Any], metric: Metric, batch: Triplets) -> Contestant:
+def of_jax(make: Callable[[Lpips, Triplets], Any], metric: Lpips, batch: Triplets) -> Contestant:
     """A contestant from what makes the objective; making it belongs to the attack."""
     metric, batch = jax.device_put(metric), jax.device_put(batch)
     key = jax.random.key(0)
 
     @functools.partial(jax.jit, static_argnums=2)
-    def attack(metric: Metric, batch: Triplets, plan: Plan) -> Array:
+    def attack(metric: Lpips, batch: Triplets, plan: Plan) -> Array:
         return rl.attacks.pgd(
             make(metric, batch),
             batch.closer,
@@ -173,7 +173,7 @@ def of_jax(make: Callable[[Metric, Triplets], Any], metric: Metric, batch: Tripl
         ).adversarial
 
     @jax.jit
-    def value_and_gradient(metric: Metric, batch: Triplets) -> tuple[Array, Array]:
+    def value_and_gradient(metric: Lpips, batch: Triplets) -> tuple[Array, Array]:
         def total(closer: Array) -> tuple[Array, Array]:
             values = make(metric, batch)(closer)
             return values.sum(), values
@@ -434,7 +434,7 @@ def scorer(setting: Setting, batch: Triplets) -> Callable[[np.ndarray], np.ndarr
     """The objective of any attacked images, as this library has it."""
 
     @jax.jit
-    def objective(metric: Metric, batch: Triplets, images: Array) -> Array:
+    def objective(metric: Lpips, batch: Triplets, images: Array) -> Array:
         return rl.attacks.ranking(metric, *batch, value_range=(-1, 1))(images)
 
     metric = jax.device_put(load_ours(setting))

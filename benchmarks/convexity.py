@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 import rlpips_jax as rl
 from benchmarks.attack_gallery import middles
 from benchmarks.report import Table, record
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.loading import PREFIX
@@ -169,7 +169,7 @@ def short(name: str) -> str:
 def of_metric(metric: Any, key: Any, samples: int) -> Measure:
     """The distance by a metric; by an ensemble with a key for each number, so that pair i always has the same draws."""
     distance: Any = rl.distance
-    if isinstance(metric, Metric):
+    if isinstance(metric, Lpips):
         return lambda x, y, number: distance(x, y, metric)
     return lambda x, y, number: distance(x, y, metric, key=jax.random.fold_in(key, number), samples=samples)
 

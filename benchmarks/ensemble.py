@@ -22,7 +22,7 @@ from benchmarks import report
 from benchmarks.images import Size, images
 from benchmarks.timing import median, side_by_side, slowdown
 from rlpips_jax.backbones import ELPIPS_SQUEEZE, ELPIPS_VGG
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import ESTIMATORS, Ensemble
 from rlpips_jax.ensemble.inference import compare
 from rlpips_jax.weights.parameters import from_pytorch
@@ -65,7 +65,7 @@ def load(config: Ensembles) -> Ensemble:
     folder = config.shared / "weights"
     parameters = from_pytorch(read_checkpoint(folder / backbone), architecture, backbone)
     parameters |= from_pytorch(read_checkpoint(folder / "elpips_heads" / heads), architecture, heads)
-    return Ensemble(Metric(jax.tree.map(jnp.asarray, parameters), f"elpips-{config.network}", architecture))
+    return Ensemble(Lpips(jax.tree.map(jnp.asarray, parameters), f"elpips-{config.network}", architecture))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -159,7 +159,7 @@ def cost(config: Ensembles) -> report.Table:
     def identity(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
-    def plain(x: Any, y: Any, metric: Metric) -> Any:
+    def plain(x: Any, y: Any, metric: Lpips) -> Any:
         return rl.distance(x, y, metric, value_range=(-1, 1)).sum()
 
     blocks = replace(ensemble.metric, max_batch=BLOCK)

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.demo import photographs
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.reports import Tile, contact_sheet, table
 
 COPIES = 10
@@ -116,7 +116,7 @@ def average_sheet(original: Image, metrics: dict[str, Any], config: Gallery) -> 
     for name, metric in metrics.items():
         started = time.perf_counter()
         # Ensembles draw; others know all copies beforehand.
-        per_step = None if isinstance(metric, Metric) else config.images_per_step
+        per_step = None if isinstance(metric, Lpips) else config.images_per_step
         result = geometry.average(
             given,
             metric,

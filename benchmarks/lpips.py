@@ -40,7 +40,7 @@ from benchmarks.images import Size, images
 from benchmarks.report import Table, busy, machine, on_gpu, record, relative_difference, times_cells, versions
 from benchmarks.startup import process_times
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips as LpipsMetric
 
 LIMIT = 1e-4
 """Largest relative difference of float32 distances that counts as the same number."""
@@ -84,11 +84,11 @@ class Measured(NamedTuple):
 
 
 def in_float64(
-    metric: Metric, x: np.ndarray, y: np.ndarray
+    metric: LpipsMetric, x: np.ndarray, y: np.ndarray
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n h w 3"]]:
     """The library's distances in float64 on the CPU, and the gradient of their sum by the second images."""
 
-    def total(y: Array, x: Array, metric: Metric) -> tuple[Array, Array]:
+    def total(y: Array, x: Array, metric: LpipsMetric) -> tuple[Array, Array]:
         distances = rl.distance(x, y, metric, value_range=(-1, 1))
         return distances.sum(), distances
 

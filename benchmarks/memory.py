@@ -11,7 +11,7 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.process import MIB, resident
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def all_pairs(config: Memory) -> None:
     print(f"largest relative difference from `distance` in {config.checked} pairs, one equal, one nearly: {error:.1e}")
 
 
-def set_aside(metric: Metric, side: int) -> float:
+def set_aside(metric: Lpips, side: int) -> float:
     """MiB of temporaries that a distance and its gradient take, as the compiler has it."""
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     gradient = jax.jit(jax.value_and_grad(lambda y, x, metric: rl.distance(x, y, metric).sum()))

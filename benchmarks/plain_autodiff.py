@@ -14,25 +14,25 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.backbones import Fire, Pool, Sequential, layer_name
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
-def distance(metric: Metric, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
+def distance(metric: Lpips, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
     """LPIPS 0.1 of images in [-1, 1]."""
     return between(metric, features(metric, x), features(metric, y))
 
 
-def features(metric: Metric, x: Float[Array, "n h w 3"]) -> list[Float[Array, "n _ _ _"]]:
+def features(metric: Lpips, x: Float[Array, "n h w 3"]) -> list[Float[Array, "n _ _ _"]]:
     """Unit-normalised activations at the taps."""
     x = ((x - SHIFT) / SCALE).astype(metric.dtype)
-    taps = activations(metric.parameters["backbone"], metric.architecture, x, metric.precision)
+    taps = activations(metric.parameters["backbone"], metric.backbone, x, metric.precision)
     return [unit(tap.astype(jnp.float32)) for tap in taps]
 
 
-def between(metric: Metric, features: list[Array], others: list[Array]) -> Float[Array, " n"]:
+def between(metric: Lpips, features: list[Array], others: list[Array]) -> Float[Array, " n"]:
     """Distances between images whose features are at hand."""
     layers = zip(features, others, metric.parameters["heads"], strict=True)
     return sum(((f - g) ** 2 * head).sum(-1).mean((1, 2)) for f, g, head in layers)  # pyright: ignore

@@ -18,7 +18,7 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.timing import side_by_side, slowdown
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.evaluation.distortions import distort, training_kinds
 from training.distill import rank_correlation
 
@@ -30,7 +30,7 @@ class Tiny:
     shared: Path = Path("../shared")
     """Folder of the reference data: triplets/kodak.npz and images/kodak."""
     metric: str = "lpips-tiny"
-    """Metric to measure; a name or the path of a weight file."""
+    """Lpips to measure; a name or the path of a weight file."""
     weights_dir: Path | None = None
     """Folder with the weights of lpips-alex."""
     repeats: int = 15
@@ -52,7 +52,7 @@ def dissimilarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 1 - np.array(similarity, np.float64)
 
 
-def in_batches(metric: Metric, x: np.ndarray, y: np.ndarray, batch: int = 50) -> np.ndarray:
+def in_batches(metric: Lpips, x: np.ndarray, y: np.ndarray, batch: int = 50) -> np.ndarray:
     """Distances of many pairs."""
     return np.concatenate(
         [np.asarray(rl.distance(x[i : i + batch], y[i : i + batch], metric)) for i in range(0, len(x), batch)]
@@ -69,7 +69,7 @@ def row(name: str, found: np.ndarray, teacher: np.ndarray, sure: np.ndarray) -> 
     return f"| {name} | {rank:.3f} | {agreement:.3f} | {factor:.3g} | {spread:.2f} |"
 
 
-def full_size(folder: Path, metrics: list[Metric], side: int = 256) -> list[np.ndarray]:
+def full_size(folder: Path, metrics: list[Lpips], side: int = 256) -> list[np.ndarray]:
     """Distances on centre crops of photographs, every kind of distortion at three strengths."""
     originals, distorted = [], []
     rng = np.random.default_rng(0)
@@ -89,18 +89,18 @@ def finished(function: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
 
 
 @jax.jit
-def plain(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
+def plain(metric: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
     """The distance."""
     return rl.distance(x, y, metric)
 
 
 @jax.jit
-def slope(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
+def slope(metric: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
     """Gradient of the distance by the second image."""
     return jax.grad(lambda y: rl.distance(x, y, metric).sum())(y)
 
 
-def attacked_accuracy(metric: Metric, ref: np.ndarray, near: np.ndarray, far: np.ndarray, epsilon: float) -> float:
+def attacked_accuracy(metric: Lpips, ref: np.ndarray, near: np.ndarray, far: np.ndarray, epsilon: float) -> float:
     """Share of triplets still ranked right after 20 sign steps of epsilon / 8 push the nearer image away.
 
     epsilon is in units of [0, 1]; one random start.

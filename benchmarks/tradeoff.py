@@ -22,7 +22,7 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.report import Table
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
 from rlpips_jax.evaluation.distortions import DISTORTIONS, training_kinds
@@ -64,9 +64,9 @@ class TradeOff:
     out: Path = Path("runs/tradeoff")
     """Folder for runs and results."""
     metric: str = "lpips-alex"
-    """Metric to start from."""
+    """Lpips to start from."""
     teacher: str = "lpips-alex"
-    """Metric that judges crossed triplets."""
+    """Lpips that judges crossed triplets."""
     weights_dir: Path | None = None
     """Folder with their weights."""
     mode: Literal["lin", "tune"] = "lin"
@@ -160,7 +160,7 @@ def _grid(options: TradeOff) -> Iterator[Training]:
             yield dataclasses.replace(config, out=options.out / "-".join(words))
 
 
-def _make(path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str] | None = None) -> None:
+def _make(path: Path, folder: Path, count: int, seed: int, teacher: Lpips, kinds: Sequence[str] | None = None) -> None:
     """Writes ordinal and crossed triplets, once for all runs.
 
     Raises:
@@ -177,7 +177,7 @@ def _make(path: Path, folder: Path, count: int, seed: int, teacher: Metric, kind
     triplet_files.write_npz(path, sets)
 
 
-def _check_made(path: Path, folder: Path, count: int, seed: int, teacher: Metric, kinds: Sequence[str]) -> None:
+def _check_made(path: Path, folder: Path, count: int, seed: int, teacher: Lpips, kinds: Sequence[str]) -> None:
     parts, differing = triplet_files.summarise_npz(path), []
     options: dict[str, Any] = {"count": count, "kinds": list(kinds), "size": SIZE}
     for part, more in (("ordinal", {"seed": seed}), ("crossed", {"seed": seed + 1, "teacher": teacher.signature})):

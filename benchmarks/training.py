@@ -37,7 +37,7 @@ from benchmarks.images import Size
 from benchmarks.process import device_peak, forget_peak, resident
 from benchmarks.report import Table, busy, machine, on_gpu, record, relative_difference, seconds, versions
 from benchmarks.timing import PAUSE, Times, alone, median, side_by_side, slowdown
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from training.config import Lin
 from training.step import JUDGED, Batch, Trained, first_state, make_optimiser, make_step
 
@@ -148,7 +148,7 @@ def recipe(protocol: Literal["corrected", "published"], steps: int) -> Lin:
 class Ours:
     """This library's training step and its state."""
 
-    def __init__(self, metric: Metric, batch: Batch, config: Lin) -> None:
+    def __init__(self, metric: Lpips, batch: Batch, config: Lin) -> None:
         self.config, self.metric, self.groups = config, jax.device_put(metric), self.place(batch)
         self.optimiser = make_optimiser(config, lambda step: 1.0)
         self.advance = make_step(config, self.optimiser)

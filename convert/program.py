@@ -15,7 +15,7 @@ import tyro
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import BACKBONES, Backbone
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
@@ -74,7 +74,7 @@ class Convert:
     checkpoint: File = None
     """State dict of a whole LPIPS or R-LPIPS, or of its heads alone."""
     to_pytorch: Annotated[str | None, tyro.conf.arg(metavar="METRIC", help_behavior_hint="")] = None
-    """Metric, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
+    """Lpips, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")] = None
     """Folder for the weight files; with --to-pytorch, the file to write."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="|".join(BACKBONE_PARTS), help_behavior_hint="")] = None
@@ -200,7 +200,7 @@ def _check(config: Convert) -> None:
             raise ArgumentError(message)
 
 
-def _convert(config: Convert) -> Metric | None:
+def _convert(config: Convert) -> Lpips | None:
     """Writes weight files; returns the metric they make, None where its backbone is not on this machine."""
     assert config.out is not None
     products: list[Product] = []
@@ -354,12 +354,12 @@ def _report(product: Product) -> None:
     print(f"from       {path}, {kind}, sha256 {product.metadata['source_sha256']}")
 
 
-def _export(config: Convert) -> Metric:
+def _export(config: Convert) -> Lpips:
     """Writes a metric as a checkpoint of the `lpips` package."""
     assert config.to_pytorch is not None
     assert config.out is not None
     metric = None if config.to_pytorch in ENSEMBLE_HEADS else _load(config.to_pytorch, config.weights_dir)
-    if metric is None or metric.architecture not in IN_PACKAGE:
+    if metric is None or metric.backbone not in IN_PACKAGE:
         raise ArgumentError(
             f"the lpips package has no network like that of {config.to_pytorch}; it has "
             f"{', '.join(architecture.name for architecture in IN_PACKAGE)} with LPIPS's pooling and layers"
@@ -367,12 +367,12 @@ def _export(config: Convert) -> Metric:
     if config.out.is_dir():
         raise ArgumentError(f"--out {config.out} is a folder; --to-pytorch writes a file")
     _may_write(config.out, config)
-    tensors = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
+    tensors = to_pytorch(jax.device_get(metric.parameters), metric.backbone)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(config.out, tensors)
     print(f"wrote      {config.out}: {len(tensors)} tensors, sha256 {sha256_of(config.out)}")
     print(f"signature  {metric.signature}")
-    arguments = f"net={metric.architecture.name!r}, version={metric.version!r}, model_path={str(config.out)!r}"
+    arguments = f"net={metric.backbone.name!r}, version={metric.version!r}, model_path={str(config.out)!r}"
     print(f"load it    lpips.LPIPS({arguments}, pnet_rand=True)")
     return metric
 
@@ -382,39 +382,37 @@ def _may_write(path: Path, config: Convert) -> None:
         raise ArgumentError(f"{path} exists; --overwrite replaces it")
 
 
-def _load(name: str, weights_dir: Path | None) -> Metric:
+def _load(name: str, weights_dir: Path | None) -> Lpips:
     """A metric; for an ensemble, the metric that it applies to its transformed images."""
     part = ENSEMBLE_HEADS.get(name)
     if part is None:
         return rl.load(name, weights_dir=weights_dir)
     backbone = BACKBONE_PARTS[part.architecture.name]
     parameters = store.obtain(part, weights_dir)[0] | store.obtain(backbone, weights_dir)[0]
-    return Metric(parameters, name, part.architecture)
+    return Lpips(parameters, name, part.architecture)
 
 
-def _verify(metric: Metric, sources: Sequence[Path], images: Sequence[Path]) -> int:
+def _verify(metric: Lpips, sources: Sequence[Path], images: Sequence[Path]) -> int:
     """Compares a metric with PyTorch, which reads the files that the metric came from; prints a table."""
     from convert import reference, verification
 
     try:
-        network = reference.variant(_in_pytorch()[metric.architecture].name)
+        network = reference.variant(_in_pytorch()[metric.backbone].name)
     except LookupError as error:
-        raise ArgumentError(
-            f"PyTorch has no network '{metric.architecture.name}' to compare {metric.name} with"
-        ) from error
-    weights = to_pytorch(jax.device_get(metric.parameters), metric.architecture)
+        raise ArgumentError(f"PyTorch has no network '{metric.backbone.name}' to compare {metric.name} with") from error
+    weights = to_pytorch(jax.device_get(metric.parameters), metric.backbone)
     # Tensors that were not converted now are taken from the metric itself.
     tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
     for path in sources:
         tensors |= reference.read(path)
     expected = reference.Reference(network, tensors, scaled=metric.version != "0.0")
     package = None
-    if metric.architecture in IN_PACKAGE:
+    if metric.backbone in IN_PACKAGE:
         try:
             # An old package with a new torchvision gives many warnings.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                package = reference.Package(metric.architecture.name, metric.version, tensors)
+                package = reference.Package(metric.backbone.name, metric.version, tensors)
         except Exception as error:
             print(f"without the lpips package ({' '.join(str(error).split())})")
     pairs = [*verification.generated(), *verification.photographs(images)]

@@ -11,7 +11,7 @@ import numpy as np
 
 import rlpips_jax as rl
 from convert import reference
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 LIMIT = 1e-4
 """Largest relative difference that passes."""
@@ -73,7 +73,7 @@ def photographs(paths: Sequence[Path], seed: int = 0) -> Iterator[Pair]:
 
 
 def compare(
-    metric: Metric,
+    metric: Lpips,
     expected: reference.Reference,
     package: reference.Package | None,
     pairs: Iterable[Pair],
@@ -115,7 +115,7 @@ def passes(rows: Sequence[Row]) -> bool:
     return bool(rows) and all(row.differences.largest <= LIMIT for row in rows)
 
 
-def _distance_of_second(y: jax.Array, x: jax.Array, metric: Metric) -> tuple[jax.Array, jax.Array]:
+def _distance_of_second(y: jax.Array, x: jax.Array, metric: Lpips) -> tuple[jax.Array, jax.Array]:
     layers = rl.layer_distances(x, y, metric, value_range=(-1, 1))
     return layers.sum(), layers
 
@@ -123,7 +123,7 @@ def _distance_of_second(y: jax.Array, x: jax.Array, metric: Metric) -> tuple[jax
 _gradient = jax.jit(jax.grad(_distance_of_second, has_aux=True))
 
 
-def _of_library(metric: Metric, pair: Pair, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def _of_library(metric: Lpips, pair: Pair, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Layers of the distance, and its gradient in the second image."""
     with jax.enable_x64(dtype == "float64"):
         x, y = (np.asarray(image, dtype) for image in pair)

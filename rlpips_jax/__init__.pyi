@@ -15,13 +15,14 @@ from . import (
     weights as weights,
 )
 from ._version import __version__ as __version__
-from .distances.lpips import (
-    Metric as Metric,
+from .distances.distance import (
     distance as distance,
     distance_map as distance_map,
     layer_distances as layer_distances,
-    pairwise as pairwise,
 )
+from .distances.lpips import Lpips as Lpips
+from .distances.pairwise import pairwise as pairwise
+from .distances.protocol import Metric as Metric, RandomMetric as RandomMetric
 from .ensemble.ensemble import Ensemble as Ensemble
 from .ensemble.inference import (
     Comparison as Comparison,

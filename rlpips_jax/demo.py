@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, UInt8
 from rlpips_jax import reports
 from rlpips_jax.cli import guarded
 from rlpips_jax.cli.inventory import availability
-from rlpips_jax.distances.lpips import Metric, distance, distance_map
+from rlpips_jax.distances.distance import distance, distance_map
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.evaluation import distortions
 from rlpips_jax.files.image_files import image_paths, load_image, save_image

@@ -5,7 +5,8 @@ from typing import Any, Literal, overload
 
 from jax.typing import DTypeLike
 
-from rlpips_jax.distances.lpips import DEFAULT, Metric, assemble
+from rlpips_jax.distances.lpips import DEFAULT, Lpips, assemble
+from rlpips_jax.distances.options import Options
 from rlpips_jax.ensemble import Ensemble
 
 PREFIX = "ensemble:"
@@ -25,6 +26,7 @@ def load(
     max_batch: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
+    frozen: bool = False,
 ) -> Ensemble: ...
 
 
@@ -39,7 +41,8 @@ def load(
     max_batch: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
-) -> Metric: ...
+    frozen: bool = False,
+) -> Lpips: ...
 
 
 def load(
@@ -52,6 +55,7 @@ def load(
     max_batch: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
+    frozen: bool = False,
 ) -> Any:
     """Loads a metric by name, or from a weight file by its path: a `Metric`, or of E-LPIPS an `Ensemble`.
 
@@ -73,6 +77,7 @@ def load(
             0.64 of the memory). On CPU without effect under `vmap` or within blocks of `max_batch`.
         forward_mode: make `jax.jvp`, `jax.jacfwd` and `jax.linearize` work, which the convolutions' own backward rule
             forbids ("can't apply forward-mode differentiation ..."). On CPU gradients get slower.
+        frozen: stop gradients by the metric's parameters: for a metric that is a field of a model which is trained.
 
     Raises:
         UnknownMetric: no metric of this name.
@@ -84,14 +89,14 @@ def load(
     ensemble = isinstance(name, str) and name.startswith(PREFIX)
     if ensemble:
         name = str(name).removeprefix(PREFIX)
-    recipe, metric = assemble(
-        name,
-        weights_dir=weights_dir,
+    options = Options(
         unweighted=unweighted,
         dtype=dtype,
         precision=precision,
         max_batch=max_batch,
         remat=remat,
         forward_mode=forward_mode,
+        frozen=frozen,
     )
+    recipe, metric = assemble(name, weights_dir, options)
     return Ensemble(metric) if ensemble or recipe.ensemble else metric

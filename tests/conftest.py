@@ -154,9 +154,9 @@ def drawn() -> Callable[..., Any]:
     import numpy as np
 
     from rlpips_jax.backbones import Backbone
-    from rlpips_jax.distances.lpips import Metric
+    from rlpips_jax.distances.lpips import Lpips
 
-    def make(architecture: Backbone, **options: Any) -> Metric:
+    def make(architecture: Backbone, **options: Any) -> Lpips:
         rng = np.random.default_rng(0)
         backbone: dict[str, Any] = {}
         for name, shape in architecture.shapes.items():
@@ -169,7 +169,7 @@ def drawn() -> Callable[..., Any]:
             node[leaf] = rng.normal(0, deviation, shape).astype(np.float32)
         heads = tuple(rng.uniform(0, 1, channels).astype(np.float32) for channels in architecture.channels)
         parameters = jax.tree.map(jax.numpy.asarray, {"backbone": backbone, "heads": heads})
-        return Metric(parameters, f"drawn-{architecture.name}", architecture, **options)
+        return Lpips(parameters, f"drawn-{architecture.name}", architecture, **options)
 
     return make
 

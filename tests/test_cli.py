@@ -86,7 +86,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_dir: Path) -> rl.Metric:
+def tiny(tiny_dir: Path) -> rl.Lpips:
     return rl.load("lpips-tiny", weights_dir=tiny_dir)
 
 
@@ -109,7 +109,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return [save(tmp_path / f"{name}.png", seed) for seed, name in enumerate(("ref", "one", "two"))]
 
 
-def expected(reference: Path, images: list[Path], metric: rl.Metric) -> list[float]:
+def expected(reference: Path, images: list[Path], metric: rl.Lpips) -> list[float]:
     """The distances by the library itself, a pair at a time."""
     return [float(rl.distance(rl.load_image(reference), rl.load_image(image), metric)) for image in images]
 
@@ -318,7 +318,7 @@ def test_no_device_is_told_in_one_line(pictures: list[Path], options: tuple) -> 
 # rlpips distance REF IMAGE...
 
 
-def test_distances_as_a_table(rlpips: Rlpips, pictures: list[Path], tiny: rl.Metric, options: tuple) -> None:
+def test_distances_as_a_table(rlpips: Rlpips, pictures: list[Path], tiny: rl.Lpips, options: tuple) -> None:
     reference, *images = pictures
     run = rlpips("distance", reference, *images, reference, *options)
     assert (run.status, run.err) == (0, "")
@@ -332,7 +332,7 @@ def test_distances_as_a_table(rlpips: Rlpips, pictures: list[Path], tiny: rl.Met
     assert rows[-1][1] == "0"
 
 
-def test_json_carries_every_digit(rlpips: Rlpips, pictures: list[Path], tiny: rl.Metric, options: tuple) -> None:
+def test_json_carries_every_digit(rlpips: Rlpips, pictures: list[Path], tiny: rl.Lpips, options: tuple) -> None:
     reference, *images = pictures
     run = rlpips("distance", *pictures, reference, *options, "--json")
     assert (run.status, run.err) == (0, "")
@@ -354,7 +354,7 @@ def test_json_carries_every_digit(rlpips: Rlpips, pictures: list[Path], tiny: rl
 
 
 def test_csv_carries_every_digit_and_the_signature(
-    rlpips: Rlpips, pictures: list[Path], tiny: rl.Metric, options: tuple
+    rlpips: Rlpips, pictures: list[Path], tiny: rl.Lpips, options: tuple
 ) -> None:
     run = rlpips("distance", *pictures, *options, "--csv")
     assert (run.status, run.err) == (0, "")
@@ -365,9 +365,7 @@ def test_csv_carries_every_digit_and_the_signature(
     assert {row["reference"] for row in rows} == {str(pictures[0])}
 
 
-def test_a_metric_of_ones_own_by_its_path(
-    rlpips: Rlpips, pictures: list[Path], tiny_dir: Path, tiny: rl.Metric
-) -> None:
+def test_a_metric_of_ones_own_by_its_path(rlpips: Rlpips, pictures: list[Path], tiny_dir: Path, tiny: rl.Lpips) -> None:
     run = rlpips("distance", *pictures, "--metric", tiny_dir / "lpips-tiny.safetensors", "--json")
     assert run.status == 0
     assert json.loads(run.out)["signature"] == tiny.signature
@@ -401,7 +399,7 @@ def test_a_file_may_be_named_like_an_option(rlpips: Rlpips, tmp_path: Path, monk
     assert rlpips("distance", "user", "value_range", *options).status == 0
 
 
-def test_images_too_small(rlpips: Rlpips, tmp_path: Path, tiny: rl.Metric, options: tuple) -> None:
+def test_images_too_small(rlpips: Rlpips, tmp_path: Path, tiny: rl.Lpips, options: tuple) -> None:
     side = tiny.minimum_size
     reference, image = (save(tmp_path / f"{seed}.png", seed, (side - 1, 40)) for seed in (0, 1))
     message = one_line(rlpips("distance", reference, image, *options))
@@ -657,7 +655,7 @@ def test_import_knows_a_network_by_its_tensors(rlpips: Rlpips, checkpoints: Path
     kept, metadata = native.read(caches / "squeeze.safetensors", SQUEEZE)
     assert digest(kept) == digest(BACKBONE)
     assert metadata["source"] == "imported from net.pth"
-    assert rl.load("baseline-squeeze").architecture == SQUEEZE
+    assert rl.load("baseline-squeeze").backbone == SQUEEZE
 
 
 @pytest.mark.parametrize("name", ["heads.pth", "lpips.pth"])
@@ -861,7 +859,7 @@ def test_the_doctor_finds_nothing(rlpips: Rlpips, tiny_dir: Path) -> None:
         assert word in run.out
 
 
-def test_the_doctor_computes_independently(tiny: rl.Metric) -> None:
+def test_the_doctor_computes_independently(tiny: rl.Lpips) -> None:
     x, y = (np.random.default_rng(seed).integers(0, 256, (50, 41, 3), np.uint8) for seed in (0, 1))
     assert doctor.distance_in_numpy(x, y, tiny) == pytest.approx(float(rl.distance(x, y, tiny)), rel=1e-5)
     floored = replace(tiny, parameters=tiny.parameters | {"floors": tuple(np.array([100, 200, 300, 400], np.float32))})

@@ -14,7 +14,7 @@ from rlpips_jax import demo
 
 
 @pytest.fixture(scope="module")
-def tiny() -> rl.Metric:
+def tiny() -> rl.Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -64,7 +64,7 @@ def test_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
 def test_pixel_error_and_distance_contradict_each_other(
-    bundled: dict[str, np.ndarray], tiny: rl.Metric, name: str
+    bundled: dict[str, np.ndarray], tiny: rl.Lpips, name: str
 ) -> None:
     shown = demo._sorted_by_distance(bundled[name], {"lpips-tiny": tiny})
     assert [item.distances["lpips-tiny"] for item in shown] == sorted(item.distances["lpips-tiny"] for item in shown)
@@ -76,13 +76,13 @@ def test_pixel_error_and_distance_contradict_each_other(
         assert item.pixel_error == pytest.approx(np.sqrt(np.mean(difference**2)) / 255)
 
 
-def test_a_photograph_without_content_breaks_nothing(tiny: rl.Metric) -> None:
+def test_a_photograph_without_content_breaks_nothing(tiny: rl.Lpips) -> None:
     flat = np.full((64, 64, 3), 100, np.uint8)
     shown = demo._sorted_by_distance(flat, {"lpips-tiny": tiny})
     assert all(np.isfinite(item.distances["lpips-tiny"]) for item in shown)
 
 
-def test_descent_brings_an_image_nearer(bundled: dict[str, np.ndarray], tiny: rl.Metric) -> None:
+def test_descent_brings_an_image_nearer(bundled: dict[str, np.ndarray], tiny: rl.Lpips) -> None:
     goal = jnp.asarray(bundled["coffee"][64:128, 64:128], jnp.float32) / 255
     start = jnp.full_like(goal, 0.5)
     image = demo.descend(start, goal, tiny, steps=20)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.weights.parameters import from_pytorch, pytorch_shapes
 from rlpips_jax.weights.registry import ENSEMBLE_HEADS, HEADS
 from tests.goldens.make import GOLDENS, IN_FULL, METRICS, SLICE, draw, images
@@ -19,7 +19,7 @@ EXPECTED = json.loads(GOLDENS.read_text())
 
 
 @functools.cache
-def metric_of(name: str) -> Metric:
+def metric_of(name: str) -> Lpips:
     architecture = (HEADS | ENSEMBLE_HEADS)[name].architecture
     tensors = draw(
         {
@@ -28,16 +28,16 @@ def metric_of(name: str) -> Metric:
             for key, shape in pytorch_shapes(architecture).items()
         }
     )
-    return Metric(from_pytorch(tensors, architecture, "drawn weights"), name, architecture)
+    return Lpips(from_pytorch(tensors, architecture, "drawn weights"), name, architecture)
 
 
-def unweighted(metric: Metric) -> Metric:
+def unweighted(metric: Lpips) -> Lpips:
     heads = tuple(jnp.ones_like(head) for head in metric.parameters["heads"])
     return replace(metric, parameters=metric.parameters | {"heads": heads})
 
 
-def layers(metric: Metric) -> jax.Array:
-    return rl.layer_distances(*images(metric.architecture.name), metric)
+def layers(metric: Lpips) -> jax.Array:
+    return rl.layer_distances(*images(metric.backbone.name), metric)
 
 
 @pytest.mark.parametrize("name", IN_FULL)
@@ -65,9 +65,9 @@ def test_float64(name: str) -> None:
 @pytest.mark.parametrize("name", IN_FULL)
 def test_distance_and_gradient(name: str) -> None:
     metric, expected = metric_of(name), EXPECTED[name]["gradient"]
-    x, y = (jnp.asarray(batch[0] / 127.5 - 1, jnp.float32) for batch in images(metric.architecture.name))
+    x, y = (jnp.asarray(batch[0] / 127.5 - 1, jnp.float32) for batch in images(metric.backbone.name))
 
-    def of_second(y: jax.Array, x: jax.Array, metric: Metric) -> jax.Array:
+    def of_second(y: jax.Array, x: jax.Array, metric: Lpips) -> jax.Array:
         return rl.distance(x, y, metric, value_range=(-1, 1))
 
     for mode in (False, True):

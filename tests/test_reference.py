@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, VGG
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
 
@@ -53,7 +53,7 @@ def network(request: pytest.FixtureRequest, shared: Path) -> tuple[str, dict]:
     return name, from_pytorch(tensors, NETWORKS[name], name)
 
 
-def metric(shared: Path, network: tuple[str, dict], version: str, heads: str, dtype: str = "float32") -> Metric:
+def metric(shared: Path, network: tuple[str, dict], version: str, heads: str, dtype: str = "float32") -> Lpips:
     name, parameters = network
     architecture = NETWORKS[name]
     file = shared / "weights" / "lpips_heads" / f"v{version}-{architecture.name}.pth"
@@ -61,7 +61,7 @@ def metric(shared: Path, network: tuple[str, dict], version: str, heads: str, dt
     if heads == "unweighted":
         parameters["heads"] = tuple(np.ones_like(head) for head in parameters["heads"])
     # Under one name, so that both VGG16 share their programs.
-    return Metric(parameters, architecture.name, architecture, version=version, dtype=dtype)
+    return Lpips(parameters, architecture.name, architecture, version=version, dtype=dtype)
 
 
 @pytest.mark.parametrize("heads", ["lin", "unweighted"])

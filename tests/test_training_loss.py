@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, TINY
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 STEPS = 30
 
@@ -28,11 +28,11 @@ def images() -> np.ndarray:
     return np.stack(waves, -1).reshape(32, 32, 8, 3).transpose(2, 0, 1, 3).astype(np.float32)
 
 
-def copy_of(metric: Metric) -> list[np.ndarray]:
+def copy_of(metric: Lpips) -> list[np.ndarray]:
     return [np.array(leaf) for leaf in jax.tree.leaves(metric)]
 
 
-def assert_learned(losses: list[float], metric: Metric, before: list[np.ndarray]) -> None:
+def assert_learned(losses: list[float], metric: Lpips, before: list[np.ndarray]) -> None:
     assert np.all(np.isfinite(losses))
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
     for leaf, old in zip(jax.tree.leaves(metric), before, strict=True):
@@ -47,7 +47,7 @@ def test_linen_with_the_metric_in_the_train_state(images, drawn) -> None:
             return nn.tanh(nn.ConvTranspose(3, (4, 4), (2, 2))(x))
 
     class State(TrainState):
-        metric: Metric
+        metric: Lpips
 
     model = Autoencoder()
     state = State.create(
@@ -76,7 +76,7 @@ def test_linen_with_the_metric_in_the_train_state(images, drawn) -> None:
 
 def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
     class Autoencoder(nnx.Module):
-        def __init__(self, metric: Metric, rngs: nnx.Rngs) -> None:
+        def __init__(self, metric: Lpips, rngs: nnx.Rngs) -> None:
             self.down = nnx.Conv(3, 16, (4, 4), (2, 2), rngs=rngs)
             self.up = nnx.ConvTranspose(16, 3, (4, 4), (2, 2), rngs=rngs)
             self.metric = nnx.data(metric)
@@ -103,19 +103,19 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
 
 def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
-    from rlpips_jax.distances import lpips as metric
+    from rlpips_jax.distances import distance as module
     from rlpips_jax.weights import native
 
     parameters = drawn(ALEX).parameters
     for name, half in (("alex", "backbone"), ("lpips-alex", "heads")):
         native.write(tmp_path / f"{name}.safetensors", {half: parameters[half]}, ALEX)
     monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path))
-    metric._default.cache_clear()
+    module._default.cache_clear()
     x, y = images[:1], images[1:2]
     with jax.checking_leaks():
         traced = jax.jit(lambda x, y: rl.distance(x, y, value_range=(-1, 1)))(x, y)
     np.testing.assert_allclose(rl.distance(x, y, value_range=(-1, 1)), traced, rtol=1e-5)
-    metric._default.cache_clear()
+    module._default.cache_clear()
 
 
 def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path)
 
     path = tmp_path / "lpips-tiny.safetensors"
     native.write(path, drawn(TINY).parameters, TINY, metric="lpips-tiny")
-    loaded: list[Metric] = []
+    loaded: list[Lpips] = []
 
     @jax.jit
     def step(x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ images in [-1, 1], and moves whichever image people find closer (or farther, or 
 - It moves p0 (or p1, or the reference), whichever of the two is closer; of both, p1 against the already moved p0.
 - Dropout is on inside it, and its last iterate counts, not its best.
 
-Source: Ghazanfari et al. 2023, "R-LPIPS: An Adversarially Robust Perceptual Similarity Metric", and its code.
+Source: Ghazanfari et al. 2023, "R-LPIPS: An Adversarially Robust Perceptual Similarity Lpips", and its code.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax import attacks
 from rlpips_jax.attacks.balls import BALLS
-from rlpips_jax.distances.lpips import Features, Metric
+from rlpips_jax.distances.lpips import Features, Lpips
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit
 from training.config import Training
 
@@ -42,7 +42,7 @@ Images = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, "n
 
 
 def attacked_distances(
-    config: Training, metric: Metric, images: Images, judgment: Float[Array, " n"], key: Any
+    config: Training, metric: Lpips, images: Images, judgment: Float[Array, " n"], key: Any
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Distances of p0 and p1 from the reference after the attack that the configuration names.
 
@@ -68,7 +68,7 @@ def attacked_distances(
 
 
 def _corrected(
-    config: Training, metric: Metric, images: Images, swapped: Bool[Array, " n"], key: Any
+    config: Training, metric: Lpips, images: Images, swapped: Bool[Array, " n"], key: Any
 ) -> tuple[Features, Features, Features]:
     """Features of reference, closer and farther image, those that the attack moves after it."""
     reference, p0, p1 = images
@@ -95,7 +95,7 @@ def _corrected(
 
 
 def _published(
-    config: Training, metric: Metric, images: Images, judgment: Float[Array, " n"], key: Any
+    config: Training, metric: Lpips, images: Images, judgment: Float[Array, " n"], key: Any
 ) -> tuple[Features, Features, Features]:
     """Features of reference, p0 and p1, those that the attack moves after it."""
     places = {"reference": 0, "p0": 1, "p1": 2}
@@ -111,7 +111,7 @@ def _published(
 
 def _published_perturbation(
     config: Training,
-    metric: Metric,
+    metric: Lpips,
     features: list[Features],
     place: int,
     image: Float[Array, "n h w 3"],
@@ -139,8 +139,8 @@ def _published_perturbation(
     return jax.lax.scan(step, jnp.zeros_like(image), jax.random.split(key, config.recipe.attack_steps))[0]
 
 
-def dropped_distance(metric: Metric, features: Features, others: Features, key: Any, rate: float) -> Float[Array, " n"]:
-    """`Metric.between` after dropping a share of the squared differences and enlarging the others accordingly."""
+def dropped_distance(metric: Lpips, features: Features, others: Features, key: Any, rate: float) -> Float[Array, " n"]:
+    """`Lpips.between` after dropping a share of the squared differences and enlarging the others accordingly."""
     if not rate:
         return metric.between(features, others)
     kept = [

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY, Backbone
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.pairs import make_pairs
 from rlpips_jax.evaluation.patches import patches
@@ -56,7 +56,7 @@ class Distill:
     out: Path = Path("runs/lpips-tiny")
     """Folder for checkpoints and the finished lpips-tiny.safetensors; an interrupted run resumes here."""
     teacher: str = "lpips-alex"
-    """Metric to reproduce."""
+    """Lpips to reproduce."""
     weights_dir: Path | None = None
     """Folder with the teacher's weights, if they are not in a usual place."""
     patches: int = 12_000
@@ -94,7 +94,7 @@ class State(NamedTuple):
 Groups = UInt8[np.ndarray, "n members h w 3"]
 
 
-def draw_student(key: Array, architecture: Backbone = TINY) -> Metric:
+def draw_student(key: Array, architecture: Backbone = TINY) -> Lpips:
     """A metric with kernels drawn as He et al. 2015 do, and heads that weigh all channels alike."""
 
     def draw(scope: Scope) -> None:
@@ -107,10 +107,10 @@ def draw_student(key: Array, architecture: Backbone = TINY) -> Metric:
     # Flax draws kernels with variance 1 / fan-in; after a ReLU, 2 / fan-in keeps the scale of activations.
     kernels = jax.tree.map(lambda leaf: leaf * math.sqrt(2) if leaf.ndim == 4 else leaf, variables["params"])
     heads = tuple(jnp.full(channels, 1 / len(architecture.channels)) for channels in architecture.channels)
-    return Metric({"backbone": kernels, "heads": heads}, "student", architecture, precision="default")
+    return Lpips({"backbone": kernels, "heads": heads}, "student", architecture, precision="default")
 
 
-def group_distances(metric: Metric, groups: UInt8[Array, "n members h w 3"], taps: int) -> Float[Array, "n pairs taps"]:
+def group_distances(metric: Lpips, groups: UInt8[Array, "n members h w 3"], taps: int) -> Float[Array, "n pairs taps"]:
     """Distance of every pair inside each group, by tap, pairs in the order of `itertools.combinations`.
 
     A metric with more than `taps` taps has its last ones summed into one.
@@ -136,7 +136,7 @@ def make_groups(config: Distill, folder: Path, count: int, made: int, seed: int)
     return groups
 
 
-def teach(metric: Metric, groups: Groups, batch: int = 128) -> Float[np.ndarray, "n pairs taps"]:
+def teach(metric: Lpips, groups: Groups, batch: int = 128) -> Float[np.ndarray, "n pairs taps"]:
     """A metric's distances inside each group, a batch at a time."""
     starts = tqdm(range(0, len(groups), batch), desc=metric.name, unit="batch", leave=False, mininterval=5)
     ask = jax.jit(group_distances, static_argnums=2)
@@ -145,7 +145,7 @@ def teach(metric: Metric, groups: Groups, batch: int = 128) -> Float[np.ndarray,
 
 
 def loss(
-    student: Metric, groups: UInt8[Array, "n members h w 3"], distances: Float[Array, "n pairs taps"]
+    student: Lpips, groups: UInt8[Array, "n members h w 3"], distances: Float[Array, "n pairs taps"]
 ) -> Float[Array, ""]:
     """The loss that the top of this file defines; `distances` are the teacher's."""
 
@@ -157,7 +157,7 @@ def loss(
 
 
 def make_step(
-    student: Metric, optimiser: optax.GradientTransformation
+    student: Lpips, optimiser: optax.GradientTransformation
 ) -> Callable[[State, Groups, Float[np.ndarray, "n pairs taps"]], tuple[State, Float[Array, ""]]]:
     """A jitted function that takes one step. No loop on the device: XLA's CPU gradients are slow inside one."""
 
@@ -240,7 +240,7 @@ def distill(config: Distill) -> Path:
     native.write(
         path,
         jax.device_get(student.parameters),
-        student.architecture,
+        student.backbone,
         metric="lpips-tiny",
         source=f"distilled from {teacher.signature}, seed {config.seed}, {config.steps} steps",
         held_out=_numbers(report),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rlpips_jax import attacks, reports
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.distortions import DISTORTIONS
@@ -31,7 +31,7 @@ class Interrupted(Exception):
 
 def scores(
     config: Training,
-    metric: Metric | Ensemble,
+    metric: Lpips | Ensemble,
     sets: Mapping[str, AnyTriplets],
     placement: Placement = None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -61,7 +61,7 @@ def scores(
 
 def _scores(
     config: Training,
-    metric: Metric | Ensemble,
+    metric: Lpips | Ensemble,
     triplets: AnyTriplets,
     placement: Placement,
     interrupted: Callable[[], bool],

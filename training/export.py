@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError, WeightsError
 from rlpips_jax.weights import native, store
@@ -21,18 +21,18 @@ from training.step import AnyMetric, drawn_metric, with_parameters
 PAIRS_AT_ONCE = 32
 
 
-def path_of(metric: Metric | Ensemble, folder: Path, *, robust: bool) -> Path:
+def path_of(metric: Lpips | Ensemble, folder: Path, *, robust: bool) -> Path:
     """Where the weight file of a trained metric lies: by the name of the published one that it takes the place of.
 
     Raises:
         TrainingError: no published metric has such a network.
     """
     ensemble, metric = isinstance(metric, Ensemble), drawn_metric(metric)
-    family = metric.architecture.name
+    family = metric.backbone.name
     sort = "elpips" if ensemble else "rlpips" if robust else "lpips"
     for name in (f"{sort}-{family}",) if ensemble else (f"{sort}-{family}", metric.name):
         recipe = RECIPES.get(name)
-        if recipe and (recipe.architecture, recipe.version) == (metric.architecture, metric.version):
+        if recipe and (recipe.architecture, recipe.version) == (metric.backbone, metric.version):
             return folder / f"{name}.safetensors"
     raise TrainingError(
         f"what {metric.name} (network {family}, version {metric.version}) is trained to has no name to be loaded as; "
@@ -40,9 +40,9 @@ def path_of(metric: Metric | Ensemble, folder: Path, *, robust: bool) -> Path:
     )
 
 
-def has_official_backbone(metric: Metric, weights_dir: Path | None) -> bool:
+def has_official_backbone(metric: Lpips, weights_dir: Path | None) -> bool:
     """Whether a metric's backbone is the one that is published for its network."""
-    part = BACKBONE_PARTS.get(metric.architecture.name)
+    part = BACKBONE_PARTS.get(metric.backbone.name)
     if part is None:
         return False
     try:
@@ -53,7 +53,7 @@ def has_official_backbone(metric: Metric, weights_dir: Path | None) -> bool:
     return digest(own) == digest({"backbone": official["backbone"]})
 
 
-def export(metric: Metric, path: Path, *, with_backbone: bool, card: dict[str, Any]) -> list[Path]:
+def export(metric: Lpips, path: Path, *, with_backbone: bool, card: dict[str, Any]) -> list[Path]:
     """Writes a weight file, and beside it a `.pth` for the `lpips` package where that can express the metric.
 
     Args:
@@ -71,15 +71,15 @@ def export(metric: Metric, path: Path, *, with_backbone: bool, card: dict[str, A
     if not with_backbone and RECIPES[name].backbone is not None:
         parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}
     document = json.dumps(card, sort_keys=True)
-    native.write(path, parameters, metric.architecture, metric=name, licence="Apache-2.0", card=document)
+    native.write(path, parameters, metric.backbone, metric=name, licence="Apache-2.0", card=document)
     if "floors" in parameters or RECIPES[name].backbone is None or RECIPES[name].ensemble:
         return [path]
     checkpoint = path.with_suffix(".pth")
-    write_checkpoint(checkpoint, to_pytorch(parameters, metric.architecture))
+    write_checkpoint(checkpoint, to_pytorch(parameters, metric.backbone))
     return [path, checkpoint]
 
 
-def rescaled(metric: AnyMetric, start: Metric | Ensemble, triplets: Sequence[Any]) -> AnyMetric:
+def rescaled(metric: AnyMetric, start: Lpips | Ensemble, triplets: Sequence[Any]) -> AnyMetric:
     """The metric with its heads times one factor, so that its distances are about those of the metric it started from.
 
     The factor is the median ratio of the two over the pairs of some triplets.
@@ -98,7 +98,7 @@ def rescaled(metric: AnyMetric, start: Metric | Ensemble, triplets: Sequence[Any
     return with_parameters(metric, heads=heads)
 
 
-def _distance(x: np.ndarray, y: np.ndarray, metric: Metric | Ensemble) -> jax.Array:
+def _distance(x: np.ndarray, y: np.ndarray, metric: Lpips | Ensemble) -> jax.Array:
     """With the same draws for all that is compared: then a few are enough to tell a ratio."""
     draws = {"key": jax.random.key(0), "samples": 4} if isinstance(metric, Ensemble) else {}
     return rl.distance(x, y, metric, **draws)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.placement import over_all_devices
@@ -109,7 +109,7 @@ def train(config: Training) -> Path:
             config = sized(config)
             run_folder.check(config.out, config.document(), NOT_DECISIVE)
             rows = over_all_devices()
-            start: Metric | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
+            start: Lpips | Ensemble = rl.load(config.metric, weights_dir=config.weights_dir)
             _check_options(config, start)
             export.path_of(start, config.out, robust=not isinstance(config, Natural))
             sets = load_sets(config)
@@ -144,7 +144,7 @@ def train(config: Training) -> Path:
                 return run.finish(state, number)
 
 
-def _check_options(config: Training, start: Metric | Ensemble) -> None:
+def _check_options(config: Training, start: Lpips | Ensemble) -> None:
     """Raises a TrainingError for options that the metric cannot be trained with."""
     if not isinstance(start, Ensemble):
         if config.samples is not None:
@@ -162,7 +162,7 @@ def _check_options(config: Training, start: Metric | Ensemble) -> None:
         )
 
 
-def _computing(metric: Metric | Ensemble, config: Training) -> Metric | Ensemble:
+def _computing(metric: Lpips | Ensemble, config: Training) -> Lpips | Ensemble:
     """The metric as steps compute it."""
     if isinstance(metric, Ensemble):
         return dataclasses.replace(metric, metric=_computing(metric.metric, config))
@@ -194,8 +194,8 @@ class _Run:
         sets: Sets,
         shares: dict[str, int],
         identity: dict[str, Any],
-        start: Metric | Ensemble,
-        metric: Metric | Ensemble,
+        start: Lpips | Ensemble,
+        metric: Lpips | Ensemble,
         rows: NamedSharding,
         checkpoints: Checkpoints,
         log: MetricLog,
@@ -227,7 +227,7 @@ class _Run:
         """Whether a step is followed by an evaluation."""
         return number > 0 and (number % self.every == 0 or number == self.plan.total)
 
-    def trained(self, state: State) -> Metric | Ensemble:
+    def trained(self, state: State) -> Lpips | Ensemble:
         """The metric that a state stands for, as it is evaluated and exported."""
         return with_trained(self.start, state.trained if state.average is None else state.average)
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from rlpips_jax.distances.lpips import Metric, distance
+from rlpips_jax.distances.distance import distance
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
 
-AnyMetric = TypeVar("AnyMetric", Metric, Ensemble, Metric | Ensemble)
+AnyMetric = TypeVar("AnyMetric", Lpips, Ensemble, Lpips | Ensemble)
 
 Heads = tuple[Float[Array, " c"], ...]
 
@@ -90,7 +91,7 @@ Means = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
 
 def first_state(
-    config: Training, metric: Metric | Ensemble, optimiser: optax.GradientTransformation, sample: Any
+    config: Training, metric: Lpips | Ensemble, optimiser: optax.GradientTransformation, sample: Any
 ) -> State:
     """The state before the first step.
 
@@ -104,7 +105,7 @@ def first_state(
     heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     trained: Trained = {"heads": known_heads(config, metric)}
     if config.recipe.initial_heads == "drawn":
-        drawn = draw_heads(heads, metric.architecture.channels)
+        drawn = draw_heads(heads, metric.backbone.channels)
         # A ratio of distances wants them to be 0 or more from the start.
         trained["heads"] = optax.projections.projection_non_negative(drawn) if config.recipe.loss == "ratio" else drawn
     if config.recipe.loss == "head":
@@ -122,14 +123,14 @@ def first_state(
     return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
 
 
-def known_heads(config: Training, metric: Metric) -> Heads:
+def known_heads(config: Training, metric: Lpips) -> Heads:
     """The heads to start from where they are not drawn: the metric's or equal ones, the first layer's by its share."""
     heads = metric.parameters["heads"]
     first, *others = jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
     return (first * config.first_layer, *others)
 
 
-def projected(config: Training, metric: Metric, trained: Trained) -> Trained:
+def projected(config: Training, metric: Lpips, trained: Trained) -> Trained:
     """The nearest parameters that are allowed: heads as `projected_heads` has them, and by the published recipe 1x1
     kernels of a trained backbone that are 0 or more.
 
@@ -143,7 +144,7 @@ def projected(config: Training, metric: Metric, trained: Trained) -> Trained:
     return trained
 
 
-def projected_heads(config: Training, metric: Metric, heads: Heads) -> Heads:
+def projected_heads(config: Training, metric: Lpips, heads: Heads) -> Heads:
     """The nearest heads that are allowed: 0 or more, or within a factor of where they started."""
     if config.head_range is None:
         return optax.projections.projection_non_negative(heads)
@@ -161,17 +162,17 @@ def draw_heads(key: Any, channels: tuple[int, ...]) -> Heads:
     )
 
 
-def initial_floors(metric: Metric, sample: Any, share: float) -> tuple[Float[Array, ""], ...]:
+def initial_floors(metric: Lpips, sample: Any, share: float) -> tuple[Float[Array, ""], ...]:
     """A share of the median norm of activations at each tap."""
 
     # With a floor c far above a norm, a feature is f / c.
     large = 1e6
-    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.architecture.channels))
+    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.backbone.channels))
     features = scaled.features(sample)
     return tuple(share * jnp.median(large * jnp.linalg.norm(feature, axis=-1)) for feature in features)
 
 
-def drawn_metric(metric: Metric | Ensemble) -> Metric:
+def drawn_metric(metric: Lpips | Ensemble) -> Lpips:
     """What an ensemble draws at random; any other metric itself."""
     return metric.metric if isinstance(metric, Ensemble) else metric
 
@@ -215,14 +216,14 @@ def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.Gr
 
 def make_step(
     config: Training, optimiser: optax.GradientTransformation
-) -> Callable[[State, Metric | Ensemble, Groups], tuple[State, Report]]:
+) -> Callable[[State, Lpips | Ensemble, Groups], tuple[State, Report]]:
     """The jitted step `state, metric, groups -> state, report`; it gives the memory of its state away.
 
     The metric holds what is not trained. What is drawn depends on seed and step alone.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: State, metric: Metric | Ensemble, groups: Groups) -> tuple[State, Report]:
+    def step(state: State, metric: Lpips | Ensemble, groups: Groups) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
         gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)
         norm = optax.tree.norm(gradient)
@@ -243,7 +244,7 @@ def make_step(
 
 
 def _accumulated(
-    config: Training, trained: Trained, metric: Metric | Ensemble, groups: Groups, key: Any
+    config: Training, trained: Trained, metric: Lpips | Ensemble, groups: Groups, key: Any
 ) -> tuple[Trained, Means]:
     """Gradient of a batch, which passes through the network in parts, and what is to be said of it."""
     differentiate = jax.grad(functools.partial(_loss, config), has_aux=True)
@@ -272,7 +273,7 @@ def losses(config: Training, groups: Collection[str], group: str) -> tuple[float
 
 
 def _loss(
-    config: Training, trained: Trained, metric: Metric | Ensemble, groups: Groups, key: Any
+    config: Training, trained: Trained, metric: Lpips | Ensemble, groups: Groups, key: Any
 ) -> tuple[Array, Means]:
     """The loss of a step, and what is to be said of it."""
     metric = with_trained(metric, trained)
@@ -298,7 +299,7 @@ def _as_floats(batch: Batch) -> Images:
     return reference, p0, p1
 
 
-def _distances(config: Training, metric: Metric | Ensemble, images: Images, key: Any) -> tuple[Array, Array]:
+def _distances(config: Training, metric: Lpips | Ensemble, images: Images, key: Any) -> tuple[Array, Array]:
     """Of p0 and p1 from the reference, with dropout; by an ensemble, under the same transformations and masks."""
     if isinstance(metric, Ensemble):
         reference, *others = images

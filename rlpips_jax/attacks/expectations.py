@@ -33,7 +33,7 @@ from rlpips_jax.attacks.objectives import (
     distance_from,
     ranking,
 )
-from rlpips_jax.distances.lpips import distance
+from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Features, Metric, RandomMetric, is_random
 from rlpips_jax.ensemble import distances
 from rlpips_jax.errors import EnsembleError

@@ -15,7 +15,7 @@ from rlpips_jax import attacks, reports
 from rlpips_jax.attacks import table
 from rlpips_jax.cli.options import MetricOptions, check_files
 from rlpips_jax.cli.threats import PictureAttack, epsilon_of
-from rlpips_jax.distances.lpips import distance
+from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation.patches import read_uint8

@@ -14,7 +14,7 @@ from rlpips_jax import reports
 from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.triplet_options import TripletOptions
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import CertificateError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.certification import (

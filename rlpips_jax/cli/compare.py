@@ -12,8 +12,7 @@ from jaxtyping import Shaped
 from rlpips_jax import reports
 from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.options import MetricOptions, check_files
-from rlpips_jax.distances.lpips import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble.inference import LEVEL, Comparison, compare
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.files.decoding import load_image
@@ -76,13 +75,13 @@ class Compare(MetricOptions):
         return status
 
     def _compare(
-        self, metric: Metric | Ensemble, pictures: dict[Path, Shaped[np.ndarray, "h w 3"]]
+        self, metric: Metric | RandomMetric, pictures: dict[Path, Shaped[np.ndarray, "h w 3"]]
     ) -> tuple[Comparison, bool]:
         """What was found, or what was known when Ctrl-C was pressed; and whether it was."""
         from tqdm import tqdm
 
         known: list[Comparison] = []
-        hidden = None if isinstance(metric, Ensemble) else True
+        hidden = None if is_random(metric) else True
         try:
             with interrupts.deferred(), tqdm(total=self.max_samples, unit="sample", disable=hidden) as bar:
 

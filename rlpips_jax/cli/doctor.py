@@ -19,10 +19,11 @@ from jaxtyping import Float, UInt8
 
 from rlpips_jax import reports
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Convolution, Pool
+from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.cli.inventory import availability, megabytes, places
 from rlpips_jax.cli.options import Folder, device_problem
-from rlpips_jax.distances.lpips import EPSILON, Metric, distance
+from rlpips_jax.distances.distance import distance
+from rlpips_jax.distances.lpips import EPSILON, Lpips
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load
 from rlpips_jax.weights import store
@@ -217,7 +218,7 @@ def _images(size: int = 64) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarra
     return tuple(np.clip(image, 0, 255).astype(np.uint8) for image in (picture, picture + noise))  # type: ignore[return-value]
 
 
-def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Metric) -> float:
+def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Lpips) -> float:
     """LPIPS in NumPy and float64, from its definition: slow, and independent of JAX and its compiler.
 
     Args:
@@ -231,12 +232,14 @@ def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3
     return total
 
 
-def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Iterator[Float[np.ndarray, "i j c"]]:
+def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Lpips) -> Iterator[Float[np.ndarray, "i j c"]]:
     value = (image / 127.5 - 1 - np.array(SHIFT)) / np.array(SCALE)
     floors = iter(metric.parameters.get("floors", ()))
-    for layer in metric.architecture.layers:
+    backbone = metric.backbone
+    assert isinstance(backbone, Sequential)
+    for layer in backbone.layers:
         if isinstance(layer, Pool):
-            pooling = metric.architecture.pooling
+            pooling = backbone.pooling
             value = _windows(value, pooling.window, pooling.stride).max(axis=(-2, -1))
             continue
         assert isinstance(layer, Convolution)
@@ -246,7 +249,7 @@ def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Metric) -> Ite
         kernel = np.asarray(weights["kernel"], np.float64)
         value = np.tensordot(windows, kernel, axes=((2, 3, 4), (2, 0, 1))) + np.asarray(weights["bias"], np.float64)
         value = np.maximum(value, 0)
-        if layer.index in metric.architecture.tapped:
+        if layer.index in backbone.tapped:
             length, floor = np.linalg.norm(value, axis=-1, keepdims=True), next(floors, None)
             yield value / (length + EPSILON if floor is None else np.maximum(np.hypot(length, floor), EPSILON))
 

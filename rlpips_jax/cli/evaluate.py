@@ -25,7 +25,7 @@ from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.threats import PictureAttack, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import exposure, measurement

@@ -9,7 +9,7 @@ import tyro
 
 from rlpips_jax import reports
 from rlpips_jax.cli.options import MetricOptions, check_files
-from rlpips_jax.distances.lpips import distance, distance_map
+from rlpips_jax.distances.distance import distance, distance_map
 from rlpips_jax.files.image_files import load_image, save_image
 
 

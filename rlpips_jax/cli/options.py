@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from rlpips_jax.distances.lpips import DEFAULT, RandomDistance
+from rlpips_jax.distances.lpips import DEFAULT
 from rlpips_jax.distances.protocol import Metric, is_random
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, MetricError, RlpipsError
@@ -40,7 +40,7 @@ class MetricOptions:
             EnsembleError: it is an ensemble.
         """
         metric = self.load_any()
-        if is_random(metric) or isinstance(metric, RandomDistance):
+        if is_random(metric):
             raise EnsembleError(
                 f"{self.metric} is random; 'rlpips compare', evaluate, average and geodesic take it, and in Python "
                 "rlpips_jax.distance and estimate do"

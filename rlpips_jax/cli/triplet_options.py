@@ -9,8 +9,8 @@ import numpy as np
 import tyro
 
 from rlpips_jax.cli.options import Folder, load_metric
-from rlpips_jax.distances.lpips import DEFAULT, Metric
-from rlpips_jax.distances.protocol import is_random
+from rlpips_jax.distances.lpips import DEFAULT
+from rlpips_jax.distances.protocol import Metric, is_random
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, TripletsError
 from rlpips_jax.evaluation.distortions import DISTORTIONS

@@ -6,19 +6,22 @@ and is asked for where it is needed:
 
 | protocol | what it adds | who needs it |
 |---|---|---|
-| `RandomMetric` | `expectation`: the mean over random draws | distances, attacks and evaluations with a key |
+| `RandomMetric` | `distance`, `expectation`: means over draws; `under`: one key | what takes a key |
 | `LayeredMetric` | `layers_between`: the share of each layer | `rlpips_jax.layer_distances` |
 | `MappedMetric` | `map_between`: where images differ | `rlpips_jax.distance_map` |
 | `MaskedMetric` | `masked_between`: the mean over a part of the positions | the `mask` argument |
-| `EmbeddedMetric` | `embedded`: vectors whose squared distance is the metric | attacks within a perceptual bound |
-| `PairwiseMetric` | `pairwise_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if it is there |
-| `PaddedMetric` | `padded_between`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
+| `PairwiseMetric` | `rows`, `rows_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if they are there |
+| `PaddedMetric` | `padded_distance`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
+| `EmbeddedMetric` | `embedded`: features whose squared Euclidean distance it is | attacks bounded by a metric |
+| `DropoutMetric` | `features_under`: features under masks of dropout | ensembles, if it is there |
+| `TransposableMetric` | `transposed`: a network with transposed kernels | ensembles, if it is there |
 """
 
 import inspect
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
@@ -83,14 +86,14 @@ class RandomMetric(Protocol, metaclass=_ByMembers):
     @property
     def minimum_size(self) -> int: ...
 
-    def features(
-        self, images: Images, *, value_range: ValueRange = UNIT_RANGE, key: Any, samples: int | None = None
-    ) -> Features:
-        """Features under the draws of a key, which are the same for all images."""
+    def distance(
+        self, x: Images, y: Images, *, value_range: ValueRange, key: Any, samples: int | None
+    ) -> Float[Array, "..."]:
+        """The mean over draws of the distance of each pair; what `rlpips_jax.distance` calls."""
         ...
 
-    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
-        """The mean over the draws; both features must be of the same key and number of samples."""
+    def under(self, key: Any, *, samples: int | None = None) -> Metric:
+        """The metric of the draws of one key, which are the same for all images: a `Metric`."""
         ...
 
     def expectation(self, function: Any, arguments: Any, *, key: Any, samples: int) -> Array:
@@ -141,16 +144,58 @@ class PairwiseMetric(Protocol, metaclass=_ByMembers):
     """A metric whose matrix of distances costs less than its entries one by one."""
 
     def pairwise_between(self, features: Features, others: Features) -> Float[Array, "n m"]:
-        """Distances of all images of one set to all of another."""
+        """Distances of all images of one set to all of another; exactly 0 only where features are equal."""
+        ...
+
+    def rows(self, features: Features, images: Images, value_range: ValueRange) -> Any:
+        """The features of a batch, prepared for comparison with many others."""
+        ...
+
+    def rows_between(self, rows: Any, others: Features, images: Images, value_range: ValueRange) -> Float[Array, "n m"]:
+        """Distances of prepared rows from other features; 0 where the images they were computed from are equal."""
         ...
 
 
 @runtime_checkable
 class EmbeddedMetric(Metric, Protocol, metaclass=_ByMembers):
-    """A metric that is the squared Euclidean distance of vectors, such as LPIPS."""
+    """A metric that is a squared Euclidean distance."""
 
     def embedded(self, features: Features) -> Features:
-        """The vectors: a pytree of arrays with the leading axes of the features."""
+        """Features so scaled that the square of their Euclidean distance is `between`."""
+        ...
+
+
+@runtime_checkable
+class PaddedMetric(Protocol, metaclass=_ByMembers):
+    """A metric that may compare pairs of several sizes in one batch."""
+
+    @property
+    def can_pad(self) -> bool:
+        """Whether its network allows that."""
+        ...
+
+    def padded_distance(
+        self, x: Images, y: Images, sizes: Int[Array | np.ndarray, "n 2"], *, value_range: ValueRange = UNIT_RANGE
+    ) -> Float[Array, " n"]:
+        """The distance of each pair, whose images lie in the top left corner and have their own height and width."""
+        ...
+
+
+@runtime_checkable
+class DropoutMetric(Protocol, metaclass=_ByMembers):
+    """A metric whose network can be computed under masks of dropout."""
+
+    def features_under(self, images: Images, dropout: Any, *, value_range: ValueRange = UNIT_RANGE) -> Features:
+        """Features under `rlpips_jax.backbones.Dropout` masks."""
+        ...
+
+
+@runtime_checkable
+class TransposableMetric(Protocol, metaclass=_ByMembers):
+    """A metric that can be changed into one whose distances are those of the transposed images."""
+
+    def transposed(self, where: Bool[Array, ""]) -> Metric:
+        """The changed metric where the flag is True, else the metric itself."""
         ...
 
 

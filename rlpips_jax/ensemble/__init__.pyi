@@ -1,42 +1,20 @@
 from .ensemble import (
     ESTIMATORS as ESTIMATORS,
-)
-from .ensemble import (
-    KEEP as KEEP,
-)
-from .ensemble import (
-    SAMPLES as SAMPLES,
-)
-from .ensemble import (
     Ensemble as Ensemble,
-)
-from .ensemble import (
+    EnsembleDraws as EnsembleDraws,
     FeaturesOf as FeaturesOf,
-)
-from .ensemble import (
+    KEEP as KEEP,
+    SAMPLES as SAMPLES,
     check_samples as check_samples,
-)
-from .ensemble import (
     distance_under as distance_under,
-)
-from .ensemble import (
     distances as distances,
-)
-from .ensemble import (
     expectation as expectation,
-)
-from .ensemble import (
     unit_images as unit_images,
 )
+from .inference import Comparison as Comparison, Estimate as Estimate, compare as compare, estimate as estimate
 from .transformations import (
     Transformation as Transformation,
-)
-from .transformations import (
     level_probabilities as level_probabilities,
-)
-from .transformations import (
     sample_transformations as sample_transformations,
-)
-from .transformations import (
     transform as transform,
 )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from rlpips_jax.backbones import Dropout
-from rlpips_jax.distances.lpips import (
-    Features,
-    Metric,
-    RandomDistance,
-    _accumulator_dtype,
-    _in_blocks,
-    _layer_distances,
-    _normalised,
-    _scaled,
-    _sum,
-    _zero_where_identical,
-    distance,
-)
-from rlpips_jax.ensemble import sampling as estimators
+from rlpips_jax.distances.distance import distance, zero_where_identical
+from rlpips_jax.distances.protocol import DropoutMetric, Features, LayeredMetric, Metric, TransposableMetric
+from rlpips_jax.distances.registration import register_metric
+from rlpips_jax.ensemble import sampling
 from rlpips_jax.ensemble.expectation import Draws, summed
 from rlpips_jax.ensemble.sampling import ESTIMATORS, Samples
 from rlpips_jax.ensemble.transformations import (
@@ -34,24 +24,12 @@ from rlpips_jax.ensemble.transformations import (
     check_key,
     from_uniform,
     level_probabilities,
-    sample_transformations,
     transform,
     transform_units,
 )
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
-
-__all__ = [
-    "ESTIMATORS",
-    "KEEP",
-    "SAMPLES",
-    "Ensemble",
-    "Transformation",
-    "distance_under",
-    "level_probabilities",
-    "sample_transformations",
-    "transform",
-]
+from rlpips_jax.ops.blocks import in_blocks
 
 KEEP = 0.99
 """Share of the inputs of each convolution that dropout keeps."""
@@ -59,20 +37,23 @@ SAMPLES = 32
 """Samples of a distance where nothing is said."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["metric"], meta_fields=["keep", "estimator"])
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+
+
 @dataclass(frozen=True, eq=False)
-class Ensemble(RandomDistance):
-    """A distance under random transformations. Made by `rlpips_jax.load("elpips-squeeze")`, or from any Metric.
+class Ensemble(Generic[AnyMetric]):
+    """A distance under random transformations. Made by `rlpips_jax.load("elpips-squeeze")`, or from any metric.
 
     A pytree: pass it to a jitted function as an argument.
 
     Attributes:
-        metric: its network and heads.
-        keep: share of the inputs of each convolution that dropout keeps; 1 for none.
+        metric: the distance that is averaged; any `rlpips_jax.Metric`.
+        keep: share of the inputs of each convolution that dropout keeps; 1 for no dropout. Dropout is left out where
+            the metric has no network to put it into.
         estimator: how samples are drawn, one of `ESTIMATORS`; they differ in variance alone.
     """
 
-    metric: Metric
+    metric: AnyMetric
     keep: float = KEEP
     estimator: str = "stratified"
 
@@ -84,7 +65,7 @@ class Ensemble(RandomDistance):
 
     @property
     def name(self) -> str:
-        """Of the metric; after "ensemble:" if that is not E-LPIPS's own."""
+        """The name of the metric; after "ensemble:" if it is not one of E-LPIPS's own."""
         name = self.metric.name
         return name if name.startswith("elpips-") else f"ensemble:{name}"
 
@@ -95,34 +76,157 @@ class Ensemble(RandomDistance):
 
     @property
     def signature(self) -> str:
-        """A line that pins a number, together with key and samples; `Metric.signature` says more."""
-        return f"{self.metric.signature} ensemble keep={self.keep:g} estimator={self.estimator}"
-
-    def features(self, images: Images, **options: Any) -> Features:
-        """An ensemble has none: always raises EnsembleError."""
-        raise EnsembleError(
-            f"the ensemble {self.name} has no features of its own: take ensemble.metric.features(transform(images, t)) "
-            "for a transformation t of rlpips_jax.ensemble.sample_transformations. An attack's objectives of an "
-            "ensemble are rlpips_jax.attacks.expected_ranking and expected_distance_from"
-        )
-
-    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
-        """The mean over draws of the distance of images whose features are at hand: as `features`, always an error."""
-        raise EnsembleError(f"the ensemble {self.name} has no features of its own")
-
-    def expectation(self, function: "Function", arguments: Any, *, key: Any, samples: int) -> Array:
-        """The mean over draws of a function of images' features; see `rlpips_jax.distances.protocol.RandomMetric`."""
-        return expectation(self, function, arguments, key, samples)
+        """A line that pins a number, together with key and samples: the metric's, with `keep` and `estimator`."""
+        keep = self.keep if isinstance(self.metric, DropoutMetric) else 1
+        return f"{self.metric.signature} ensemble keep={keep:g} estimator={self.estimator}"
 
     def distance(
-        self, x: Images, y: Images, *, key: Any, samples: int | None, value_range: ValueRange
+        self, x: Images, y: Images, *, value_range: ValueRange = UNIT_RANGE, key: Any, samples: int | None = None
     ) -> Float[Array, "..."]:
-        """What `rlpips_jax.distance` does with an ensemble."""
+        """The mean distance over draws; `rlpips_jax.distance` documents it."""
         value_range = check_value_range(value_range)
         x, y = check_images(value_range, x=x, y=y, minimum_size=self.minimum_size, user=self.name)
         samples = check_samples(samples)
         check_key(key, self.name)
-        return _distance(self, x, y, key, samples, value_range)
+        return _distance(self, x, y, key, samples=samples, value_range=value_range)
+
+    def expectation(self, function: "Function", arguments: Any, *, key: Any, samples: int) -> Array:
+        """The mean over draws of a function of images' features under transformations.
+
+        Args:
+            function: `metric, features_of, arguments -> (n, ...)`; it closes over nothing that is traced, and what it
+                gives for an example depends on that example alone.
+            arguments: a pytree of images `(n, k, h, w, 3)` in [0, 1], all of one n, h and w. What is drawn does not
+                depend on k: the k images of an example share a transformation.
+            key: a key of `jax.random`.
+            samples: draws.
+        """
+        return expectation(self, function, arguments, key, samples)
+
+    def under(self, key: Any, *, samples: int | None = None) -> "EnsembleDraws":
+        """The metric of the draws of one key, which are the same for all images.
+
+        Its features can be computed once and compared with many, in `samples` times the memory of the metric's own.
+        For n pairs, `distance` draws anew for each pair and so averages out more; this gives the same expectation.
+
+        Args:
+            key: a key of `jax.random`.
+            samples: draws, by default 32.
+
+        Raises:
+            EnsembleError: the key is not one key of `jax.random`, or the number of samples makes no sense.
+        """
+        check_key(key, self.name)
+        return EnsembleDraws(self, jnp.asarray(key), check_samples(samples))
+
+
+register_metric(Ensemble, ("metric",))
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleDraws:
+    """An ensemble under the draws of one key: a `rlpips_jax.Metric`. Made by `Ensemble.under`.
+
+    Features have two axes after the images' leading ones in each array: first samples, then as the metric has them.
+    There is one such tree per scale level.
+
+    Attributes:
+        ensemble: what is averaged.
+        key: of `jax.random`.
+        samples: draws.
+    """
+
+    ensemble: Ensemble
+    key: Any
+    samples: int
+
+    @property
+    def name(self) -> str:
+        """The name of the ensemble."""
+        return self.ensemble.name
+
+    @property
+    def signature(self) -> str:
+        """That of the ensemble, with the key and the number of samples."""
+        key = self.key if jnp.issubdtype(self.key.dtype, np.uint32) else jax.random.key_data(self.key)
+        return f"{self.ensemble.signature} samples={self.samples} key={np.asarray(key).tolist()}"
+
+    @property
+    def minimum_size(self) -> int:
+        """Smallest height and width of an image, in pixels."""
+        return self.ensemble.minimum_size
+
+    def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
+        """Features of the metric under each draw. Arguments as everywhere."""
+        value_range = check_value_range(value_range)
+        (images,) = check_images(value_range, images=images, minimum_size=self.minimum_size, user=self.name)
+        return _features_of_draws(self, images, value_range=value_range)
+
+    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
+        """The mean over draws; leading axes broadcast."""
+        return self._mean(self.ensemble.metric.between, features, others, 0)
+
+    def layers_between(self, features: Features, others: Features) -> Float[Array, "... layers"]:
+        """The mean over draws of each layer's share, if the metric has layers."""
+        metric = self.ensemble.metric
+        if not isinstance(metric, LayeredMetric):
+            raise EnsembleError(f"{metric.name} is not a sum over layers")
+        return self._mean(metric.layers_between, features, others, 1)
+
+    def _mean(self, between: Callable[..., Array], features: Features, others: Features, after: int) -> Array:
+        """Over samples, an axis with so many after it, and then over levels."""
+        probabilities = level_probabilities(*features.size)
+        levels = zip(probabilities, features.levels, others.levels, strict=True)
+        means = [between(f, g).mean(axis=-1 - after) * float(probability) for probability, f, g in levels]
+        return functools.reduce(jnp.add, means)
+
+
+register_metric(EnsembleDraws, ("ensemble", "key"))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["levels"], meta_fields=["size"])
+@dataclass(frozen=True)
+class DrawnFeatures:
+    """Features of images under draws.
+
+    Attributes:
+        levels: per scale level, the features under its samples.
+        size: height and width of the images, which decide how likely each level is.
+    """
+
+    levels: tuple[Features, ...]
+    size: tuple[int, int]
+
+
+@functools.partial(jax.jit, static_argnames="value_range")
+def _features_of_draws(draws: EnsembleDraws, images: Images, *, value_range: ValueRange) -> DrawnFeatures:
+    ensemble, leading = draws.ensemble, images.shape[:-3]
+    size = images.shape[-3], images.shape[-2]
+    probabilities = level_probabilities(*size)
+    # At least one sample per level: a level that is never drawn would leave its part of the expectation out.
+    counts = sampling.allocation(draws.samples, *size) or tuple(
+        max(1, round(draws.samples * float(probability))) for probability in probabilities
+    )
+    units = unit_images(ensemble, images, value_range)[None]
+    found = []
+    samples = sampling.stratified_samples(draws.key, counts, 1, (1,) * len(counts))
+    for level, sample in enumerate(samples, start=1):
+        chunk = _Chunk(_all_features, level, ensemble.keep)
+        one = functools.partial(_first_example, chunk, ensemble.metric, units)
+
+        features = jax.lax.map(one, sample)
+        found.append(
+            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(*leading, len(leaf), *leaf.shape[2:]), features)
+        )
+    return DrawnFeatures(tuple(found), size)
+
+
+def _first_example(chunk: "_Chunk", metric: Metric, images: Float[Array, "1 k h w 3"], sample: Samples) -> Features:
+    return jax.tree.map(lambda leaf: leaf[0, 0], chunk.each(metric, images, sample))
+
+
+def _all_features(metric: Metric, features_of: "FeaturesOf", images: Float[Array, "1 k h w 3"]) -> Features:
+    return features_of(images)
 
 
 def check_samples(samples: Any, name: str = "samples") -> int:
@@ -146,7 +250,7 @@ def distance_under(
     Args:
         x: images `(n, h, w, 3)`, uint8 or floats in `value_range`.
         y: images of the same shape.
-        metric: the network and heads, such as `ensemble.metric`.
+        metric: any metric, such as `ensemble.metric`.
         t: of n images, or of one for all.
         value_range: black and white of floating-point images.
 
@@ -154,12 +258,14 @@ def distance_under(
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
         EnsembleError: the transformation is not of these images.
     """
-    return distance(x, y, metric, transformation=t, value_range=value_range)
+    x, y = check_images(check_value_range(value_range), x=x, y=y)
+    one, other = (transform(each, t, value_range=value_range) for each in (x, y))
+    return distance(one, other, metric)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 def _distance(
-    ensemble: Ensemble, x: Images, y: Images, key: Any, samples: int, value_range: ValueRange
+    ensemble: Ensemble, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "..."]:
     leading = x.shape[:-3]
     images = tuple(unit_images(ensemble, image, value_range)[:, None] for image in (x, y))
@@ -167,8 +273,9 @@ def _distance(
 
 
 def unit_images(ensemble: Ensemble, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
-    """Images in [0, 1], their leading axes in one."""
-    return to_unit(images, value_range, _accumulator_dtype(ensemble.metric)).reshape(-1, *images.shape[-3:])
+    """Images in [0, 1], their leading axes in one; float32, or float64 if the metric computes in that."""
+    dtype = jnp.float64 if getattr(ensemble.metric, "dtype", None) == "float64" else jnp.float32
+    return to_unit(images, value_range, dtype).reshape(-1, *images.shape[-3:])
 
 
 FeaturesOf = Callable[[Float[Array, "n k h w 3"]], Features]
@@ -190,10 +297,12 @@ def distances(
     other_images: Float[Array, "n k h w 3"],
 ) -> Float[Array, "n _"]:
     """Distances of images from others, whose features are at hand; exactly 0 for identical ones. One k may be 1."""
-    result = _sum(_layer_distances(metric, features, others))
-    flat = (jnp.broadcast_to(each, (*result.shape, *each.shape[2:])) for each in (images, other_images))
-    flat = (each.reshape(-1, *each.shape[2:]) for each in flat)
-    return _zero_where_identical(result.reshape(-1), *flat).reshape(result.shape)
+    result = metric.between(features, others)
+    one, other = (
+        jnp.broadcast_to(each, (*result.shape, *each.shape[2:])).reshape(-1, *each.shape[2:])
+        for each in (images, other_images)
+    )
+    return zero_where_identical(result.reshape(-1), one, other).reshape(result.shape)
 
 
 Function = Callable[[Metric, FeaturesOf, Any], Array]
@@ -201,39 +310,29 @@ Function = Callable[[Metric, FeaturesOf, Any], Array]
 
 
 def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any, samples: int) -> Array:
-    """The mean over samples of a function of images' features under transformations.
-
-    Args:
-        ensemble: whose estimator draws.
-        function: which closes over nothing that is traced; what it gives for an example depends on it alone.
-        arguments: a pytree of images `(n, k, h, w, 3)` in [0, 1], all of one n, h and w. What is drawn does not depend
-            on k.
-        key: a key of `jax.random`.
-        samples: draws.
-    """
     shapes = [leaf.shape for leaf in jax.tree.leaves(arguments)]
     n, _, height, width, _ = shapes[0]
     images = n * max(shape[1] for shape in shapes)
     probabilities = level_probabilities(height, width)
-    counts = estimators.allocation(samples, height, width) if ensemble.estimator == "stratified" else None
-    forward_mode = ensemble.metric.forward_mode
+    counts = sampling.allocation(samples, height, width) if ensemble.estimator == "stratified" else None
+    forward_mode = getattr(ensemble.metric, "forward_mode", False)
 
     def of_level(level: int) -> Callable[[Metric, Any, Samples], Array]:
         return _Chunk(function, level, ensemble.keep)
 
     if counts is None:
-        drawn, levels = estimators.drawn_samples(key, samples, n, height, width, ensemble.estimator)
+        drawn, levels = sampling.drawn_samples(key, samples, n, height, width, ensemble.estimator)
         functions = tuple(of_level(level) for level in range(1, len(probabilities) + 1))
         draws = Draws(drawn, levels if len(functions) > 1 else None)
         return summed(functions, ensemble.metric, arguments, draws, forward_mode=forward_mode) / samples
     levels = range(1, len(counts) + 1)
     chunks = tuple(
-        estimators.together(count, n, level, height, width) for level, count in zip(levels, counts, strict=True)
+        sampling.together(count, n, level, height, width) for level, count in zip(levels, counts, strict=True)
     )
     parts = []
-    for level, drawn in zip(levels, estimators.stratified_samples(key, counts, n, chunks), strict=True):
-        most = estimators.at_once(level, height, width, ensemble.metric.max_batch)
-        draws = Draws(estimators.cut(drawn, images, most))
+    for level, drawn in zip(levels, sampling.stratified_samples(key, counts, n, chunks), strict=True):
+        most = sampling.at_once(level, height, width, getattr(ensemble.metric, "max_batch", None))
+        draws = Draws(sampling.cut(drawn, images, most))
         part = summed((of_level(level),), ensemble.metric, arguments, draws, forward_mode=forward_mode)
         # A number of Python's own leaves the type as it is in 64-bit mode too.
         parts.append(part * float(probabilities[level - 1] / counts[level - 1]))
@@ -246,7 +345,7 @@ class _Chunk:
 
     Attributes:
         function: of each sample.
-        level: of all.
+        level: the scale level of all samples.
         keep: share that dropout keeps.
     """
 
@@ -255,51 +354,66 @@ class _Chunk:
     keep: float
 
     def __call__(self, metric: Metric, arguments: Any, samples: Samples) -> Array:
-        metric = _with_transposed_kernels(metric, samples.transposed)
+        return self.each(metric, arguments, samples).sum(axis=0)
 
-        def one(numbers: Float[Array, "n 9"], seeds: UInt32[Array, "n 2"]) -> Array:
+    def each(self, metric: Metric, arguments: Any, samples: Samples) -> Any:
+        """What the function gives for each sample: a pytree of arrays with a first axis of samples."""
+        height, width = jax.tree.leaves(arguments)[0].shape[-3:-1]
+        if isinstance(metric, TransposableMetric):
+            return self._under(metric.transposed(samples.transposed), arguments, samples, False)
+        if height == width:
+            return self._under(metric, arguments, samples, samples.transposed)
+        branches = (functools.partial(self._under, turned=turned) for turned in (True, False))
+        return jax.lax.cond(samples.transposed, *branches, metric, arguments, samples)
+
+    def _under(self, metric: Metric, arguments: Any, samples: Samples, turned: bool | Bool[Array, ""]) -> Any:
+        def one(numbers: Float[Array, "n 9"], seeds: UInt32[Array, "n 2"]) -> Any:
             transformation = from_uniform(numbers, self.level, False)
-            dropout = None if self.keep == 1 else Dropout(seeds, self.keep)
-            features_of = functools.partial(self._features, metric, transformation, dropout)
+            dropout = None if self.keep == 1 or not isinstance(metric, DropoutMetric) else Dropout(seeds, self.keep)
+            features_of = functools.partial(_features, metric, transformation, dropout, turned)
             return self.function(metric, features_of, arguments)
 
-        return jax.vmap(one)(samples.numbers, samples.seeds).sum(axis=0)
+        return jax.vmap(one)(samples.numbers, samples.seeds)
 
-    def _features(
-        self,
-        metric: Metric,
-        transformation: Transformation,
-        dropout: Dropout | None,
-        images: Float[Array, "n k h w 3"],
-    ) -> Features:
-        """Features of images in [0, 1], of which each k share a transformation and masks."""
 
-        def block(images: Float[Array, "n k h w 3"], *parts: Array) -> Features:
-            n, k, *size = images.shape
-            of_images = {name: jnp.repeat(part, k, axis=0) for name, part in zip(FIELDS, parts, strict=False)}
-            transformed = transform_units(images.reshape(n * k, *size), replace(transformation, **of_images))
-            masks = None if dropout is None else replace(dropout, seeds=parts[-1])
-            features = _normalised(metric, _scaled(metric, transformed, UNIT_RANGE), masks)
-            return tuple(feature.reshape(n, k, *feature.shape[1:]) for feature in features)
+def _features(
+    metric: Any,
+    transformation: Transformation,
+    dropout: Dropout | None,
+    turned: bool | Bool[Array, ""],
+    images: Float[Array, "n k h w 3"],
+) -> Features:
+    """Features of images in [0, 1], of which each k share a transformation and masks.
 
-        parts = [getattr(transformation, name) for name in FIELDS]
-        if dropout is not None:
-            parts.append(dropout.seeds)
-        if metric.max_batch is None:
-            return block(images, *parts)
+    Args:
+        metric: which computes the features.
+        transformation: of n images, without a transposition.
+        dropout: masks of n images, or None.
+        turned: whether images are transposed; a flag that is traced can be True only of square images.
+        images: to be transformed.
+    """
+
+    def block(images: Float[Array, "n k h w 3"], *parts: Array) -> Features:
         n, k, *size = images.shape
-        if k <= metric.max_batch:
-            return _in_blocks(replace(metric, max_batch=metric.max_batch // k), block, images, *parts)
-        # Each image alone, with its own copy of what it shares.
-        alone = images.reshape(n * k, 1, *size)
-        features = _in_blocks(metric, block, alone, *(jnp.repeat(part, k, axis=0) for part in parts))
-        return tuple(feature.reshape(n, k, *feature.shape[2:]) for feature in features)
+        of_images = {name: jnp.repeat(part, k, axis=0) for name, part in zip(FIELDS, parts, strict=False)}
+        transformed = transform_units(images.reshape(n * k, *size), replace(transformation, **of_images))
+        if turned is not False:
+            swapped = transformed.swapaxes(1, 2)
+            transformed = swapped if turned is True else jnp.where(turned, swapped, transformed)
+        if dropout is None:
+            features = metric.features(transformed)
+        else:
+            features = metric.features_under(transformed, replace(dropout, seeds=parts[-1]))
+        return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), features)
 
-
-def _with_transposed_kernels(metric: Metric, transposed: Bool[Array, ""]) -> Metric:
-    """The metric whose distances are those of the transposed images, where that is asked for."""
-    backbone = jax.tree.map(
-        lambda leaf: jnp.where(transposed, leaf.swapaxes(0, 1), leaf) if leaf.ndim == 4 else leaf,
-        metric.parameters["backbone"],
-    )
-    return replace(metric, parameters=metric.parameters | {"backbone": backbone})
+    parts = [getattr(transformation, name) for name in FIELDS]
+    if dropout is not None:
+        parts.append(dropout.seeds)
+    n, k, *size = images.shape
+    most = getattr(metric, "max_batch", None)
+    if most is None or k <= most:
+        return in_blocks(block, images, *parts, most=None if most is None else most // k)
+    # Each image alone, with its own copy of what it shares.
+    alone = images.reshape(n * k, 1, *size)
+    features = in_blocks(block, alone, *(jnp.repeat(part, k, axis=0) for part in parts), most=most)
+    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[2:]), features)

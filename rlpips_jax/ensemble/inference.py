@@ -12,20 +12,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.distances.lpips import Metric, _blocks, distance
-from rlpips_jax.ensemble import Ensemble, FeaturesOf, check_samples, distances, expectation, unit_images
+from rlpips_jax.distances.distance import check_metric, distance
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
+from rlpips_jax.ensemble.ensemble import FeaturesOf, check_samples, distances
 from rlpips_jax.ensemble.sampling import at_once
 from rlpips_jax.ensemble.transformations import check_key
-from rlpips_jax.errors import EnsembleError, ImageError, MetricError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
+from rlpips_jax.errors import EnsembleError, ImageError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
+from rlpips_jax.ops.blocks import filled_blocks
 
 BLOCK = 8
 """Samples of a block."""
 BLOCKS = 8
 """Blocks of a call, and the least that an error is told from."""
+ESTIMATE, COMPARE = 0x657374, 0x636D70
+"""What the user's key is folded with, so that the draws are not those of `distance` or an attack by the same key."""
 LEVEL = 0.95
 """Of the interval that `estimate` stops by, and of the confidence that `compare` stops at."""
 
@@ -73,7 +78,7 @@ class Comparison:
 def estimate(
     x: Images,
     y: Images,
-    ensemble: Ensemble,
+    ensemble: RandomMetric,
     *,
     key: Any,
     relative_error: float | int = 0.025,
@@ -84,7 +89,9 @@ def estimate(
     """E-LPIPS to a wanted accuracy: draws until it is reached for every pair.
 
     A pair is done when its interval of 95 % (Student's, of the blocks) is within `relative_error` of the distance or
-    within `absolute_error`, whichever is wider. Not for `jit`: how much is drawn depends on values.
+    within `absolute_error`, whichever is wider. This is checked after 64 samples, 128, 256, ... and at the end; the
+    chance of error is divided by the number of checks, so that the interval holds although it decides when to stop.
+    Not for `jit`: the number of draws depends on values.
 
     Args:
         x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
@@ -110,12 +117,16 @@ def estimate(
     x, y = check_images(value_range, x=x, y=y, minimum_size=ensemble.minimum_size, user=ensemble.name)
     from scipy import stats
 
+    key = jax.random.fold_in(key, ESTIMATE)
     size = _block_size(max_samples)
     blocks: list[Float[np.ndarray, "blocks ..."]] = []
     for call in range(most):
-        blocks.extend(np.asarray(_distance_blocks(ensemble, x, y, jax.random.fold_in(key, call), size, value_range)))
+        call_key = jax.random.fold_in(key, call)
+        blocks.extend(np.asarray(_distance_blocks(ensemble, x, y, call_key, samples=size, value_range=value_range)))
+        if not _is_look(call, most):
+            continue
         mean, error = _mean_and_error(np.asarray(blocks, np.float64))
-        reach = stats.t.ppf((1 + LEVEL) / 2, len(blocks) - 1) * error
+        reach = stats.t.ppf(1 - (1 - LEVEL) / 2 / _looks(most), len(blocks) - 1) * error
         if np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
             break
     return Estimate(mean, error, len(blocks) * size)
@@ -124,7 +135,7 @@ def estimate(
 def compare(
     reference: Images,
     images: Images,
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     *,
     key: Any = None,
     confidence: float | int = LEVEL,
@@ -155,9 +166,7 @@ def compare(
         MetricError: `metric` is none.
         EnsembleError: an ensemble without a key, or a number makes no sense.
     """
-    if not isinstance(metric, Metric | Ensemble):
-        name = repr(metric) if isinstance(metric, str) else "'elpips-squeeze'"
-        raise MetricError(f"metric must be what rlpips_jax.load({name}) gives, got {metric!r}")
+    metric = metric if is_random(metric) else check_metric(metric)
     value_range = check_value_range(value_range)
     (reference,), (images,) = (
         check_images(value_range, minimum_size=metric.minimum_size, user=metric.name, **{name: array})
@@ -170,21 +179,23 @@ def compare(
         )
     if not (_is_number(confidence) and 0 < confidence < 1):
         raise EnsembleError(f"confidence must lie between 0 and 1, got {confidence!r}")
-    if not isinstance(metric, Ensemble):
+    if not is_random(metric):
         copies = np.broadcast_to(np.asarray(reference), images.shape)
         found = np.asarray(distance(copies, images, metric, value_range=value_range), np.float64)
         return _comparison(np.stack([found, found]), looks=1, samples=0)
     check_key(key, metric.name)
     most, size = _most_calls(max_samples), _block_size(max_samples)
-    # After 1, 2, 4, ... calls, and after the last.
-    looks = (most - 1).bit_length() + 1
+    looks = _looks(most)
+    key = jax.random.fold_in(key, COMPARE)
     first, which = _distinct(images)
     images = images[np.asarray(first)]
     blocks: list[Float[np.ndarray, "blocks k"]] = []
     for call in range(most):
-        drawn = _comparison_blocks(metric, reference, images, jax.random.fold_in(key, call), size, value_range)
+        drawn = _comparison_blocks(
+            metric, reference, images, jax.random.fold_in(key, call), samples=size, value_range=value_range
+        )
         blocks.extend(np.asarray(drawn))
-        look = not (call + 1) & call or call + 1 == most
+        look = _is_look(call, most)
         if not look and progress is None:
             continue
         found = _comparison(np.asarray(blocks, np.float64), looks, len(blocks) * size)
@@ -215,11 +226,21 @@ def _of_all(found: Comparison, which: list[int]) -> Comparison:
 
 
 def _check_ensemble(ensemble: Any) -> None:
-    if not isinstance(ensemble, Ensemble):
+    if not is_random(ensemble):
         raise EnsembleError(
             f"an Ensemble is needed, such as rlpips_jax.load('elpips-squeeze'), got {type(ensemble).__name__}; what is "
             "not random needs no estimate"
         )
+
+
+def _looks(most: int) -> int:
+    """How often results are looked at in so many calls: after 1, 2, 4, ... of them, and after the last."""
+    return (most - 1).bit_length() + 1
+
+
+def _is_look(call: int, most: int) -> bool:
+    """Whether results are looked at after a call; the first one is 0."""
+    return not (call + 1) & call or call + 1 == most
 
 
 def _is_number(number: Any) -> bool:
@@ -270,9 +291,9 @@ def _comparison(blocks: Float[np.ndarray, "blocks k"], looks: int, samples: int)
     )
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 def _distance_blocks(
-    ensemble: Ensemble, x: Images, y: Images, key: Any, samples: int, value_range: ValueRange
+    ensemble: RandomMetric, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks ..."]:
     def block(key: Any) -> Float[Array, "..."]:
         return distance(x, y, ensemble, key=key, samples=samples, value_range=value_range)
@@ -280,14 +301,18 @@ def _distance_blocks(
     return jax.lax.map(block, jax.random.split(key, BLOCKS))
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 def _comparison_blocks(
-    ensemble: Ensemble, reference: Images, images: Images, key: Any, samples: int, value_range: ValueRange
+    ensemble: RandomMetric, reference: Images, images: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks k"]:
-    arguments = tuple(unit_images(ensemble, each, value_range)[None] for each in (reference, images))
+    images = images[None]
+    arguments = tuple(
+        to_unit(each, value_range, jnp.promote_types(each.dtype, jnp.float32))
+        for each in (reference[None, None], images)
+    )
 
     def block(key: Any) -> Float[Array, " k"]:
-        return expectation(ensemble, _to_reference, arguments, key, samples)[0]
+        return ensemble.expectation(_to_reference, arguments, key=key, samples=samples)[0]
 
     return jax.lax.map(block, jax.random.split(key, BLOCKS))
 
@@ -302,7 +327,7 @@ def _to_reference(
     def block(images: Float[Array, "j h w 3"]) -> Float[Array, " j"]:
         return distances(metric, features_of(images[None]), others, images[None], reference)[0]
 
-    most = at_once(1, height, width, metric.max_batch)
+    most = at_once(1, height, width, getattr(metric, "max_batch", None))
     if k <= most:
         return block(images[0])[None]
-    return jax.lax.map(block, _blocks(images[0], most)).reshape(1, -1)[:, :k]
+    return jax.lax.map(block, filled_blocks(images[0], most)).reshape(1, -1)[:, :k]

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 from rlpips_jax.attacks import Randomised, attacked_images, ranking
 from rlpips_jax.attacks.arguments import as_floats
 from rlpips_jax.attacks.objectives import as_pytree
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import CertificateError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from rlpips_jax.attacks import Randomness, distort, impostor
 from rlpips_jax.attacks.expectations import ADAPTIVE
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.evaluation.measurement import BATCH, Distances, Score
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets

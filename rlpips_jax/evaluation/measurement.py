@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from rlpips_jax.attacks import Randomness, attack_triplets
 from rlpips_jax.attacks.expectations import ADAPTIVE, judge_key, measured_distances
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
 
 from rlpips_jax._version import __version__
-from rlpips_jax.distances.lpips import pairwise
+from rlpips_jax.distances.pairwise import pairwise
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import distortions

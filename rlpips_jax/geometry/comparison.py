@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from rlpips_jax.distances.lpips import Features, Metric, distance
+from rlpips_jax.distances.distance import distance
+from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.errors import GeometryError, ImageError
 from rlpips_jax.geometry.arguments import check_count, checked_key, in_unit_range
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange

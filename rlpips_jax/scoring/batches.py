@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from rlpips_jax.distances.lpips import distance, padded_distance
-from rlpips_jax.distances.protocol import Metric
+from rlpips_jax.distances.distance import distance
+from rlpips_jax.distances.protocol import Metric, PaddedMetric
 from rlpips_jax.errors import ImageError
 from rlpips_jax.scoring.pairs import Pair, Result, check_files
 from rlpips_jax.scoring.readers import Decoded, Readers, Ticket
@@ -276,7 +276,7 @@ def _full(shape: Shape) -> int:
 
 def _can_pad(metric: Metric) -> bool:
     """Whether a metric compares pairs of several sizes in one batch."""
-    return hasattr(metric, "architecture")
+    return isinstance(metric, PaddedMetric) and metric.can_pad
 
 
 def _distances(
@@ -287,7 +287,5 @@ def _distances(
 ) -> Float[Array, " n"]:
     """The distance of each pair; `sizes` are those of images that are padded."""
     if sizes is not None:
-        return padded_distance(x, y, sizes, metric)
-    if _can_pad(metric):
-        return distance(x, y, metric)
-    return metric.between(metric.features(x), metric.features(y))
+        return metric.padded_distance(x, y, sizes)
+    return distance(x, y, metric)

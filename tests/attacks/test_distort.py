@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.attacks import search
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError, ImageError
 
 KEY = jax.random.key(0)
@@ -31,7 +31,7 @@ def programs() -> int:
 
 
 @pytest.fixture(scope="module")
-def metric() -> Metric:
+def metric() -> Lpips:
     return rl.load("lpips-tiny")
 
 

@@ -26,7 +26,7 @@ from rlpips_jax.attacks import (
 )
 from rlpips_jax.attacks.expectations import choice_key, judge_key
 from rlpips_jax.backbones import Convolution, Pool, Pooling, Sequential
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError
 
@@ -41,12 +41,12 @@ RANDOMNESS = Randomness(draws=2, samples=3)
 
 
 @pytest.fixture(scope="module")
-def plain(drawn: Callable[..., Metric]) -> Metric:
+def plain(drawn: Callable[..., Lpips]) -> Lpips:
     return drawn(MINI)
 
 
 @pytest.fixture(scope="module")
-def ensemble(plain: Metric) -> Ensemble:
+def ensemble(plain: Lpips) -> Ensemble:
     return Ensemble(plain)
 
 
@@ -109,7 +109,7 @@ def test_known_draws_are_no_longer_random(ensemble: Ensemble, triplets: Any) -> 
     np.testing.assert_array_equal(np.asarray(result.success), np.asarray(result.after) > 0)
 
 
-def test_a_transferred_attack_is_that_on_the_surrogate(plain: Metric, ensemble: Ensemble, triplets: Any) -> None:
+def test_a_transferred_attack_is_that_on_the_surrogate(plain: Lpips, ensemble: Ensemble, triplets: Any) -> None:
     own = attack_triplets(plain, *triplets, attack=ATTACK, key=KEY)
     transferred = attack_triplets(ensemble, *triplets, attack=ATTACK, key=KEY, surrogate=plain, randomness=RANDOMNESS)
     np.testing.assert_array_equal(transferred.closer, own.closer)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
 
 KEY = jax.random.key(0)
@@ -32,7 +32,7 @@ def programs() -> int:
 
 
 @pytest.fixture(scope="module")
-def metric() -> Metric:
+def metric() -> Lpips:
     return rl.load("lpips-tiny")
 
 

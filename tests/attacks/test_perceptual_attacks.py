@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.backbones import ALEX
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
@@ -82,17 +82,17 @@ def digits() -> Digits:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
-def noise(metric: Metric, images: np.ndarray, bound: float) -> Any:
+def noise(metric: Lpips, images: np.ndarray, bound: float) -> Any:
     """Images with noise of that perceptual size."""
     drawn = np.random.default_rng(1).normal(0, 0.5, images.shape).astype(np.float32)
     return attacks.project_perceptual(metric, np.clip(images + drawn, 0, 1), images, bound=bound)
 
 
-def check_within(result: attacks.PerceptualAttackResult, images: np.ndarray, metric: Metric, bound: float) -> None:
+def check_within(result: attacks.PerceptualAttackResult, images: np.ndarray, metric: Lpips, bound: float) -> None:
     assert result.adversarial.min() >= 0
     assert result.adversarial.max() <= 1
     distances = np.sqrt(rl.distance(result.adversarial, images, metric))
@@ -261,7 +261,7 @@ def test_misuse_is_told(tiny, wrong_types) -> None:
 def test_the_published_metric_bounds_an_attack(digits, shared: Path) -> None:
     backbone = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alexnet")
     heads = tuple(np.ones(channels, np.float32) for channels in ALEX.channels)
-    metric = Metric(backbone | {"heads": heads}, "baseline-alex", ALEX)
+    metric = Lpips(backbone | {"heads": heads}, "baseline-alex", ALEX)
     images, labels = digits.images[:4], digits.labels[:4]
     objective = attacks.classification(digits.apply, labels)
     result = attacks.fast_lagrangian(objective, images, key=jax.random.key(0), metric=metric, bound=0.2, steps=4)

@@ -12,7 +12,7 @@ from rlpips_jax import attacks
 from rlpips_jax.attacks.perceptual_pgd import conjugate_gradient
 from rlpips_jax.attacks.project_perceptual import PerceptualBall, norm
 from rlpips_jax.backbones import Convolution, Pool, Sequential
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError, ImageError
 from rlpips_jax.ops.pooling import Pooling
 
@@ -26,12 +26,12 @@ SMALL = Sequential(
 
 
 @pytest.fixture(scope="module")
-def small(drawn) -> Metric:
+def small(drawn) -> Lpips:
     return drawn(SMALL)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -39,11 +39,11 @@ def pictures(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 1, (*shape, 3)).astype(np.float32)
 
 
-def ball_around(metric: Metric, originals: np.ndarray, bound: Any) -> PerceptualBall:
+def ball_around(metric: Lpips, originals: np.ndarray, bound: Any) -> PerceptualBall:
     return PerceptualBall.around(metric, jnp.asarray(originals), jnp.asarray(bound, jnp.float32), (0.0, 1.0))
 
 
-def distances(metric: Metric, x: Any, y: Any) -> np.ndarray:
+def distances(metric: Lpips, x: Any, y: Any) -> np.ndarray:
     return np.sqrt(rl.distance(x, y, metric))
 
 

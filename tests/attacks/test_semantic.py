@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.attacks import search
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
 
 KEY = jax.random.key(0)
@@ -31,11 +31,11 @@ def programs() -> int:
 
 
 @pytest.fixture(scope="module")
-def metric() -> Metric:
+def metric() -> Lpips:
     return rl.load("lpips-tiny")
 
 
-def margins(metric: Metric, images: np.ndarray | jax.Array, references: np.ndarray) -> np.ndarray:
+def margins(metric: Lpips, images: np.ndarray | jax.Array, references: np.ndarray) -> np.ndarray:
     """Own distance minus the largest other, one pair of images at a time."""
     count = len(images)
     matrix = np.array([[rl.distance(image, reference, metric) for reference in references] for image in images])

@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 import rlpips_jax as rl
 from rlpips_jax.attacks import search
 from rlpips_jax.attacks.spatial import resample, smooth
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
 
 KEY = jax.random.key(0)
@@ -34,11 +34,11 @@ def programs() -> int:
 
 
 @pytest.fixture(scope="module")
-def metric() -> Metric:
+def metric() -> Lpips:
     return rl.load("lpips-tiny")
 
 
-def objective_and_images(metric: Metric, seed: int = 0) -> tuple[Any, np.ndarray]:
+def objective_and_images(metric: Lpips, seed: int = 0) -> tuple[Any, np.ndarray]:
     """The objective of triplets whose farther image is a little noisier, and the closer images."""
     reference = pictures(3, seed)
     noise = np.random.default_rng(1).standard_normal(reference.shape)

@@ -27,7 +27,6 @@ from rlpips_jax.backbones import (
     Scaling,
     StagedBackbone,
 )
-from rlpips_jax.distances.lpips import padded_distance
 from rlpips_jax.errors import MetricError
 from rlpips_jax.files.official import Official
 from rlpips_jax.weights import registry

@@ -13,7 +13,6 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import RESNET18, Backbone, Computation, StagedBackbone
 from rlpips_jax.backbones.resnet import BASIC, ResNet
-from rlpips_jax.distances.lpips import padded_distance
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.weights.parameters import from_pytorch, to_pytorch
 
@@ -110,7 +109,7 @@ def test_images_of_several_sizes_in_one_batch(drawn: Callable[..., Any]) -> None
     random = np.random.default_rng(0)
     x, y = random.uniform(size=(2, 2, 40, 48, 3)).astype(np.float32)
     sizes = np.array([[40, 48], [23, 34]])
-    found = padded_distance(x, y, sizes, metric)
+    found = metric.padded_distance(x, y, sizes)
     expected = [rl.distance(x[i, :h, :w], y[i, :h, :w], metric) for i, (h, w) in enumerate(sizes)]
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5)
 

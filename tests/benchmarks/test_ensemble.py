@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks import ensemble
 from benchmarks.ensemble import Ensembles
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import ESTIMATORS, Ensemble
 from tests.ensemble.test_ensemble import SINGLE
 
 
 @pytest.fixture
-def config(drawn: Callable[..., Metric], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ensembles:
+def config(drawn: Callable[..., Lpips], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ensembles:
     monkeypatch.setattr(ensemble, "load", lambda _: Ensemble(drawn(SINGLE)))
     return Ensembles(shared=tmp_path, side=36, photographs=2, samples=8, replicates=3, repeats=2)
 

@@ -10,7 +10,7 @@ import pytest
 import rlpips_jax as rl
 from benchmarks import plain_autodiff
 from rlpips_jax.backbones import ALEX, ELPIPS_VGG, SQUEEZE, TINY, VGG
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def pair() -> list[np.ndarray]:
     ids=lambda architecture: architecture.name,
 )
 def test_distances_and_gradients_are_the_library_s(architecture, drawn, pair) -> None:
-    def library(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
+    def library(metric: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
         return rl.distance(x, y, metric, value_range=(-1, 1))
 
     def with_gradient(function: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
-        def total(y: jax.Array, metric: Metric) -> tuple[jax.Array, jax.Array]:
+        def total(y: jax.Array, metric: Lpips) -> tuple[jax.Array, jax.Array]:
             distances = function(metric, jnp.asarray(pair[0]), y)
             return distances.sum(), distances
 

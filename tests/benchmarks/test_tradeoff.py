@@ -11,7 +11,7 @@ from PIL import Image
 import rlpips_jax as rl
 from benchmarks import tradeoff
 from benchmarks.tradeoff import Point, TradeOff
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
 from training.config import Lin, Tune
@@ -69,7 +69,7 @@ def test_legends_name_what_tells_curves_of_a_mode_apart() -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Metric:
+def teacher() -> Lpips:
     return rl.load("lpips-tiny")
 
 

@@ -18,7 +18,7 @@ from benchmarks.contestants import Absent
 from benchmarks.images import Size
 from benchmarks.training import LIKE, OURS, PUBLISHED, RATE, Contestant, Ours, Published, Steps, Updated, recipe
 from rlpips_jax.backbones import Convolution, Sequential
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ops.pooling import Pooling
 from training.config import Lin
 from training.step import Batch
@@ -30,7 +30,7 @@ ONE = Sequential("one", (Convolution(0, CHANNELS, 3, padding=1),), Pooling("max"
 
 
 @pytest.fixture(scope="module")
-def metric(drawn) -> Metric:
+def metric(drawn) -> Lpips:
     return drawn(ONE)
 
 
@@ -46,7 +46,7 @@ def config(metric, monkeypatch, tmp_path) -> Steps:
     return Steps(steps=2, batch=2, size=16, repeats=2, batches=(2,), lasting=20, shared=tmp_path)
 
 
-def in_pytorch(metric: Metric, batch: Batch) -> Any:
+def in_pytorch(metric: Lpips, batch: Batch) -> Any:
     """`ONE` and triplets as `benchmarks.attacks.Pytorch` holds LPIPS."""
     import torch
     from torch import nn
@@ -99,7 +99,7 @@ def ranking_loss() -> Any:
     return Loss()
 
 
-def published(metric: Metric, batch: Batch, start: list[np.ndarray]) -> Published:
+def published(metric: Lpips, batch: Batch, start: list[np.ndarray]) -> Published:
     return Published(in_pytorch(metric, batch), ranking_loss, start, steps=2, tf32=False)
 
 

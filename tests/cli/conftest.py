@@ -40,7 +40,7 @@ Draw = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def tiny() -> rl.Metric:
+def tiny() -> rl.Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -85,11 +85,11 @@ def draw() -> Draw:
     return save
 
 
-def alone(pairs: list[tuple[Path, Path]], metric: rl.Metric) -> list[float]:
+def alone(pairs: list[tuple[Path, Path]], metric: rl.Lpips) -> list[float]:
     """The distances by the library itself, a pair at a time."""
     return [float(rl.distance(rl.load_image(one), rl.load_image(other), metric)) for one, other in pairs]
 
 
 @pytest.fixture(scope="session")
-def one_by_one() -> Callable[[list[tuple[Path, Path]], rl.Metric], list[float]]:
+def one_by_one() -> Callable[[list[tuple[Path, Path]], rl.Lpips], list[float]]:
     return alone

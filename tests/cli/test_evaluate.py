@@ -247,7 +247,7 @@ def attack(command: Command, pictures: list[Path], out: Path, *more: object) -> 
 
 
 def test_own_pictures_are_attacked_within_the_bound(
-    command: Command, pictures: list[Path], tmp_path: Path, tiny: rl.Metric
+    command: Command, pictures: list[Path], tmp_path: Path, tiny: rl.Lpips
 ) -> None:
     result = attack(command, pictures[:2], tmp_path, "--epsilon", "3/255")
     written = rl.load_image(tmp_path / "adversarial.png")

@@ -52,7 +52,7 @@ def pair_list(tmp_path: Path, files: Files) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(files: Files, tiny: rl.Metric, one_by_one) -> list[float]:
+def expected(files: Files, tiny: rl.Lpips, one_by_one) -> list[float]:
     return one_by_one(files, tiny)
 
 
@@ -71,7 +71,7 @@ def check(results: list[dict], files: Files, expected: list[float], within: floa
 # Lists
 
 
-def test_a_list_as_json_lines(rlpips, pair_list: Path, files: Files, expected: list[float], tiny: rl.Metric) -> None:
+def test_a_list_as_json_lines(rlpips, pair_list: Path, files: Files, expected: list[float], tiny: rl.Lpips) -> None:
     run = rlpips("--pairs", pair_list, "--jsonl")
     assert (run.status, run.err) == (0, "")
     header, results = lines_of(run.out)
@@ -188,7 +188,7 @@ def test_arguments_that_make_no_sense(rlpips, arguments: tuple[str, ...], words:
     assert words in run.err
 
 
-def test_rows_for_people_begin_with_the_distance(tiny: rl.Metric) -> None:
+def test_rows_for_people_begin_with_the_distance(tiny: rl.Lpips) -> None:
     form = PlainRows(tiny)
     assert form.line(Result("a", "b", np.float32(0))) == "       0  a  b\n"
     assert form.line(Result("a", "b", np.float32(0.25))) == "0.250000  a  b\n"
@@ -346,7 +346,7 @@ WARNING = "rlpips: warning: 43 of 91 pairs are left out: their images differ in 
 
 @pytest.mark.parametrize(("side", "kept"), [(32, 1 << 30), (4, 1 << 30), (4, 0), (3, 600_000)])
 def test_all_pairs_equal_those_one_by_one(
-    rlpips, folder: Path, tiny: rl.Metric, one_by_one, monkeypatch: pytest.MonkeyPatch, side: int, kept: int
+    rlpips, folder: Path, tiny: rl.Lpips, one_by_one, monkeypatch: pytest.MonkeyPatch, side: int, kept: int
 ) -> None:
     monkeypatch.setattr(all_pairs, "LARGEST_TILE", side)
     monkeypatch.setattr(all_pairs, "FEATURE_BYTES", kept)
@@ -358,8 +358,8 @@ def test_all_pairs_equal_those_one_by_one(
 def test_features_are_computed_once_an_image(rlpips, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(all_pairs, "LARGEST_TILE", 2)
     computed = []
-    features = rl.Metric.features
-    monkeypatch.setattr(rl.Metric, "features", lambda self, x, **k: computed.append(len(x)) or features(self, x, **k))
+    features = rl.Lpips.features
+    monkeypatch.setattr(rl.Lpips, "features", lambda self, x, **k: computed.append(len(x)) or features(self, x, **k))
     assert rlpips("--all-pairs", folder).status == 0
     assert sum(computed) == 10
 
@@ -385,7 +385,7 @@ def test_all_pairs_go_on_where_they_stood(rlpips, folder: Path, tmp_path: Path, 
         )
 
 
-def test_a_bad_file_among_all_pairs_is_named_once(rlpips, folder: Path, tiny: rl.Metric, draw: Draw) -> None:
+def test_a_bad_file_among_all_pairs_is_named_once(rlpips, folder: Path, tiny: rl.Lpips, draw: Draw) -> None:
     torn = folder / "5.png"
     torn.write_bytes(torn.read_bytes()[:-40])
     draw(folder / "small.png", size=(tiny.minimum_size - 1, 40))

@@ -31,7 +31,7 @@ from rlpips_jax.backbones import (
     Backbone,
     Sequential,
 )
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, from_pytorch, pytorch_shapes, to_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
@@ -153,7 +153,7 @@ def test_the_name_decides(
         rl.load(out / f"{name}.safetensors", weights_dir=out),
     ):
         assert metric.name == name
-        assert metric.architecture == architecture
+        assert metric.backbone == architecture
         assert metric.version == version
 
 
@@ -162,7 +162,7 @@ def test_a_new_name(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFix
     assert run(*arguments) == 0
     path = out / "mine-2.safetensors"
     metric = rl.load(path)
-    assert (metric.name, metric.version, metric.architecture) == ("mine-2", "0.0", SQUEEZE)
+    assert (metric.name, metric.version, metric.backbone) == ("mine-2", "0.0", SQUEEZE)
     assert digest(metric.parameters) == digest(SQUEEZE_PARAMETERS)
     assert f"rlpips_jax.load('{path}')" in capsys.readouterr().out
 
@@ -576,13 +576,13 @@ def test_networks_without_heads_agree_with_pytorch(
     assert run("--verify", "--name", f"baseline-{architecture.name}", "--weights-dir", out) == 0
 
 
-def _check_that_a_difference_shows(metric: Metric) -> None:
+def _check_that_a_difference_shows(metric: Lpips) -> None:
     from convert import reference, verification
 
-    weights = to_pytorch(metric.parameters, metric.architecture)
+    weights = to_pytorch(metric.parameters, metric.backbone)
     tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
     tensors["lin0"] = tensors["lin0"] * (1 + 1e-3)
-    network = reference.variant(f"lpips-{metric.architecture.name}")
+    network = reference.variant(f"lpips-{metric.backbone.name}")
     wrong = reference.Reference(network, tensors, scaled=True)
     (float32, float64) = verification.compare(metric, wrong, None, verification.generated())
     assert float32.differences.layers == pytest.approx(1e-3, rel=0.05)
@@ -729,8 +729,8 @@ def test_verification_uses_the_package(
     from convert import verification
 
     # The library's side takes long to compile, and is compared above.
-    def nothing(metric: Metric, pair: verification.Pair, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        channels = len(replace(metric, dtype=dtype).architecture.tapped)
+    def nothing(metric: Lpips, pair: verification.Pair, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        channels = len(replace(metric, dtype=dtype).backbone.tapped)
         return np.zeros(channels), np.zeros_like(pair.x)
 
     monkeypatch.setattr(verification, "_of_library", nothing)

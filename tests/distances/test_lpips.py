@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, TINY, VGG
 from rlpips_jax.cli.doctor import distance_in_numpy
-from rlpips_jax.distances.lpips import Metric, padded_distance
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import native
 
@@ -36,29 +36,29 @@ X, Y = photographs(3, 40, 45, 3), photographs(3, 40, 45, 3, seed=1)
 
 
 @pytest.fixture(scope="module", params=[ALEX, SQUEEZE, TINY], ids=lambda architecture: architecture.name)
-def metric(request, drawn) -> Metric:
+def metric(request, drawn) -> Lpips:
     return drawn(request.param)
 
 
 @pytest.fixture(scope="module")
-def tiny(drawn) -> Metric:
+def tiny(drawn) -> Lpips:
     return drawn(TINY)
 
 
 FLOORS = 0.05, 0.0, 0.5, 2.0
 
 
-def with_floors(metric: Metric, *floors: float) -> Metric:
+def with_floors(metric: Lpips, *floors: float) -> Lpips:
     arrays = tuple(jnp.asarray(floor, jnp.float32) for floor in floors or FLOORS)
     return dataclasses.replace(metric, parameters=metric.parameters | {"floors": arrays})
 
 
 @pytest.fixture(scope="module")
-def floored(tiny) -> Metric:
+def floored(tiny) -> Lpips:
     return with_floors(tiny)
 
 
-def by_hand(x: np.ndarray, y: np.ndarray, metric: Metric) -> np.ndarray:
+def by_hand(x: np.ndarray, y: np.ndarray, metric: Lpips) -> np.ndarray:
     """The definition, in float64, from the metric's own features."""
     layers = []
     for f, g, head in zip(metric.features(x), metric.features(y), metric.parameters["heads"], strict=True):
@@ -156,7 +156,7 @@ def test_blocks_change_no_result(tiny) -> None:
 
 
 def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
-    def gradient(metric: Metric) -> jax.Array:
+    def gradient(metric: Lpips) -> jax.Array:
         return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
 
     plain = gradient(tiny)
@@ -231,11 +231,11 @@ def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(m
     x, y = (photographs(4, 40, 45, 3, seed=seed) for seed in (8, 9))
     y[2] = x[2]
     y[3, :38, :38] = x[3, :38, :38]  # What lies outside its size makes no pair differ.
-    found = np.asarray(padded_distance(x, y, sizes, metric))
+    found = np.asarray(metric.padded_distance(x, y, sizes))
     alone = [rl.distance(a[:h, :w], b[:h, :w], metric) for a, b, (h, w) in zip(x, y, sizes, strict=True)]
     np.testing.assert_allclose(found, alone, rtol=1e-6)
     blocks = dataclasses.replace(metric, max_batch=3)
-    np.testing.assert_allclose(padded_distance(x, y, sizes, blocks), found, rtol=1e-5)
+    np.testing.assert_allclose(blocks.padded_distance(x, y, sizes), found, rtol=1e-5)
     assert list(found == 0) == [False, False, True, True]
 
 
@@ -243,9 +243,9 @@ def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(m
 def test_sizes_out_of_bounds_are_refused(tiny) -> None:
     for sizes in ([[40, 46]] * 3, [[30, 45]] * 3):
         with pytest.raises(rl.ImageError, match=r"between 31x31 .* and the images' 40x45"):
-            padded_distance(X, Y, np.array(sizes), tiny)
+            tiny.padded_distance(X, Y, np.array(sizes))
     with pytest.raises(rl.ImageError, match=r"needs sizes \(n, 2\)"):
-        padded_distance(X, Y, np.array([40, 45]), tiny)
+        tiny.padded_distance(X, Y, np.array([40, 45]))
 
 
 def test_the_gradient_is_the_slope(tiny) -> None:
@@ -271,10 +271,10 @@ IMAGES = {
 
 
 @jax.jit
-def gradients(metric: Metric, x: jax.Array, y: jax.Array) -> tuple:
+def gradients(metric: Lpips, x: jax.Array, y: jax.Array) -> tuple:
     """By the parameters and by an image, of a distance and of one that is masked away, through which a NaN leaks."""
 
-    def loss(metric: Metric, y: jax.Array) -> jax.Array:
+    def loss(metric: Lpips, y: jax.Array) -> jax.Array:
         distances = rl.distance(x, y, metric)
         return (distances + jnp.where(jnp.any(x != x), distances, 0.0)).sum()
 
@@ -373,8 +373,8 @@ def test_parameters_are_arguments_and_not_constants_of_the_program(tiny) -> None
 
 def test_a_metric_is_a_pytree(tiny) -> None:
     doubled = jax.tree.map(lambda leaf: 2 * leaf, tiny)
-    assert isinstance(doubled, Metric)
-    assert doubled.architecture == tiny.architecture
+    assert isinstance(doubled, Lpips)
+    assert doubled.backbone == tiny.backbone
     shapes = jax.eval_shape(rl.distance, X, Y, tiny)
     assert (shapes.shape, shapes.dtype) == ((3,), jnp.float32)
     abstract = jax.eval_shape(lambda metric: metric, tiny)
@@ -387,7 +387,7 @@ def test_a_donated_metric_comes_back(tiny) -> None:
     copy = jax.tree.map(jnp.copy, tiny)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(metric: Metric) -> tuple[Metric, jax.Array]:
+    def step(metric: Lpips) -> tuple[Lpips, jax.Array]:
         return jax.tree.map(lambda leaf: leaf * 0.5, metric), rl.distance(X, Y, metric).sum()
 
     halved, total = step(copy)
@@ -403,7 +403,7 @@ def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(styl
     assert len(devices) == 8
     x, y = (jnp.asarray(as_floats(photographs(16, 32, 32, 3, seed=seed))) for seed in (4, 5))
 
-    def step(metric: Metric, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(metric: Lpips, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         def loss(y: jax.Array) -> jax.Array:
             return rl.distance(x, y, metric).sum()
 
@@ -419,7 +419,7 @@ def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(styl
         value, images = jax.jit(step, out_shardings=(everywhere, rows))(*arguments)
     else:
 
-        def local(metric: Metric, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def local(metric: Lpips, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
             value, images = step(metric, x, y)
             return jax.lax.psum(value, "data"), images
 
@@ -451,9 +451,7 @@ def test_the_signature_pins_what_changes_the_number(tiny) -> None:
         dataclasses.replace(tiny, dtype="bfloat16"),
         dataclasses.replace(tiny, precision="default"),
         dataclasses.replace(tiny, version="0.0"),
-        dataclasses.replace(
-            tiny, architecture=dataclasses.replace(tiny.architecture, pooling=Pooling("average", 3, 2))
-        ),
+        dataclasses.replace(tiny, backbone=dataclasses.replace(tiny.backbone, pooling=Pooling("average", 3, 2))),
     ]
     assert len({signature, *(other.signature for other in others)}) == 6
     assert dataclasses.replace(tiny, max_batch=3, remat=True).signature == signature
@@ -514,7 +512,7 @@ def test_a_traced_range_says_what_to_do(tiny) -> None:
 
 
 def test_a_metric_is_shown_in_a_line(tiny) -> None:
-    assert repr(tiny).startswith("Metric('drawn-tiny', backbone='tiny'")
+    assert repr(tiny).startswith("Lpips('drawn-tiny', backbone='tiny'")
     assert len(repr(tiny)) < 200
     assert tiny == tiny
     assert tiny != jax.tree.map(jnp.copy, tiny)
@@ -584,7 +582,7 @@ def test_with_floors_identical_images_are_at_distance_exactly_zero(floored) -> N
     for distance in (rl.distance, rl.distance_map):
         assert np.all(np.asarray(distance(X, X, floored)) == 0)
     assert np.all(np.diag(rl.pairwise(X, X, floored)) == 0)
-    assert np.all(np.asarray(padded_distance(X, X, sizes, floored)) == 0)
+    assert np.all(np.asarray(floored.padded_distance(X, X, sizes)) == 0)
 
 
 def test_every_way_to_a_distance_with_floors_agrees(floored) -> None:
@@ -598,7 +596,7 @@ def test_every_way_to_a_distance_with_floors_agrees(floored) -> None:
     np.testing.assert_allclose(bfloat16, expected, rtol=0.03)
     sizes = np.array([[40, 45], [33, 31], [33, 31]])
     alone = [rl.distance(a[:h, :w], b[:h, :w], floored) for a, b, (h, w) in zip(X, Y, sizes, strict=True)]
-    np.testing.assert_allclose(padded_distance(X, Y, sizes, floored), alone, rtol=1e-6)
+    np.testing.assert_allclose(floored.padded_distance(X, Y, sizes), alone, rtol=1e-6)
 
 
 def test_many_floors_at_once(tiny) -> None:
@@ -613,16 +611,16 @@ def test_many_floors_at_once(tiny) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def of_pairs(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
+def of_pairs(x: np.ndarray, y: np.ndarray, metric: Lpips) -> jax.Array:
     return rl.distance(x, y, metric).sum()
 
 
-def of_a_matrix(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
+def of_a_matrix(x: np.ndarray, y: np.ndarray, metric: Lpips) -> jax.Array:
     return jnp.vdot(rl.pairwise(x, y, metric), jnp.array([[1, 2], [3, -1]]))
 
 
-def of_padded_pairs(x: np.ndarray, y: np.ndarray, metric: Metric) -> jax.Array:
-    return padded_distance(x, y, jnp.array([[33, 35], [31, 32]]), metric).sum()
+def of_padded_pairs(x: np.ndarray, y: np.ndarray, metric: Lpips) -> jax.Array:
+    return metric.padded_distance(x, y, jnp.array([[33, 35], [31, 32]])).sum()
 
 
 @pytest.mark.parametrize(

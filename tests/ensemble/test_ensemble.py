@@ -27,12 +27,13 @@ from rlpips_jax.backbones import (
     Pooling,
     Sequential,
 )
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import (
     Ensemble,
     distance_under,
     level_probabilities,
     sample_transformations,
+    transform,
     transformations,
 )
 from rlpips_jax.ensemble import inference as estimation
@@ -67,12 +68,12 @@ FEW = 44
 
 
 @pytest.fixture(scope="module")
-def ensemble(drawn: Callable[..., Metric]) -> Ensemble:
+def ensemble(drawn: Callable[..., Lpips]) -> Ensemble:
     return Ensemble(drawn(MINI))
 
 
 @pytest.fixture(scope="module")
-def single(drawn: Callable[..., Metric]) -> Ensemble:
+def single(drawn: Callable[..., Lpips]) -> Ensemble:
     return Ensemble(drawn(SINGLE))
 
 
@@ -267,7 +268,7 @@ def test_images_that_are_compared_at_once(ensemble: Ensemble, k: int, side: int,
     images = np.zeros((k, side, side, 3), np.float32)
 
     def run(ensemble: Ensemble, images: np.ndarray) -> jax.Array:
-        return estimation._comparison_blocks(ensemble, images[0], images, KEY, 8, (0, 1))
+        return estimation._comparison_blocks(ensemble, images[0], images, KEY, samples=8, value_range=(0, 1))
 
     assert together(run, ensemble, images) == most
 
@@ -303,13 +304,13 @@ def test_pairs_on_several_devices(single: Ensemble) -> None:
     """Each device draws as it would for its pair alone; gradients by replicated parameters are summed."""
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
 
-    def loss(metric: Metric, x: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(metric: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
         return rl.distance(x, y, Ensemble(metric), key=KEY, samples=4).sum()
 
     step = jax.value_and_grad(loss)
     (first, one), (second, other) = (jax.jit(step)(single.metric, x[i : i + 1], y[i : i + 1]) for i in range(2))
 
-    def local(metric: Metric, x: jax.Array, y: jax.Array) -> Any:
+    def local(metric: Lpips, x: jax.Array, y: jax.Array) -> Any:
         value, gradient = step(metric, x, y)
         return value[None], gradient
 
@@ -336,16 +337,37 @@ def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None
     x, y = (each[:, :SMALL, :48] for each in pairs(2))
     t = sample_transformations(KEY, 1, SMALL, 48, transpose=True)
     expected = distance_under(x, y, ensemble.metric, t)
-    layers = rl.layer_distances(x, y, ensemble, transformation=t)
-    np.testing.assert_allclose(layers.sum(axis=-1), expected, rtol=1e-5)
-    assert rl.distance_map(x, y, ensemble, transformation=t).shape == (2, 55, 47)
-    np.testing.assert_allclose(jnp.diag(rl.pairwise(x, y, ensemble, transformation=t)), expected, rtol=1e-5)
-    np.testing.assert_array_equal(rl.distance(x, y, ensemble, transformation=t), expected)
-    for function in (rl.layer_distances, rl.distance_map, rl.pairwise):
-        with pytest.raises(EnsembleError, match="only under a given transformation: pass transformation="):
+    one, other = (transform(each, t) for each in (x, y))
+    np.testing.assert_array_equal(rl.distance(one, other, ensemble.metric), expected)
+    np.testing.assert_allclose(rl.layer_distances(one, other, ensemble.metric).sum(axis=-1), expected, rtol=1e-5)
+    assert rl.distance_map(one, other, ensemble.metric).shape == (2, 55, 47)
+    np.testing.assert_allclose(jnp.diag(rl.pairwise(one, other, ensemble.metric)), expected, rtol=1e-5)
+
+
+def test_the_draws_of_one_key_are_a_metric(ensemble: Ensemble) -> None:
+    """Its expectation is that of the ensemble; features are reused, and all pairs share the draws."""
+    x, y = (each[:, :SMALL, :48] for each in pairs(2))
+    fixed = ensemble.under(KEY, samples=8)
+    matrix = rl.pairwise(x, y, ensemble, key=KEY, samples=8)
+    np.testing.assert_allclose(jnp.diag(matrix), rl.distance(x, y, fixed), rtol=1e-5)
+    np.testing.assert_allclose(rl.layer_distances(x, y, fixed).sum(axis=-1), rl.distance(x, y, fixed), rtol=1e-5)
+    features, others = fixed.features(x), fixed.features(y[0])
+    np.testing.assert_allclose(fixed.between(features, others), matrix[:, 0], rtol=1e-5)
+    many = np.array([rl.distance(x, y, ensemble.under(jax.random.key(seed), samples=8)) for seed in range(16)])
+    error = many.std(axis=0, ddof=1) / 4
+    wanted = rl.distance(x, y, ensemble, key=KEY, samples=256)
+    assert np.all(np.abs(many.mean(axis=0) - wanted) < 4 * error + 0.01 * wanted)
+    assert np.all(rl.pairwise(x, x, ensemble, key=KEY, samples=2).diagonal() == 0)
+
+
+def test_what_needs_a_key_says_so(ensemble: Ensemble, wrong_types: None) -> None:
+    x, y = (each[:, :SMALL, :48] for each in pairs(2))
+    functions: list[Any] = [rl.layer_distances, rl.distance_map, rl.pairwise]
+    for function in functions:
+        with pytest.raises(EnsembleError, match="random"):
             function(x, y, ensemble)
-    with pytest.raises(EnsembleError, match="has no features of its own"):
-        ensemble.features(x)
+    with pytest.raises(EnsembleError, match="mask"):
+        rl.distance(x, y, ensemble, key=KEY, mask=np.ones(x.shape[:-1], bool))
 
 
 def test_errors(ensemble: Ensemble, wrong_types: None) -> None:

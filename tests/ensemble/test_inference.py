@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.ensemble import inference as estimation
 from tests.ensemble.test_ensemble import KEY, SINGLE, SMALL, pairs
 
 
 @pytest.fixture(scope="module")
-def ensemble(drawn: Callable[..., Metric]) -> Ensemble:
+def ensemble(drawn: Callable[..., Lpips]) -> Ensemble:
     return Ensemble(drawn(SINGLE))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble, transformations
 from rlpips_jax.ensemble import sampling as estimators
 from tests.ensemble.test_ensemble import FEW, SINGLE, pairs
@@ -25,7 +25,7 @@ def replicates(ensemble: Ensemble, x: jax.Array, y: jax.Array, key: jax.Array, c
 
 @pytest.mark.slow
 def test_estimators_are_unbiased_and_stratification_helps(
-    drawn: Callable[..., Metric], monkeypatch: pytest.MonkeyPatch
+    drawn: Callable[..., Lpips], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two scale levels at a ninth of the pixels that they take.
     monkeypatch.setattr(transformations, "PIXELS_A_LEVEL", FEW // 2)

@@ -34,7 +34,7 @@ ATTACK = functools.partial(pgd, steps=3)
 
 
 @pytest.fixture(scope="module")
-def metric() -> rl.Metric:
+def metric() -> rl.Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -53,7 +53,7 @@ def triplets() -> Triplets:
     return Triplets(np.stack(images), p0, p1, judgment, kinds, np.arange(COUNT) < 5)
 
 
-def test_natural_distances_are_those_of_the_library(metric: rl.Metric, triplets: Triplets) -> None:
+def test_natural_distances_are_those_of_the_library(metric: rl.Lpips, triplets: Triplets) -> None:
     d0, d1 = join(natural_distances(metric, triplets, batch=3))
     np.testing.assert_allclose(d0, rl.distance(triplets.reference, triplets.p0, metric), rtol=1e-5)
     np.testing.assert_allclose(d1, rl.distance(triplets.reference, triplets.p1, metric), rtol=1e-5)
@@ -61,7 +61,7 @@ def test_natural_distances_are_those_of_the_library(metric: rl.Metric, triplets:
     np.testing.assert_array_equal(rest, d0[6:])
 
 
-def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.Metric, triplets: Triplets) -> None:
+def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.Lpips, triplets: Triplets) -> None:
     natural, harmless, attacked = evaluate(metric, triplets, ATTACK, [0.0, 16 / 255], batch=3)
     assert natural.scores.two_afc.mean == 1
     assert natural.scores.flip_rate is None
@@ -79,7 +79,7 @@ def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.M
 
 
 @pytest.mark.parametrize("side", ["closer", "farther"])
-def test_only_whom_it_should_move(metric: rl.Metric, triplets: Triplets, side: str) -> None:
+def test_only_whom_it_should_move(metric: rl.Lpips, triplets: Triplets, side: str) -> None:
     natural, attacked = evaluate(metric, triplets, ATTACK, [2 / 255], attacked=side, batch=3)
     first = triplets.judgment == (0 if side == "closer" else 1)
     before, after = (np.where(first, *each.distances) for each in (natural, attacked))
@@ -88,7 +88,7 @@ def test_only_whom_it_should_move(metric: rl.Metric, triplets: Triplets, side: s
     assert np.all(after > before) if side == "closer" else after.mean() < before.mean()
 
 
-def test_the_worst_of_several_sides(metric: rl.Metric, triplets: Triplets) -> None:
+def test_the_worst_of_several_sides(metric: rl.Lpips, triplets: Triplets) -> None:
     def margin(attacked: str | tuple[str, ...]) -> np.ndarray:
         options = {"attacked": attacked, "key": jax.random.key(0), "batch": 3}
         d0, d1 = join(attacked_distances(metric, triplets, ATTACK, 2 / 255, **options))
@@ -98,7 +98,7 @@ def test_the_worst_of_several_sides(metric: rl.Metric, triplets: Triplets) -> No
     np.testing.assert_allclose(margin(("closer", "reference")), best, atol=1e-6)
 
 
-def test_all_parts_and_radii_are_one_program(metric: rl.Metric, triplets: Triplets) -> None:
+def test_all_parts_and_radii_are_one_program(metric: rl.Lpips, triplets: Triplets) -> None:
     def run(epsilon: float, seed: int) -> None:
         join(attacked_distances(metric, triplets, noise, epsilon, key=jax.random.key(seed), batch=2))
 
@@ -108,7 +108,7 @@ def test_all_parts_and_radii_are_one_program(metric: rl.Metric, triplets: Triple
     assert cast(Any, noise_search._noise)._cache_size() == before + 1
 
 
-def test_shifts(metric: rl.Metric, triplets: Triplets) -> None:
+def test_shifts(metric: rl.Lpips, triplets: Triplets) -> None:
     base, one, two = shift_robustness(metric, triplets, (1, 2), batch=4)
     assert [evaluation.epsilon for evaluation in (base, one, two)] == [0, 1, 2]
     size = triplets.reference.shape[1] - 2
@@ -133,7 +133,7 @@ def test_scores_by_kind_count_a_triplet_of_two_distortions_for_both(triplets: Tr
     assert reversed_.epsilon == 0.5
 
 
-def test_triplets_that_share_images(metric: rl.Metric, triplets: Triplets) -> None:
+def test_triplets_that_share_images(metric: rl.Lpips, triplets: Triplets) -> None:
     images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])
     indices = np.arange(COUNT)[:, None] + np.array([0, COUNT, 2 * COUNT])
     votes = np.stack([1 - triplets.judgment, triplets.judgment], axis=1).astype(np.int64)
@@ -143,7 +143,7 @@ def test_triplets_that_share_images(metric: rl.Metric, triplets: Triplets) -> No
         np.testing.assert_allclose(left.distances, right.distances, rtol=1e-4, atol=1e-6)
 
 
-def test_an_attack_needs_epsilons(metric: rl.Metric, triplets: Triplets) -> None:
+def test_an_attack_needs_epsilons(metric: rl.Lpips, triplets: Triplets) -> None:
     with pytest.raises(TripletsError, match="give both, or neither"):
         evaluate(metric, triplets, ATTACK)
     with pytest.raises(TripletsError, match="give both, or neither"):
@@ -164,7 +164,7 @@ def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(tripl
 
 
 def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
-    drawn: Callable[..., rl.Metric], triplets: Triplets
+    drawn: Callable[..., rl.Lpips], triplets: Triplets
 ) -> None:
     """So that an attack without room changes nothing, in a last part that is filled up too."""
     ensemble = rl.Ensemble(drawn(NETWORK))
@@ -181,7 +181,7 @@ def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
 
 
 def test_triplets_that_share_images_are_measured_by_an_ensemble_one_by_one(
-    drawn: Callable[..., rl.Metric], triplets: Triplets
+    drawn: Callable[..., rl.Lpips], triplets: Triplets
 ) -> None:
     ensemble = rl.Ensemble(drawn(NETWORK))
     images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])

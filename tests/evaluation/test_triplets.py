@@ -10,7 +10,7 @@ from PIL import Image
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import ImageError, ImageFileError, TripletsError
 from rlpips_jax.evaluation import triplets as module
 from rlpips_jax.evaluation.distortions import DISTORTIONS, training_kinds
@@ -47,7 +47,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -57,7 +57,7 @@ def of_one_kind(photographs: Path) -> Triplets:
 
 
 @pytest.fixture(scope="module")
-def of_two_kinds(photographs: Path, tiny: Metric) -> Triplets:
+def of_two_kinds(photographs: Path, tiny: Lpips) -> Triplets:
     return crossed(photographs, 100, teacher=tiny, size=32)
 
 
@@ -312,13 +312,13 @@ def test_indexed_triplets_that_do_not_fit_are_refused(change, words):
         IndexedTriplets(**fields | change)
 
 
-def lpips(shared: Path, name: str) -> Metric:
+def lpips(shared: Path, name: str) -> Lpips:
     """LPIPS with its authors' weights."""
     architecture, file = {"alex": (ALEX, "alexnet"), "squeeze": (SQUEEZE, "squeezenet1_1")}[name]
     parameters: dict[str, Any] = {}
     for path in (f"{file}-features.pth", f"lpips_heads/v0.1-{name}.pth"):
         parameters |= from_pytorch(read_checkpoint(shared / "weights" / path), architecture, path)
-    return Metric(parameters, f"lpips-{name}", architecture)
+    return Lpips(parameters, f"lpips-{name}", architecture)
 
 
 @pytest.mark.shared

@@ -7,7 +7,7 @@ import rlpips_jax as rl
 
 
 @pytest.fixture(scope="session")
-def metric() -> rl.Metric:
+def metric() -> rl.Lpips:
     return rl.load("lpips-tiny")
 
 

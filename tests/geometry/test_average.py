@@ -134,7 +134,7 @@ def test_the_range_of_values_is_the_users(images: np.ndarray) -> None:
     np.testing.assert_allclose(of_bytes.image, of_floats.image, atol=1e-6)
 
 
-def test_under_lpips_it_is_nearer_than_the_mean(metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_under_lpips_it_is_nearer_than_the_mean(metric: rl.Lpips, photographs: np.ndarray) -> None:
     result = geometry.average(photographs, metric, steps=40, coarsest=64)
     of_mean = rl.distance(photographs, np.stack([photographs.mean(axis=0)] * len(photographs)), metric)
     again = rl.distance(photographs, np.stack([np.asarray(result.image)] * len(photographs)), metric)
@@ -152,14 +152,14 @@ def constant(rate: float, t: Any) -> float:
     return rate
 
 
-def test_an_average_of_equal_images_stays(metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_an_average_of_equal_images_stays(metric: rl.Lpips, photographs: np.ndarray) -> None:
     alike = np.stack([photographs[0]] * 3)
     result = geometry.average(alike, metric, steps=3)
     np.testing.assert_allclose(result.image, photographs[0], atol=1 / 255)
     assert np.all(result.objective < 1e-12)
 
 
-def test_gradients_are_those_of_the_objective(metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_gradients_are_those_of_the_objective(metric: rl.Lpips, photographs: np.ndarray) -> None:
     compared = compared_by(metric, 1)[1]
     x = jnp.asarray(photographs)
     objective = _Spread(compared, compared.prepared(x), 2, len(x), len(x))
@@ -219,7 +219,7 @@ def test_errors_name_what_was_wrong(images: np.ndarray, options: dict[str, Any],
         geometry.average(images, **(first | options))
 
 
-def test_one_image_has_no_average(images: np.ndarray, metric: rl.Metric) -> None:
+def test_one_image_has_no_average(images: np.ndarray, metric: rl.Lpips) -> None:
     with pytest.raises(rl.GeometryError, match="two or more"):
         geometry.average(images[:1], mean_square)
     with pytest.raises(rl.ImageError, match="lpips-tiny needs at least"):

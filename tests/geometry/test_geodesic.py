@@ -71,7 +71,7 @@ def test_a_crossfade_is_a_straight_line_whatever_its_ends_are_in(ends: Ends, wro
             geometry.crossfade(a, b, frames)
 
 
-def test_ends_are_fixed_and_frames_in_range(metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_ends_are_fixed_and_frames_in_range(metric: rl.Lpips, photographs: np.ndarray) -> None:
     a, b = 255 * photographs[:2]
     result = geometry.geodesic(a, b, 4, metric, steps=20, value_range=(0, 255))
     assert result.frames.shape == (4, *a.shape)
@@ -193,7 +193,7 @@ def test_no_snapshot_is_none_and_an_unwritable_one_an_error(tmp_path: Path) -> N
         snapshots.write(tmp_path / "file" / "state.npz", {}, {})
 
 
-def test_errors_name_what_was_wrong(ends: Ends, metric: rl.Metric, photographs: np.ndarray) -> None:
+def test_errors_name_what_was_wrong(ends: Ends, metric: rl.Lpips, photographs: np.ndarray) -> None:
     key = jax.random.key(0)
     with pytest.raises(rl.GeometryError, match="frames must be a whole number, 3 or more, got 2"):
         geometry.geodesic(ends[0], ends[1], 2, mean_square, key=key)

@@ -24,7 +24,7 @@ def pair(reference: Path, image: Path) -> Pair:
     return Pair(str(reference), str(image))
 
 
-def run(pairs: list[Pair], metric: rl.Metric, workers: int = 0) -> list[Result]:
+def run(pairs: list[Pair], metric: rl.Lpips, workers: int = 0) -> list[Result]:
     with Readers(workers) as pool:
         parts = list(score_pairs(pairs, metric, pool))
     assert all(parts)
@@ -53,7 +53,7 @@ def programs() -> int:
 
 @pytest.mark.parametrize("window", [1024, 7])
 def test_every_pair_has_its_own_distance_in_order(
-    mixed: Files, tiny: rl.Metric, one_by_one, window: int, monkeypatch: pytest.MonkeyPatch
+    mixed: Files, tiny: rl.Lpips, one_by_one, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "WINDOW", window)
     monkeypatch.setattr(readers, "FEW", 5)
@@ -68,7 +68,7 @@ def test_every_pair_has_its_own_distance_in_order(
     np.testing.assert_allclose(found, one_by_one(mixed, tiny), rtol=0, atol=1e-6)
 
 
-def test_a_shape_is_compiled_once(tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_compiled_once(tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "WINDOW", 5)
     monkeypatch.setattr(scoring, "SAMPLE", 4)
     monkeypatch.setattr(scoring, "LARGEST_BATCH", 4)
@@ -83,7 +83,7 @@ def test_a_shape_is_compiled_once(tmp_path: Path, draw: Draw, tiny: rl.Metric, m
 
 
 def test_one_size_runs_at_that_size(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
     distance = rl.distance
@@ -93,7 +93,7 @@ def test_one_size_runs_at_that_size(
     assert ran == [(3, 32, 40, 3)]
 
 
-def test_failures_take_their_places(tmp_path: Path, draw: Draw, tiny: rl.Metric) -> None:
+def test_failures_take_their_places(tmp_path: Path, draw: Draw, tiny: rl.Lpips) -> None:
     good, wide, small = (
         draw(tmp_path / f"{size}.png", size=size) for size in ((32, 40), (32, 41), (tiny.minimum_size - 1, 40))
     )
@@ -118,7 +118,7 @@ def test_failures_take_their_places(tmp_path: Path, draw: Draw, tiny: rl.Metric)
     assert results[-2].error == f"{results[2].error}; {results[5].error}"
 
 
-def test_a_distance_that_is_no_number_is_an_error(tmp_path: Path, draw: Draw, tiny: rl.Metric) -> None:
+def test_a_distance_that_is_no_number_is_an_error(tmp_path: Path, draw: Draw, tiny: rl.Lpips) -> None:
     heads = tuple(head * np.nan for head in tiny.parameters["heads"])
     broken = replace(tiny, parameters=tiny.parameters | {"heads": heads})
     one, other = (draw(tmp_path / f"{number}.png", number) for number in range(2))
@@ -128,7 +128,7 @@ def test_a_distance_that_is_no_number_is_an_error(tmp_path: Path, draw: Draw, ti
 
 
 def test_pairs_are_taken_as_they_are_needed(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "WINDOW", 8)
     monkeypatch.setattr(readers, "MOST_AHEAD", 4)
@@ -149,7 +149,7 @@ def test_pairs_are_taken_as_they_are_needed(
 
 
 def test_results_do_not_wait_long_where_pairs_take_long(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "FEWEST", 3)
     monkeypatch.setattr(scoring, "LONGEST", 0.0)
@@ -159,7 +159,7 @@ def test_results_do_not_wait_long_where_pairs_take_long(
 
 
 def test_results_come_as_soon_as_those_before_them_are_there(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "LARGEST_BATCH", 4)
     monkeypatch.setattr(scoring, "SAMPLE", 4)
@@ -173,7 +173,7 @@ def test_results_come_as_soon_as_those_before_them_are_there(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_the_pause_raises_ends_the_work(
-    tmp_path: Path, draw: Draw, tiny: rl.Metric, monkeypatch: pytest.MonkeyPatch, workers: int
+    tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(readers, "FEW", 1)
     good = draw(tmp_path / "good.png")

@@ -25,7 +25,7 @@ def pictures(tmp_path: Path, draw: Draw) -> list[Path]:
     return [draw(tmp_path / f"{number}.png", number) for number in range(9)]
 
 
-def test_paths_are_enough(pictures: list[Path], tiny: rl.Metric, one_by_one) -> None:
+def test_paths_are_enough(pictures: list[Path], tiny: rl.Lpips, one_by_one) -> None:
     files = [(pictures[0], picture) for picture in pictures[1:3]]
     results = list(score(files, tiny, workers=0))
     assert [(result.reference, result.image) for result in results] == [(str(a), str(b)) for a, b in files]
@@ -33,7 +33,7 @@ def test_paths_are_enough(pictures: list[Path], tiny: rl.Metric, one_by_one) -> 
     assert not any(result.recorded for result in results)
 
 
-def test_every_two_images(pictures: list[Path], tiny: rl.Metric, one_by_one) -> None:
+def test_every_two_images(pictures: list[Path], tiny: rl.Lpips, one_by_one) -> None:
     pairs = AllPairs.of([*pictures, "absent.png"], tiny, workers=0)
     assert len(pairs) == len(list(pairs)) == 37
     absent, *results = score(pairs, tiny, workers=0)
@@ -45,7 +45,7 @@ def test_every_two_images(pictures: list[Path], tiny: rl.Metric, one_by_one) -> 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_recorded_results_come_first_and_are_not_computed_again(
-    pictures: list[Path], tiny: rl.Metric, tmp_path: Path, suffix: str
+    pictures: list[Path], tiny: rl.Lpips, tmp_path: Path, suffix: str
 ) -> None:
     files = [(pictures[0], picture) for picture in (*pictures[1:4], tmp_path / "absent.png")]
     out = tmp_path / f"scores{suffix}"
@@ -59,7 +59,7 @@ def test_recorded_results_come_first_and_are_not_computed_again(
     assert all(result.recorded for result in score(files, tiny, out=out, workers=0))
 
 
-def test_results_are_on_disk_when_they_are_given(pictures: list[Path], tiny: rl.Metric, tmp_path: Path) -> None:
+def test_results_are_on_disk_when_they_are_given(pictures: list[Path], tiny: rl.Lpips, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
 
     def endless() -> Iterator[Pair]:
@@ -74,7 +74,7 @@ def test_results_are_on_disk_when_they_are_given(pictures: list[Path], tiny: rl.
 
 
 def test_a_full_disk_is_told_with_the_file_and_advice(
-    pictures: list[Path], tiny: rl.Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: list[Path], tiny: rl.Lpips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_with_the_file_and_advice(
 
 
 @pytest.mark.usefixtures("wrong_types")
-def test_arguments_that_make_no_sense(pictures: list[Path], tiny: rl.Metric, tmp_path: Path) -> None:
+def test_arguments_that_make_no_sense(pictures: list[Path], tiny: rl.Lpips, tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="random"):
         score([], rl.load("ensemble:lpips-tiny"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(MetricError, match="workers must be"):

@@ -32,11 +32,11 @@ def suffix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def metric(drawn: Callable[..., rl.Metric]) -> rl.Metric:
+def metric(drawn: Callable[..., rl.Lpips]) -> rl.Lpips:
     return drawn(TINY)
 
 
-def record(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> list[Result]:
+def record(path: Path, metric: rl.Lpips, results: list[Result] = RESULTS) -> list[Result]:
     """A run from beginning to end; the results that it found recorded already."""
     form = FORMS[path.suffix](metric)
     pairs = iter([Pair(result.reference, result.image) for result in results])
@@ -46,7 +46,7 @@ def record(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> li
     return found
 
 
-def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_cut_is_mended(tmp_path: Path, metric: rl.Lpips, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     whole = tmp_path / f"whole{suffix}"
     assert record(whole, metric) == []
@@ -63,7 +63,7 @@ def test_any_cut_is_mended(tmp_path: Path, metric: rl.Metric, suffix: str, monke
         assert torn.read_bytes() == content
 
 
-def test_json_lines_are_json(metric: rl.Metric) -> None:
+def test_json_lines_are_json(metric: rl.Lpips) -> None:
     form = JsonLines(metric)
     assert json.loads(form.header) == {"signature": metric.signature, "metric": metric.name}
     for result in RESULTS:
@@ -74,7 +74,7 @@ def test_json_lines_are_json(metric: rl.Metric) -> None:
         assert np.float32(entry["distance"]) == result.distance if result.distance is not None else "error" in entry
 
 
-def test_csv_is_csv(metric: rl.Metric) -> None:
+def test_csv_is_csv(metric: rl.Lpips) -> None:
     form = CsvRows(metric)
     rows = list(csv.DictReader(io.StringIO(form.header + "".join(map(form.line, RESULTS)), newline="")))
     assert [(row["reference"], row["image"], row["error"]) for row in rows] == [
@@ -84,7 +84,7 @@ def test_csv_is_csv(metric: rl.Metric) -> None:
     assert [row["distance"] == "" for row in rows] == [result.distance is None for result in RESULTS]
 
 
-def refused(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> str:
+def refused(path: Path, metric: rl.Lpips, results: list[Result] = RESULTS) -> str:
     """The message of a run that must not touch the file."""
     before = path.read_bytes()
     with pytest.raises(RlpipsError) as caught:
@@ -94,7 +94,7 @@ def refused(path: Path, metric: rl.Metric, results: list[Result] = RESULTS) -> s
     return str(caught.value)
 
 
-def test_another_metric_is_refused(tmp_path: Path, metric: rl.Metric, drawn: Callable[..., rl.Metric], suffix) -> None:
+def test_another_metric_is_refused(tmp_path: Path, metric: rl.Lpips, drawn: Callable[..., rl.Lpips], suffix) -> None:
     path = tmp_path / f"out{suffix}"
     record(path, metric)
     message = refused(path, drawn(TINY, version="0.0"))
@@ -103,7 +103,7 @@ def test_another_metric_is_refused(tmp_path: Path, metric: rl.Metric, drawn: Cal
     assert "record 1 is" in message if suffix == ".jsonl" else "record 2 is" in message
 
 
-def test_another_list_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+def test_another_list_is_refused(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     record(path, metric)
     other = [*RESULTS[:4], Result("r", "other.png", np.float32(1)), *RESULTS[5:]]
@@ -114,7 +114,7 @@ def test_another_list_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str)
     assert "after 5 pairs" in refused(path, metric, RESULTS[:5])
 
 
-def test_a_longer_list_goes_on(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+def test_a_longer_list_goes_on(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:
     path, whole = tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
     record(path, metric, RESULTS[:5])
     assert len(record(path, metric)) == 5
@@ -123,7 +123,7 @@ def test_a_longer_list_goes_on(tmp_path: Path, metric: rl.Metric, suffix: str) -
 
 
 @pytest.mark.parametrize("content", [b"notes of mine\n", b"notes of mine", b"\x89PNG\r\n\x1a\n\0\0"])
-def test_other_files_are_refused(tmp_path: Path, metric: rl.Metric, suffix: str, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, metric: rl.Lpips, suffix: str, content: bytes) -> None:
     path = tmp_path / f"out{suffix}"
     path.write_bytes(content)
     assert "record 1" in refused(path, metric)
@@ -132,7 +132,7 @@ def test_other_files_are_refused(tmp_path: Path, metric: rl.Metric, suffix: str,
 @pytest.mark.parametrize(
     "line", [b"\n", b"{}\n", b"[1]\n", b'{"reference": 1, "image": "a", "distance": 1}\n', b"a,b\n"]
 )
-def test_damage_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, line: bytes) -> None:
+def test_damage_is_refused(tmp_path: Path, metric: rl.Lpips, suffix: str, line: bytes) -> None:
     path = tmp_path / f"out{suffix}"
     record(path, metric, RESULTS[:1])
     path.write_bytes(path.read_bytes() + line)
@@ -140,7 +140,7 @@ def test_damage_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, line:
 
 
 @pytest.mark.parametrize("value", ["0.14285716", '"0.14285715"', "true", "1", ""])
-def test_a_changed_distance_is_refused(tmp_path: Path, metric: rl.Metric, suffix: str, value: str) -> None:
+def test_a_changed_distance_is_refused(tmp_path: Path, metric: rl.Lpips, suffix: str, value: str) -> None:
     path = tmp_path / f"out{suffix}"
     record(path, metric)
     content = path.read_text(errors="surrogateescape")
@@ -151,7 +151,7 @@ def test_a_changed_distance_is_refused(tmp_path: Path, metric: rl.Metric, suffix
     assert "checksum" in message
 
 
-def test_numbers_come_back_in_their_precision(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+def test_numbers_come_back_in_their_precision(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     results = [Result("a", str(kind), kind(1) / kind(3)) for kind in (np.float32, np.float64)]
     record(path, metric, results)
@@ -160,7 +160,7 @@ def test_numbers_come_back_in_their_precision(tmp_path: Path, metric: rl.Metric,
     assert [type(result.distance) for result in found] == [np.float32, np.float64]
 
 
-def test_two_runs_do_not_write_to_one_file(tmp_path: Path, metric: rl.Metric, suffix: str) -> None:
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     with Journal(path, FORMS[suffix](metric).header):
         assert "another run" in refused(path, metric)

@@ -10,7 +10,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import attacks
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from training import adversary
 from training.config import Lin
 
@@ -18,7 +18,7 @@ COUNT, SIZE = 4, 32
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -35,7 +35,7 @@ def images() -> adversary.Images:
 JUDGMENT = jnp.asarray([0.0, 1.0, 0.3, 0.8])
 
 
-def features(metric: Metric, images: Any) -> list:
+def features(metric: Lpips, images: Any) -> list:
     return [metric.features(image, value_range=(-1, 1)) for image in images]
 
 
@@ -52,7 +52,7 @@ def recorded(monkeypatch) -> list[dict[str, Any]]:
     return calls
 
 
-def perturbation(metric: Metric, images: adversary.Images, **options: Any) -> np.ndarray:
+def perturbation(metric: Lpips, images: adversary.Images, **options: Any) -> np.ndarray:
     config = Lin(protocol="published", **options)
 
     @jax.jit

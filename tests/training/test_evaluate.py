@@ -11,7 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax import attacks
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.evaluation import evaluate as measure
 from rlpips_jax.evaluation.measurement import Distances
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
@@ -35,7 +35,7 @@ def draw_triplets(made: str = "ordinal") -> Triplets:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -64,7 +64,7 @@ def test_many_devices_measure_what_one_does(tiny) -> None:
 def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatch) -> None:
     calls = []
 
-    def record(metric: Metric, triplets: Any, attack: Any, epsilon: float, **options: Any) -> Any:
+    def record(metric: Lpips, triplets: Any, attack: Any, epsilon: float, **options: Any) -> Any:
         calls.append((triplets.name, attack, epsilon, options["attacked"]))
         return evaluate.measurement.natural_distances(metric, triplets)
 

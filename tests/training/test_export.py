@@ -12,7 +12,7 @@ import pytest
 import rlpips_jax as rl
 from convert.program import main as convert
 from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import from_pytorch
@@ -29,12 +29,12 @@ def equal(found: Any, expected: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def squeeze(drawn) -> Metric:
+def squeeze(drawn) -> Lpips:
     return drawn(SQUEEZE)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -122,7 +122,7 @@ def test_a_backbone_is_official_by_its_values(squeeze, tmp_path) -> None:
 
 
 def test_a_metric_of_another_form_has_no_name(squeeze, tmp_path) -> None:
-    other = dataclasses.replace(squeeze, architecture=dataclasses.replace(SQUEEZE, tapped=SQUEEZE.tapped[:3]))
+    other = dataclasses.replace(squeeze, backbone=dataclasses.replace(SQUEEZE, tapped=SQUEEZE.tapped[:3]))
     with pytest.raises(TrainingError, match=r"network squeeze, version 0\.1.*has no name"):
         path_of(other, tmp_path, robust=True)
 

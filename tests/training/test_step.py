@@ -15,7 +15,7 @@ import rlpips_jax as rl
 from rlpips_jax.attacks.objectives import ATTACKED
 from rlpips_jax.attacks.table import names
 from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
-from rlpips_jax.distances.lpips import Metric
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.judgment import judgment_loss, ratio_logit
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import from_pytorch
@@ -66,7 +66,7 @@ def draw_batch(seed: int, count: int = 4) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Metric:
+def tiny() -> Lpips:
     return rl.load("lpips-tiny")
 
 
@@ -75,7 +75,7 @@ def groups() -> Groups:
     return {JUDGED: draw_batch(0)}
 
 
-def begin(config: Training, metric: Metric | rl.Ensemble, optimiser: Any = None) -> tuple[Any, State]:
+def begin(config: Training, metric: Lpips | rl.Ensemble, optimiser: Any = None) -> tuple[Any, State]:
     """A step and the state before it."""
     optimiser = make_optimiser(config, constant) if optimiser is None else optimiser
     sample = np.asarray(draw_batch(1).reference)
@@ -88,7 +88,7 @@ def test_six_steps_are_those_of_the_reference_program(shared: Path) -> None:
         golden = dict(file)
     parameters = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alex")
     parameters |= {"heads": tuple(jnp.asarray(golden[f"init/head{index}"], jnp.float32) for index in range(5))}
-    metric = Metric(jax.tree.map(jnp.asarray, parameters), "lpips-alex", ALEX)
+    metric = Lpips(jax.tree.map(jnp.asarray, parameters), "lpips-alex", ALEX)
     config = Natural(loss="head", rate=1e-4, b1=0.5, batch=8, precision="highest")
     optimiser = make_optimiser(config, constant)
     ranking = {
@@ -196,7 +196,7 @@ def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) ->
     assert float(report.loss) > float(ratio_loss(tiny, batch))
 
 
-def ratio_loss(metric: Metric, batch: Batch) -> Any:
+def ratio_loss(metric: Lpips, batch: Batch) -> Any:
     """The loss on triplets as they are."""
     d0, d1 = (rl.distance(batch.reference, image, metric) for image in (batch.p0, batch.p1))
     return judgment_loss(ratio_logit(d0, d1), batch.judgment).mean()
@@ -327,8 +327,8 @@ def test_floors_begin_at_a_share_of_the_median_norm(tiny) -> None:
         assert float(jnp.median(jnp.linalg.norm(feature, axis=-1))) == pytest.approx(2**-0.5, rel=1e-3)
 
 
-def rl_with_floors(metric: Metric, floors: tuple) -> Metric:
-    return Metric(metric.parameters | {"floors": floors}, metric.name, metric.architecture, version=metric.version)
+def rl_with_floors(metric: Lpips, floors: tuple) -> Lpips:
+    return Lpips(metric.parameters | {"floors": floors}, metric.name, metric.backbone, version=metric.version)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,262 @@
+"""Distances of pairs of images by any metric: `distance`, its layers and its map."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from rlpips_jax.distances import lpips
+from rlpips_jax.distances.protocol import (
+    Features,
+    LayeredMetric,
+    MappedMetric,
+    MaskedMetric,
+    Metric,
+    RandomMetric,
+    is_random,
+)
+from rlpips_jax.errors import EnsembleError, ImageError, MetricError
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.ops.blocks import in_blocks
+
+Mask = Bool[Array | np.ndarray, "..."]
+"""`(..., h, w)`, True where a pixel counts."""
+
+
+def distance(
+    x: Images,
+    y: Images,
+    metric: Metric | RandomMetric | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    mask: Mask | None = None,
+    key: Any = None,
+    samples: int | None = None,
+) -> Float[Array, "..."]:
+    """Perceptual distance of each pair of images: 0 for identical ones, about 0.7 for unrelated ones (LPIPS).
+
+    Args:
+        x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
+        y: images of the same shape.
+        metric: from `rlpips_jax.load`, or any object with the members of `rlpips_jax.Metric`; None for "lpips-alex",
+            which is loaded once. In a function that you jit, pass the metric through as an argument: one that is loaded
+            or closed over there becomes constants of the program. A random metric, such as "elpips-squeeze", needs
+            `key`.
+        value_range: black and white of floating-point images; under `jit` a static argument.
+        mask: `(..., h, w)` or `(h, w)`, True where pixels count. Outside it the second image is replaced by the first,
+            so that nothing there matters, and the mean of each layer is weighted by the mask, averaged down to the
+            layer's size. A mask that is True everywhere gives the plain distance, one that is False everywhere 0.
+        key: of a random metric, a key of `jax.random`: the same key gives the same number. `jax.vmap` over keys is
+            right, but with few samples computes every scale level.
+        samples: of a random metric, the number of draws that are averaged, by default 32; `rlpips_jax.estimate` finds
+            out how many are needed.
+
+    Returns:
+        The distance, with the leading axes of the images and nothing else; float32 (float64 if the metric is).
+        Differentiable, with finite gradients everywhere, also at x == y.
+
+    Raises:
+        ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape; or the mask does not
+            fit them.
+        MetricError: `metric` is not a metric, or cannot leave out parts of an image.
+        WeightsNotFound: `metric` is None, and its weights are not on this machine and cannot be downloaded.
+        EnsembleError: a random metric without a key, or one with a mask; or a key for a metric that is not random.
+    """
+    if is_random(metric):
+        if mask is not None:
+            raise EnsembleError(f"{metric.name} is random: masks are for metrics that are not")
+        return metric.distance(x, y, key=key, samples=samples, value_range=value_range)
+    metric = check_metric(metric)
+    if key is not None or samples is not None:
+        raise EnsembleError(f"{metric.name} is not random: key and samples are for ensembles such as 'elpips-squeeze'")
+    x, y, value_range = _checked(x, y, metric, value_range)
+    if mask is not None:
+        layers = _masked_layers(_able(metric, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
+        return lpips.total([layers[..., index] for index in range(layers.shape[-1])])
+    return _distance(metric, x, y, value_range=value_range)
+
+
+def layer_distances(
+    x: Images,
+    y: Images,
+    metric: Metric | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    mask: Mask | None = None,
+) -> Float[Array, "... layers"]:
+    """The share of each layer in `distance`: `(..., layers)`, summing to the distance. Arguments and errors as there.
+
+    Raises:
+        MetricError: the metric is not a sum over layers.
+    """
+    able = _able(check_metric(metric), LayeredMetric, "layer_distances")
+    x, y, value_range = _checked(x, y, able, value_range)
+    if mask is not None:
+        return _masked_layers(_able(able, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
+    return _layers(able, x, y, value_range=value_range)
+
+
+def distance_map(
+    x: Images,
+    y: Images,
+    metric: Metric | None = None,
+    *,
+    value_range: ValueRange = UNIT_RANGE,
+    mask: Mask | None = None,
+) -> Float[Array, "... h w"]:
+    """Where two images differ: the map of each layer, enlarged bilinearly to the size of the images, summed.
+
+    Its mean is near the distance, but not equal, as the enlargement weighs the borders differently. Arguments and
+    errors as in `distance`; the result has the shape of the images without the channels. It is 0 outside the mask.
+
+    Raises:
+        MetricError: the metric has no map.
+    """
+    able = _able(check_metric(metric), MappedMetric, "distance_map")
+    x, y, value_range = _checked(x, y, able, value_range)
+    if mask is None:
+        return _map(able, x, y, value_range=value_range)
+    mask = _mask(mask, x)
+    x, y = _alike_outside(x, y, mask, value_range)
+    return jnp.where(mask, _map(able, x, y, value_range=value_range), 0)
+
+
+def check_metric(metric: Any) -> Metric:
+    """The metric, or the default one for None.
+
+    Raises:
+        MetricError: it is not a metric; says which members it lacks.
+        EnsembleError: it is random, where one that is not is needed.
+    """
+    if metric is None:
+        return _default()
+    if is_random(metric):
+        raise EnsembleError(
+            f"{metric.name} is random, and has layers, maps and the like only under a given transformation: transform "
+            "both images by rlpips_jax.ensemble.transform and compare them by ensemble.metric"
+        )
+    if not isinstance(metric, Metric):
+        hint = f"; rlpips_jax.load({metric!r}) gives one" if isinstance(metric, str) else ""
+        raise MetricError(
+            f"metric must come from rlpips_jax.load, or have the members name, signature, minimum_size, features and "
+            f"between; got {type(metric).__name__}{hint}"
+        )
+    return metric
+
+
+@functools.cache
+def _default() -> Metric:
+    return lpips.assemble(lpips.DEFAULT)[1]
+
+
+def _able(metric: Any, ability: type, what: str) -> Any:
+    """The metric, if it can do something that not every metric can."""
+    if not isinstance(metric, ability):
+        (needed,) = (name for name in vars(ability) if name.endswith("between"))
+        raise MetricError(f"{metric.name} does not support {what}: it has no {needed}")
+    return metric
+
+
+def _checked(x: Any, y: Any, metric: Metric, value_range: Any) -> tuple[Any, Any, ValueRange]:
+    """Images that the metric can compare."""
+    value_range = check_value_range(value_range)
+    x, y = check_images(value_range, x=x, y=y, minimum_size=metric.minimum_size, user=metric.name)
+    return x, y, value_range
+
+
+def _mask(mask: Any, x: Images) -> Bool[Array, "... h w"]:
+    """The mask, with the leading axes of the images."""
+    if isinstance(mask, np.ma.MaskedArray) or getattr(mask, "dtype", None) != np.bool_:
+        got = "a masked array" if isinstance(mask, np.ma.MaskedArray) else getattr(mask, "dtype", type(mask).__name__)
+        raise ImageError(f"mask must be an array of booleans, True where pixels count, got {got}: use .astype(bool)")
+    if mask.shape not in (x.shape[:-1], x.shape[-3:-1]):
+        raise ImageError(
+            f"mask has shape {tuple(mask.shape)}; for these images it must be {tuple(x.shape[:-1])} or "
+            f"{tuple(x.shape[-3:-1])}"
+        )
+    return jnp.broadcast_to(jnp.asarray(mask), x.shape[:-1])
+
+
+def _alike_outside(x: Images, y: Images, mask: Bool[Array, "... h w"], value_range: ValueRange) -> tuple[Any, Any]:
+    """The images, the second replaced by the first outside the mask."""
+    if x.dtype != y.dtype:  # uint8 and floats have ranges of their own
+        x, y = (_in_range(image, value_range) for image in (x, y))
+    return x, jnp.where(mask[..., None], y, x)
+
+
+def _in_range(image: Images, value_range: ValueRange) -> Array:
+    """Floats in the range, of a uint8 image too."""
+    if image.dtype != np.uint8:
+        return jnp.asarray(image)
+    black, white = value_range
+    return jnp.asarray(image, jnp.float32) * ((white - black) / 255) + black
+
+
+@functools.partial(jax.jit, static_argnames="value_range")
+def _distance(metric: Metric, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "..."]:
+    return of_pairs(metric, metric.between, x, y, value_range)
+
+
+@functools.partial(jax.jit, static_argnames="value_range")
+def _layers(metric: Any, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "... layers"]:
+    return of_pairs(metric, metric.layers_between, x, y, value_range)
+
+
+@functools.partial(jax.jit, static_argnames="value_range")
+def _map(metric: Any, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "... h w"]:
+    height, width = x.shape[-3:-1]
+    return of_pairs(metric, functools.partial(metric.map_between, height=height, width=width), x, y, value_range)
+
+
+@functools.partial(jax.jit, static_argnames="value_range")
+def _masked_layers(
+    metric: Any, x: Images, y: Images, mask: Bool[Array, "... h w"], *, value_range: ValueRange
+) -> Float[Array, "... layers"]:
+    x, y = _alike_outside(x, y, mask, value_range)
+    return of_pairs(metric, metric.masked_between, x, y, value_range, mask)
+
+
+def of_pairs(
+    metric: Metric,
+    between: Callable[..., Float[Array, "n ..."]],
+    x: Images,
+    y: Images,
+    value_range: ValueRange,
+    *others: Array,
+) -> Float[Array, "..."]:
+    """The result of a function of two images' features for each pair; exactly 0 for identical images.
+
+    Args:
+        metric: whose features are compared, at most `max_batch` pairs at a time, if it has that attribute.
+        between: of the features of n images and n others, and of n further arguments.
+        x: `(..., h, w, 3)`.
+        y: of the same shape.
+        value_range: black and white of floating-point images.
+        *others: the further arguments, with the same leading axes.
+    """
+    leading = x.shape[:-3]
+
+    def block(x: Images, y: Images, *others: Array) -> Float[Array, "n ..."]:
+        features: list[Features] = [metric.features(image, value_range=value_range) for image in (x, y)]
+        return zero_where_identical(between(*features, *others), x, y, value_range)
+
+    arrays = (jnp.asarray(array).reshape(-1, *array.shape[len(leading) :]) for array in (x, y, *others))
+    result = in_blocks(block, *arrays, most=getattr(metric, "max_batch", None))
+    return result.reshape(*leading, *result.shape[1:])
+
+
+def zero_where_identical(
+    result: Float[Array, "n ..."], x: Images, y: Images, value_range: ValueRange = UNIT_RANGE
+) -> Float[Array, "n ..."]:
+    """The result of each pair of images, 0 for identical ones.
+
+    The compiler may round the networks of two identical images differently. Taking that difference away as a constant
+    leaves every derivative as it is.
+    """
+    x, y = (to_symmetric(image, value_range, jnp.promote_types(image.dtype, jnp.float32)) for image in (x, y))
+    identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
+    return result - jax.lax.stop_gradient(jnp.where(identical, result, jnp.zeros((), result.dtype)))
