@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances import lpips as metric_module
+from rlpips_jax.distances import distance as distance_module
+from rlpips_jax.distances import lpips as lpips_module
 from rlpips_jax.scoring import batches as scoring
 from rlpips_jax.scoring import readers, shapes
 from rlpips_jax.scoring.batches import score_pairs
@@ -47,7 +48,7 @@ def mixed(tmp_path: Path, draw: Draw) -> Files:
 
 def programs() -> int:
     """How many programs have been compiled for distances."""
-    jitted: list[Any] = [metric_module._distance, metric_module._padded_distance]
+    jitted: list[Any] = [distance_module._distance, lpips_module._padded_distance]
     return sum(function._cache_size() for function in jitted)
 
 
