@@ -46,7 +46,7 @@ class TracedObjective:
     goal: float | None = None
     """An attack has succeeded where the objective is above this; None: where it rose."""
 
-    def __call__(self, images: Images) -> Float[Array, " n"]:
+    def __call__(self, images: Float[Array, "n ..."]) -> Float[Array, " n"]:
         """The objective of each example."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class Classification(TracedObjective):
             )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
-    def succeeded(self, images: Any, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
+    def succeeded(self, images: Images, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
         """Whether another class has a larger logit than the label, whatever the loss."""
         return (after if self.loss == "margin" else margin(self.logits(images), self.labels)) > 0
 

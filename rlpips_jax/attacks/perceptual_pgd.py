@@ -12,7 +12,7 @@ from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Point, Procedure
+from rlpips_jax.attacks.procedure import Point, Procedure, State
 from rlpips_jax.attacks.project_perceptual import (
     PerceptualAttackResult,
     PerceptualBall,
@@ -92,7 +92,7 @@ class _Ascent(Procedure):
     def start(self, key: Key) -> Float[Array, "n ..."]:
         return self.ball.project(self.ball.start(key)) if self.random_start else self.ball.originals
 
-    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+    def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ..."]]:
         forward, backward = self.ball.linearise(point.variable)
         gradient = balls.BALLS["l2"].steepest(point.at.gradient)
         direction = conjugate_gradient(lambda v: backward(forward(v)), gradient, self.iterations)

@@ -9,7 +9,7 @@ from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import InBall, Point
+from rlpips_jax.attacks.procedure import InBall, Point, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
@@ -82,6 +82,6 @@ def pgd(
 class _Ascent(InBall):
     step_size: Float[Array, "..."]
 
-    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+    def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ..."]]:
         stride = balls.per_example(self.step_size, self.images)
         return state, point.variable + stride * self.steepest(point.at.gradient)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.keys import Key
@@ -14,10 +14,10 @@ from rlpips_jax.attacks.objectives import Randomised
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.images import ValueRange
 
-Variable = Any
-"""What an attack varies: images, or a flow; an array whose first axis is that of the examples."""
-State = Any
-"""What steps remember: a pytree."""
+Variable = Float[Array, "n ..."]
+"""What an attack varies: images, or a flow."""
+State = PyTree[Array]
+"""What steps remember."""
 
 
 class Evaluation(NamedTuple):
@@ -32,11 +32,12 @@ class Evaluation(NamedTuple):
 
     value: Float[Array, " n"]
     counted: Float[Array, " n"]
-    gradient: Variable = None
+    gradient: Any = None
     excess: Float[Array, "n ..."] | None = None
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True)
+class Point:
     """An iterate and what is known about it.
 
     Attributes:
@@ -115,7 +116,7 @@ class Procedure:
 
     def state(self, variable: Variable) -> State:
         """What the first step remembers."""
-        return None
+        return ()
 
     def gradient(self, objective: Rendered, variable: Variable, state: State, index: Int[Array, ""]) -> Evaluation:
         """The objective and its gradient at a variable."""
@@ -138,7 +139,7 @@ class Procedure:
         """The images that a variable stands for."""
         return variable
 
-    def origin(self) -> Variable:
+    def origin(self) -> Variable | None:
         """The variable of the images themselves, which are kept where nothing better is found.
 
         None: the best iterate is kept even if it is worse.

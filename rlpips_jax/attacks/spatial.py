@@ -15,7 +15,7 @@ from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Point, Procedure
+from rlpips_jax.attacks.procedure import Point, Procedure, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
 from rlpips_jax.errors import AttackError
@@ -168,7 +168,7 @@ class _Flows(Procedure):
         longest = jnp.max(_length(noise), axis=balls.IMAGE, keepdims=True)
         return balls.per_example(self.epsilon, self.images) * noise / longest
 
-    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ... h w 2"]]:
+    def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ... h w 2"]]:
         return state, point.variable + balls.per_example(self.step_size, self.images) * _unit(point.at.gradient)
 
     def project(self, variable: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:

@@ -14,7 +14,7 @@ from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Evaluation, InBall, Point, Rendered
+from rlpips_jax.attacks.procedure import Evaluation, InBall, Point, Rendered, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
 from rlpips_jax.errors import AttackError
@@ -99,11 +99,11 @@ class _Windows(InBall):
         first = {"linf": _stripes, "l2": _pyramids}[self.norm]
         return self.project(self.images + first(key, self.images, self.radius))
 
-    def gradient(self, objective: Rendered, variable: Array, state: None, index: Int[Array, ""]) -> Evaluation:
+    def gradient(self, objective: Rendered, variable: Array, state: State, index: Int[Array, ""]) -> Evaluation:
         value = objective.value(variable)
         return Evaluation(value, value)
 
-    def step(self, state: None, point: Point) -> tuple[None, Float[Array, "n ..."]]:
+    def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ..."]]:
         change = {"linf": _repainted, "l2": _moved}[self.norm]
         sides = jnp.asarray(window_sides(self.steps, self.initial_share, *self.images.shape[-3:-1]))
         return state, self.images + change(point.key, point.best - self.images, self.radius, sides[point.index])
