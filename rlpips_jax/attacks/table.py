@@ -56,7 +56,7 @@ class AttackEntry:
         function: the attack.
         does: what it does, in a few words.
         takes: how it is called.
-        norms: the values of its argument `norm`; empty if it has no such argument.
+        norms: those that its ball can have, by the argument `norm` if there are several; empty if it has no ball.
         unit: the unit of its radius: that of the values ("range"), "pixels", the "metric", or the metric's "root".
         radius: name of the argument that bounds it, "epsilon" or "bound".
         restarts: whether it takes `restarts`.
@@ -92,7 +92,7 @@ class AttackEntry:
             restarts: starts; None for the attack's own default.
         """
         options: dict[str, Any] = {"steps": steps}
-        if self.norms and norm is not None:
+        if len(self.norms) > 1 and norm is not None:
             options["norm"] = norm
         if self.restarts and restarts is not None:
             options["restarts"] = restarts

@@ -25,10 +25,15 @@ def worst_case(
 ) -> AttackResult:
     """The adversarial image with the largest objective for each example, among those of several attacks.
 
-        worst_case(objective, images, key=key, attacks=[
-            functools.partial(pgd, epsilon=2 / 255, steps=20, restarts=5),
-            functools.partial(square, epsilon=2 / 255, steps=500),
-        ])
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from rlpips_jax.attacks import noise, pgd, worst_case
+        >>> attacks = [functools.partial(pgd, epsilon=0.1, steps=4), functools.partial(noise, epsilon=0.1)]
+        >>> images = jnp.full((1, 4, 4, 3), 0.5)
+        >>> result = worst_case(lambda x: x.mean((1, 2, 3)), images, key=jax.random.key(0), attacks=attacks)
+        >>> print(result.after.round(3))
+        [0.6]
 
     An attack draws the same whatever attacks follow it in the list, so that more of them are never weaker. A randomised
     objective compares all under the same draws, and judges what was chosen once more; no attack has used the keys of

@@ -127,7 +127,7 @@ class Attack(MetricOptions):
         if len(self.images) == 3 and self.attacked not in attack.moves:
             raise AttackError(f"{name} cannot move the {self.attacked} picture; --attacked {' or '.join(attack.moves)}")
         if attack.radius == "bound" and (self.epsilon is not None or self.norm != "linf"):
-            raise AttackError(f"{name} has no --epsilon and no --norm: its metric stays within --bound")
+            raise AttackError(f"{name} has no --epsilon and no --norm: its distance stays under --bound")
         if self.norm not in (attack.norms or ("linf",)):
             raise AttackError(f"{name} has no --norm {self.norm}: its --epsilon is in {', '.join(attack.measures)}")
         for option, count in (("steps", self.steps), ("restarts", self.restarts)):

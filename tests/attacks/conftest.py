@@ -42,7 +42,7 @@ def cases(table: Mapping[str, AttackEntry]) -> list[Case]:
         for norm in (entry.norms or (None,)) if entry.takes == "objective" else ():
             options = [option for option in ("restarts", "random_start") if getattr(entry, option)]
             run = functools.partial(entry.function, **entry.options(steps=STEPS, norm=norm))
-            options += ["steps", *(["norm"] if norm else [])]
+            options += ["steps", *(["norm"] if len(entry.norms) > 1 else [])]
             title = f"{name}-{norm}" if norm else name
             found.append(Case(title, run, norm, tuple(options), climbs=name != "noise"))
     return found
