@@ -17,7 +17,8 @@ from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.objectives import TracedObjective
 from rlpips_jax.attacks.pgd import pgd
 from rlpips_jax.attacks.result import AttackResult
-from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric
+from rlpips_jax.distances.pairwise import pairwise_between
+from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
 
@@ -43,18 +44,12 @@ class SemanticSimilarity(TracedObjective):
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
         moving = self.metric.features(images, value_range=self.value_range)
         # The matrix only says which reference is farthest; the gradient needs no other pair than that.
-        distances = _pairwise(self.metric, *jax.tree.map(lax.stop_gradient, (moving, self.features)))
+        distances = pairwise_between(self.metric, *jax.tree.map(lax.stop_gradient, (moving, self.features)))
         own = jnp.eye(images.shape[0], dtype=bool)
         farthest = jnp.argmax(jnp.where(own, -jnp.inf, distances), axis=1)
         others = jax.tree.map(lambda leaf: leaf[farthest], self.features)
         margin = self.metric.between(moving, self.features) - self.metric.between(moving, others)
         return jnp.minimum(margin, 0)
-
-
-def _pairwise(metric: Metric, features: Features, others: Features) -> Float[Array, "n m"]:
-    if isinstance(metric, PairwiseMetric):
-        return metric.pairwise_between(features, others)
-    return lax.map(lambda one: metric.between(jax.tree.map(lambda leaf: leaf[None], one), others), features)
 
 
 def semantic_similarity(

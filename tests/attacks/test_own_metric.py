@@ -82,6 +82,15 @@ def test_every_side_has_an_objective(metric: Blurred, images: np.ndarray, side: 
     )
 
 
+def test_triplets_are_attacked_from_every_side(metric: Blurred, images: np.ndarray) -> None:
+    attack = functools.partial(attacks.pgd, epsilon=0.1, steps=3)
+    result = attacks.attack_triplets(metric, *images, attack=attack, key=KEY, attacked=ATTACKED)
+    np.testing.assert_allclose(
+        result.after.closer, rl.distance(result.reference, result.closer, metric), rtol=1e-4, atol=1e-7
+    )
+    assert np.all(result.after.margin > result.before.margin)
+
+
 def test_attacks_on_distances(metric: Blurred, images: np.ndarray) -> None:
     far = attacks.distort(metric, images[0], key=KEY, epsilon=0.1, steps=3)
     assert np.all(far.after > 0)
