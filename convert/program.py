@@ -17,6 +17,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import BACKBONES, Backbone
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
+from rlpips_jax.loading import recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import (
@@ -29,7 +30,7 @@ from rlpips_jax.weights.parameters import (
     to_pytorch,
 )
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, RECIPES, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, Part
 
 PROGRAM = "python -m convert"
 DIFFERENT, IMPOSSIBLE = 1, 2
@@ -235,7 +236,7 @@ def _convert(config: Convert) -> Lpips | None:
         name = str(last.path)
     metric = _load(name, config.out)
     print(f"signature  {metric.signature}")
-    if name in RECIPES:
+    if name in recipes():
         print(f"load it    rlpips_jax.load({name!r}, weights_dir={str(config.out)!r})")
     elif name not in METRICS:
         print(f"load it    rlpips_jax.load({name!r})")
@@ -317,9 +318,9 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     name = config.name.removesuffix("@0.1") if config.name else usual
     part = METRICS.get(name)
     if part is None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in RECIPES:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in recipes():
             raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
-        return Part(name, RECIPES[base].architecture), base
+        return Part(name, recipes()[base].architecture), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
     if config.backbone not in (None, part.architecture.name):
         raise ArgumentError(f"{name} has the backbone {part.architecture.name}, but --backbone is {config.backbone}")

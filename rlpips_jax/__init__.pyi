@@ -60,4 +60,4 @@ from .files.image_files import (
 
 __all__: list[str]
 
-from .loading import load as load
+from .loading import load as load, save as save

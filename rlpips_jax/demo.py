@@ -24,8 +24,7 @@ from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.evaluation import distortions
 from rlpips_jax.files.image_files import image_paths, load_image, save_image
-from rlpips_jax.loading import load
-from rlpips_jax.weights.registry import find
+from rlpips_jax.loading import find, load
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 MOST_PHOTOGRAPHS = 8

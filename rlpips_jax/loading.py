@@ -1,16 +1,32 @@
-"""Metrics by name: of a weight file, of the official ones, or under E-LPIPS's transformations."""
+"""Metrics by name and by file: the table of families, `load` and `save`."""
 
+import difflib
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 from jax.typing import DTypeLike
 
-from rlpips_jax.distances.lpips import DEFAULT, Lpips, assemble
+from rlpips_jax.distances import lpips
+from rlpips_jax.distances.family import Family, read_parameters
+from rlpips_jax.distances.lpips import DEFAULT, Lpips
 from rlpips_jax.distances.options import Options
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
+from rlpips_jax.ensemble import ensemble
+from rlpips_jax.ensemble.ensemble import Ensemble
+from rlpips_jax.errors import MetricError, UnknownMetric, WeightsMismatch, WeightsNotFound
+from rlpips_jax.weights import native
+from rlpips_jax.weights.registry import Recipe
+
+FAMILIES: dict[str, Family] = {
+    "lpips": lpips.FAMILY,
+    "elpips": ensemble.FAMILY,
+}
+"""Every family of metrics. What stands here is loaded by name, listed, tested and offered by the command line."""
 
 PREFIX = "ensemble:"
-"""Of the name of any metric, puts it under E-LPIPS's transformations."""
+"""Before the name of any metric, puts it under E-LPIPS's transformations."""
 
 EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 
@@ -79,6 +95,9 @@ def load(
             forbids ("can't apply forward-mode differentiation ..."). On CPU gradients get slower.
         frozen: stop gradients by the metric's parameters: for a metric that is a field of a model which is trained.
 
+    Returns:
+        An `Lpips`, or an `Ensemble`, which is random and needs a key.
+
     Raises:
         UnknownMetric: no metric of this name.
         WeightsNotFound: no weights on this machine, and no download; says what to put where.
@@ -86,9 +105,6 @@ def load(
         WeightsMismatch: a weight file is of another network, incomplete, or has negative heads or floors.
         MetricError: an option that makes no sense.
     """
-    ensemble = isinstance(name, str) and name.startswith(PREFIX)
-    if ensemble:
-        name = str(name).removeprefix(PREFIX)
     options = Options(
         unweighted=unweighted,
         dtype=dtype,
@@ -98,5 +114,90 @@ def load(
         forward_mode=forward_mode,
         frozen=frozen,
     )
-    recipe, metric = assemble(name, weights_dir, options)
-    return Ensemble(metric) if ensemble or recipe.ensemble else metric
+    if not isinstance(name, str | os.PathLike):
+        raise MetricError(f"a metric is named by a string or by a file's path, got {name!r}")
+    if isinstance(name, str) and name.startswith(PREFIX):
+        found = _load(name.removeprefix(PREFIX), weights_dir, options)
+        return found if is_random(found) else Ensemble(found)
+    return _load(name, weights_dir, options)
+
+
+def _load(
+    name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None, options: Options
+) -> Metric | RandomMetric:
+    if isinstance(name, os.PathLike) or name.endswith(native.SUFFIX):
+        path = Path(name)
+        if not path.is_file():
+            raise WeightsNotFound(f"no weight file {os.fspath(path)!r}")
+        metadata = native.read_metadata(path)
+        if "metric" not in metadata:
+            raise WeightsMismatch(
+                f"{path} is one part of a metric, not a whole one; load the metric by name, with "
+                f"weights_dir={path.parent}"
+            )
+        family, recipe = _find(metadata["metric"])
+        at_hand, recipe = native.read(path, recipe.architecture)[0], replace(recipe, name=path.stem)
+    else:
+        (family, recipe), at_hand = _find(name), None
+    return family.build(recipe, read_parameters(recipe, at_hand, weights_dir), options)
+
+
+def save(metric: Metric | RandomMetric, path: str | os.PathLike[str], *, licence: str | None = None) -> None:
+    """Writes a whole metric, backbone included, to a file that `load` reads back by its path.
+
+    Options such as `dtype` are not part of the file; `load` takes them.
+
+    Args:
+        metric: an `Lpips`, such as one whose heads were trained, or an `Ensemble` of one.
+        path: where to; must end in `.safetensors`.
+        licence: under which the parameters may be used, kept in the file.
+
+    Raises:
+        MetricError: the path has another suffix; or no named metric has this network, taps and version, so that `load`
+            would not know how to put the file together.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != native.SUFFIX:
+        raise MetricError(f"a metric is written to a file with the suffix {native.SUFFIX}, got {os.fspath(path)!r}")
+    inner = metric.metric if isinstance(metric, Ensemble) else metric
+    if not isinstance(inner, Lpips):
+        raise MetricError(f"only metrics of the family LPIPS have a file format, got {type(metric).__name__}")
+    alike = [
+        recipe.name
+        for recipe in recipes().values()
+        if (recipe.architecture, recipe.version) == (inner.backbone, inner.version)
+        and recipe.ensemble == isinstance(metric, Ensemble)
+    ]
+    if not alike:
+        raise MetricError(
+            f"{metric.name} has a network, taps or a version that no named metric has, so its file could not be read "
+            "back; flax.serialization.to_bytes keeps its parameters"
+        )
+    kind = metric.name if metric.name in alike else alike[0]
+    native.write(path, inner.parameters, inner.backbone, metric=kind, **({"licence": licence} if licence else {}))
+
+
+def recipes() -> dict[str, Recipe]:
+    """The recipe of every metric that has a name."""
+    return {name: recipe for family in FAMILIES.values() for name, recipe in family.recipes.items()}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a metric; `@0.1`, the current version, may be written out.
+
+    Raises:
+        UnknownMetric: no such metric; names the nearest.
+    """
+    return _find(name)[1]
+
+
+def _find(name: str) -> tuple[Family, Recipe]:
+    for known in (name, name.removesuffix("@0.1") if name.count("@") == 1 else name):
+        for family in FAMILIES.values():
+            if known in family.recipes:
+                return family, family.recipes[known]
+    names = list(recipes())
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+    raise UnknownMetric(f"no metric is called {name!r}; {advice} A trained metric is loaded by its file's path")

@@ -28,6 +28,7 @@ from rlpips_jax.backbones import SQUEEZE, TINY, Sequential
 from rlpips_jax.cli import doctor
 from rlpips_jax.cli import weights as weights_command
 from rlpips_jax.errors import WeightsNotFound
+from rlpips_jax.loading import recipes
 from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import Parameters, digest, to_pytorch, unflatten
 from rlpips_jax.weights.pytorch import write_checkpoint
@@ -613,7 +614,7 @@ def test_the_list_names_every_metric_and_file(rlpips: Rlpips) -> None:
     run = rlpips("weights", "list")
     assert (run.status, run.err) == (0, "")
     rows = rows_of(run.out)
-    assert rows.keys() == registry.RECIPES.keys()
+    assert rows.keys() == recipes().keys()
     assert "download 244.4 MB" in rows["lpips-alex"]
     assert "ready" in rows["rlpips-tiny"]
     for part in registry.PARTS.values():
@@ -855,7 +856,7 @@ def test_the_doctor_finds_nothing(rlpips: Rlpips, tiny_dir: Path) -> None:
     run = rlpips("doctor", "--weights-dir", tiny_dir)
     assert (run.status, run.err) == (0, ""), run.out
     assert run.out.splitlines()[-1] == "healthy"
-    for word in (rl.__version__, jax.__version__, np.__version__, *registry.RECIPES, "first call"):
+    for word in (rl.__version__, jax.__version__, np.__version__, *recipes(), "first call"):
         assert word in run.out
 
 

@@ -12,10 +12,11 @@ import rlpips_jax as rl
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import TrainingError, WeightsError
+from rlpips_jax.loading import recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, RECIPES
+from rlpips_jax.weights.registry import BACKBONE_PARTS
 from training.step import AnyMetric, drawn_metric, with_parameters
 
 PAIRS_AT_ONCE = 32
@@ -31,7 +32,7 @@ def path_of(metric: Lpips | Ensemble, folder: Path, *, robust: bool) -> Path:
     family = metric.backbone.name
     sort = "elpips" if ensemble else "rlpips" if robust else "lpips"
     for name in (f"{sort}-{family}",) if ensemble else (f"{sort}-{family}", metric.name):
-        recipe = RECIPES.get(name)
+        recipe = recipes().get(name)
         if recipe and (recipe.architecture, recipe.version) == (metric.backbone, metric.version):
             return folder / f"{name}.safetensors"
     raise TrainingError(
@@ -68,11 +69,11 @@ def export(metric: Lpips, path: Path, *, with_backbone: bool, card: dict[str, An
     name = path.stem
     parameters = jax.device_get(metric.parameters)
     # A network that nobody publishes travels with its heads.
-    if not with_backbone and RECIPES[name].backbone is not None:
+    if not with_backbone and recipes()[name].backbone is not None:
         parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}
     document = json.dumps(card, sort_keys=True)
     native.write(path, parameters, metric.backbone, metric=name, licence="Apache-2.0", card=document)
-    if "floors" in parameters or RECIPES[name].backbone is None or RECIPES[name].ensemble:
+    if "floors" in parameters or recipes()[name].backbone is None or recipes()[name].ensemble:
         return [path]
     checkpoint = path.with_suffix(".pth")
     write_checkpoint(checkpoint, to_pytorch(parameters, metric.backbone))

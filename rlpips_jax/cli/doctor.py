@@ -25,10 +25,9 @@ from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.lpips import EPSILON, Lpips
 from rlpips_jax.errors import RlpipsError
-from rlpips_jax.loading import load
+from rlpips_jax.loading import load, recipes
 from rlpips_jax.weights import store
 from rlpips_jax.weights.parameters import SCALE, SHIFT
-from rlpips_jax.weights.registry import RECIPES
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "safetensors", "pooch", "tyro")
 
@@ -79,7 +78,7 @@ class Doctor:
         variables = [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
         _section("environment", variables or [("none of those that matter is set", "")])
         _section("places", [(kind, _described(path)) for kind, path in places(self.weights_dir)])
-        metrics = [(name, availability(recipe, self.weights_dir)) for name, recipe in RECIPES.items()]
+        metrics = [(name, availability(recipe, self.weights_dir)) for name, recipe in recipes().items()]
         _section(
             "metrics",
             [(name, f"{here.state:18}{'' if here.damage else here.places}") for name, here in metrics],

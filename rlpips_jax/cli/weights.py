@@ -13,11 +13,12 @@ from rlpips_jax.cli import say
 from rlpips_jax.cli.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.cli.options import Folder
 from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.loading import find, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import PARTS, RECIPES, Part, find
+from rlpips_jax.weights.registry import PARTS, Part
 
 KEPT = ("source", "source_sha256", "licence", "citation", "held_out", "model_card")
 """What an imported weight file of this library goes on saying of itself."""
@@ -33,7 +34,7 @@ class List:
     def run(self) -> int:
         first(PARTS["lpips-tiny"], self.weights_dir)  # Raises if a folder is none, for all metrics at once.
         rows = []
-        for recipe in RECIPES.values():
+        for recipe in recipes().values():
             here = availability(recipe, self.weights_dir)
             rows.append((recipe.name, here.state, here.places))
         print(reports.table(("metric", "weights", "where"), rows))
@@ -132,7 +133,7 @@ class Import:
                 "--replace writes over it"
             )
         # Heads can be loaded by their path as well, if they say of which metric they are.
-        metric = {"metric": part.name} if part.name in RECIPES else {}
+        metric = {"metric": part.name} if part.name in recipes() else {}
         native.write(target, parameters, part.architecture, **metadata | metric)
         return "kept as"
 

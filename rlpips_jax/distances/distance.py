@@ -133,7 +133,7 @@ def check_metric(metric: Any) -> Metric:
         EnsembleError: it is random, where one that is not is needed.
     """
     if metric is None:
-        return _default()
+        return lpips.default()
     if is_random(metric):
         raise EnsembleError(
             f"{metric.name} is random, and has layers, maps and the like only under a given transformation: transform "
@@ -146,11 +146,6 @@ def check_metric(metric: Any) -> Metric:
             f"between; got {type(metric).__name__}{hint}"
         )
     return metric
-
-
-@functools.cache
-def _default() -> Metric:
-    return lpips.assemble(lpips.DEFAULT)[1]
 
 
 def _able(metric: Any, ability: type, what: str) -> Any:

@@ -13,9 +13,7 @@ At c_l = 0 the derivative by c_l is 0, so learning starts above 0.
 """
 
 import functools
-import os
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,17 +25,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
+from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
-from rlpips_jax.errors import ImageError, MetricError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
-from rlpips_jax.weights import native, registry, store
 from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
+from rlpips_jax.weights.registry import RECIPES, Recipe
 
 DEFAULT = "lpips-alex"
 EPSILON = 1e-10
@@ -275,63 +274,32 @@ class Lpips:
 register_metric(Lpips)
 
 
-def make(
-    parameters: Parameters, name: str, backbone: Backbone, *, version: str = "0.1", options: Options | None = None
-) -> Lpips:
-    """An LPIPS of parameters as they were read; heads that are absent are 1.
+def build(recipe: Recipe, parameters: Parameters, options: Options) -> Lpips:
+    """An LPIPS of a recipe and its parameters as they were read; heads that are absent are 1.
 
     Args:
+        recipe: name, network and version.
         parameters: backbone, and heads and floors where there are any.
-        name: what it is called.
-        backbone: the network and its taps.
-        version: of LPIPS.
         options: how it is to be computed.
     """
-    options = options or Options()
+    backbone = recipe.architecture
     if options.unweighted or "heads" not in parameters:
         parameters = parameters | {"heads": tuple(np.ones(channels, np.float32) for channels in backbone.channels)}
     with jax.ensure_compile_time_eval():
         parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
-    return Lpips(parameters, name, backbone, version=version, **options.of_network)
+    name = f"{recipe.name} (unweighted)" if options.unweighted and recipe.heads else recipe.name
+    return Lpips(parameters, name, backbone, version=recipe.version, **options.of_network)
 
 
-def assemble(
-    name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None = None, options: Options | None = None
-) -> tuple[registry.Recipe, Lpips]:
-    """A metric by its name or its file, and the recipe by which it was made; as `rlpips_jax.load`."""
-    options = options or Options()
-    if not isinstance(name, str | os.PathLike):
-        raise MetricError(f"a metric is named by a string or by a file's path, got {name!r}")
-    recipe, parameters = _read(name, weights_dir)
-    label = f"{recipe.name} (unweighted)" if options.unweighted and recipe.heads else recipe.name
-    return recipe, make(parameters, label, recipe.architecture, version=recipe.version, options=options)
+FAMILY = Family(RECIPES, build)
+"""LPIPS, R-LPIPS and baselines."""
 
 
-def _read(
-    name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None
-) -> tuple[registry.Recipe, Parameters]:
-    """The recipe and all parameters of a metric, from the store or from a file."""
-    if isinstance(name, os.PathLike) or name.endswith(native.SUFFIX):
-        recipe, parameters = _read_file(Path(name))
-    else:
-        recipe = registry.find(name)
-        parameters = store.obtain(recipe.heads, weights_dir)[0] if recipe.heads else {}
-    if "backbone" not in parameters and recipe.backbone:
-        parameters = parameters | {"backbone": store.obtain(recipe.backbone, weights_dir)[0]["backbone"]}
-    return recipe, parameters
-
-
-def _read_file(path: Path) -> tuple[registry.Recipe, Parameters]:
-    if not path.is_file():
-        raise WeightsNotFound(f"no weight file {os.fspath(path)!r}")
-    metadata = native.read_metadata(path)
-    if "metric" not in metadata:
-        raise WeightsMismatch(
-            f"{path} is one part of a metric, not a whole one; load the metric by name, with weights_dir={path.parent}"
-        )
-    recipe = registry.find(metadata["metric"])
-    parameters, _ = native.read(path, recipe.architecture)
-    return replace(recipe, name=path.stem), parameters
+@functools.cache
+def default() -> Lpips:
+    """The metric that is used where none is named, loaded once."""
+    recipe = RECIPES[DEFAULT]
+    return build(recipe, read_parameters(recipe), Options())
 
 
 @functools.partial(jax.jit, static_argnames="value_range")

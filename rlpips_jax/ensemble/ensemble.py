@@ -11,7 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from rlpips_jax.backbones import Dropout
+from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import distance, zero_where_identical
+from rlpips_jax.distances.family import Family
+from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import DropoutMetric, Features, LayeredMetric, Metric, TransposableMetric
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.ensemble import sampling
@@ -30,6 +33,8 @@ from rlpips_jax.ensemble.transformations import (
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
 from rlpips_jax.ops.blocks import in_blocks
+from rlpips_jax.weights.parameters import Parameters
+from rlpips_jax.weights.registry import ENSEMBLE_RECIPES, Recipe
 
 KEEP = 0.99
 """Share of the inputs of each convolution that dropout keeps."""
@@ -121,6 +126,15 @@ class Ensemble(Generic[AnyMetric]):
 
 
 register_metric(Ensemble, ("metric",))
+
+
+def build(recipe: Recipe, parameters: Parameters, options: Options) -> Ensemble[lpips.Lpips]:
+    """E-LPIPS of a recipe and its parameters as they were read."""
+    return Ensemble(lpips.build(recipe, parameters, options))
+
+
+FAMILY = Family(ENSEMBLE_RECIPES, build)
+"""E-LPIPS."""
 
 
 @dataclass(frozen=True, eq=False)

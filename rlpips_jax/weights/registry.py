@@ -1,6 +1,5 @@
 """Every metric by name, and every file it is made of."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +14,6 @@ from rlpips_jax.backbones import (
     VGG,
     Backbone,
 )
-from rlpips_jax.errors import UnknownMetric
 from rlpips_jax.files.official import Official
 
 
@@ -174,13 +172,17 @@ PARTS = BACKBONE_PARTS | HEADS | ENSEMBLE_HEADS
 """Every weight file by name."""
 
 RECIPES: dict[str, Recipe] = {}
-"""Every metric by name."""
+"""Every LPIPS, R-LPIPS and baseline by name."""
+
+ENSEMBLE_RECIPES: dict[str, Recipe] = {}
+"""Every E-LPIPS by name."""
 
 
 def _add_heads(name: str, part: Part, *, ensemble: bool) -> None:
     version = "0.0" if name.endswith("@0.0") else "0.1"
     backbone = BACKBONE_PARTS.get(part.architecture.name)
-    RECIPES[name] = Recipe(name, part.architecture, part, backbone, version, ensemble)
+    table = ENSEMBLE_RECIPES if ensemble else RECIPES
+    table[name] = Recipe(name, part.architecture, part, backbone, version, ensemble)
 
 
 def add_backbone(backbone: Backbone) -> None:
@@ -197,19 +199,3 @@ for _official in BACKBONE_PARTS.values():
     add_backbone(_official.architecture)
 for _name, _heads in {**ENSEMBLE_HEADS, **{f"elpips-{name}": HEADS[f"lpips-{name}"] for name in UNTAPPED}}.items():
     _add_heads(_name, _heads, ensemble=True)
-
-
-def find(name: str) -> Recipe:
-    """The recipe of a metric; `@0.1`, the current version, may be written out.
-
-    Raises:
-        UnknownMetric: no such metric; names the nearest.
-    """
-    recipe = RECIPES.get(name)
-    if recipe is None and name.count("@") == 1:
-        recipe = RECIPES.get(name.removesuffix("@0.1"))
-    if recipe is None:
-        near = difflib.get_close_matches(name.lower(), RECIPES, n=3, cutoff=0.4)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}."
-        raise UnknownMetric(f"no metric is called {name!r}; {advice} A trained metric is loaded by its file's path")
-    return recipe

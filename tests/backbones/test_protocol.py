@@ -145,4 +145,4 @@ def test_a_new_backbone_is_converted_listed_and_loaded(
     assert status == 0
     assert "baseline-two" in out
     with pytest.raises(MetricError, match="a backbone without stages"):
-        padded_distance(images, images, np.array([[9, 8], [8, 7]]), metric)
+        metric.padded_distance(images, images, np.array([[9, 8], [8, 7]]))

@@ -10,10 +10,11 @@ import pytest
 
 from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG
 from rlpips_jax.errors import UnknownMetric
+from rlpips_jax.loading import find, recipes
 from rlpips_jax.weights import registry, store
 from rlpips_jax.weights.parameters import from_pytorch
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, PARTS, RECIPES, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, PARTS, Part
 
 OFFICIAL = [part for part in PARTS.values() if part.official]
 
@@ -46,6 +47,9 @@ def test_official_files_are_described_well(part: Part) -> None:
     stated = re.search(r"-([0-9a-f]{8})\.pth$", official.file_name)
     assert (part.half == "backbone") == bool(stated)
     assert stated is None or official.sha256.startswith(stated[1])
+
+
+RECIPES = recipes()
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
@@ -105,9 +109,9 @@ def test_pooling_of_e_lpips() -> None:
 
 
 def test_find() -> None:
-    assert registry.find("lpips-alex").architecture == ALEX
-    assert registry.find("lpips-alex@0.1") is registry.find("lpips-alex")
-    assert registry.find("lpips-alex@0.0").version == "0.0"
+    assert find("lpips-alex").architecture == ALEX
+    assert find("lpips-alex@0.1") is find("lpips-alex")
+    assert find("lpips-alex@0.0").version == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_find() -> None:
 )
 def test_unknown_names_get_advice(name: str, advice: str) -> None:
     with pytest.raises(UnknownMetric) as caught:
-        registry.find(name)
+        find(name)
     message = str(caught.value)
     assert message.startswith(f"no metric is called {name!r}; ")
     assert advice in message

@@ -1,0 +1,46 @@
+"""A family of metrics: the names it has, the files they need, and how one is put together."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rlpips_jax.distances.options import Options
+from rlpips_jax.distances.protocol import Metric, RandomMetric
+from rlpips_jax.weights import store
+from rlpips_jax.weights.parameters import Parameters
+from rlpips_jax.weights.registry import Recipe
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of metrics. One entry of `rlpips_jax.loading.FAMILIES` makes its metrics known everywhere.
+
+    Attributes:
+        recipes: by the name that `rlpips_jax.load` takes: which network and which weight files a metric is made of.
+        build: makes a metric of a recipe, its parameters and the options of `rlpips_jax.load`.
+    """
+
+    recipes: Mapping[str, Recipe]
+    build: Callable[[Recipe, Parameters, Options], Metric | RandomMetric]
+
+
+def read_parameters(
+    recipe: Recipe, parameters: Parameters | None = None, weights_dir: str | os.PathLike[str] | None = None
+) -> Parameters:
+    """All parameters of a recipe, from the places where weights are sought.
+
+    Args:
+        recipe: which files are needed.
+        parameters: those that are at hand already, as from a metric's own file.
+        weights_dir: a folder to look into first.
+
+    Raises:
+        WeightsNotFound: they are not on this machine and cannot be downloaded.
+        WeightsCorrupt: a weight file is damaged.
+        WeightsMismatch: a weight file is of another network.
+    """
+    if parameters is None:
+        parameters = store.obtain(recipe.heads, weights_dir)[0] if recipe.heads else {}
+    if "backbone" not in parameters and recipe.backbone:
+        parameters = parameters | {"backbone": store.obtain(recipe.backbone, weights_dir)[0]["backbone"]}
+    return parameters
