@@ -9,6 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.cli.options import load_metric
+from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.errors import MetricError
 
 OWN = """
@@ -47,6 +48,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("name", ["make", "metric", "Colour"])
 def test_a_metric_of_ones_own(module: str, name: str) -> None:
     assert load_metric(f"{module}:{name}").signature == "colour 1"
+
+
+def test_commands_of_triplets_take_it_too(module: str) -> None:
+    (metric,) = TripletOptions(data=(), metric=(f"{module}:make",)).metrics()
+    assert metric.signature == "colour 1"
 
 
 @pytest.mark.parametrize(
