@@ -33,7 +33,7 @@ class MetricOptions:
     weights_dir: Folder = None
     """Folder to look for weights in first."""
 
-    def load(self) -> Any:
+    def load(self) -> Metric:
         """The metric, which must not be random.
 
         Raises:

@@ -118,7 +118,7 @@ class TripletOptions:
             EnsembleError: it is an ensemble.
         """
         metric = load_metric(name, self.weights_dir)
-        if is_random(metric) or isinstance(metric, Ensemble):
+        if is_random(metric):
             raise EnsembleError(f"{option} {name} is random, and a metric that is not is needed, such as lpips-alex")
         return metric
 

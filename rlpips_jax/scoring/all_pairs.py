@@ -11,14 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from rlpips_jax.arguments import whole_number
+from rlpips_jax.distances.pairwise import pairwise_between
 from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.errors import ImageError, ImageFileError, MetricError, PairsWarning
 from rlpips_jax.scoring.batches import BATCH_PIXELS, InFlight, of_one_type, result_of, score_pairs
@@ -153,7 +152,9 @@ def _rows(group: Group, tiles: "_Tiles", skip: int, pause: Callable[[], object])
             left = tiles.features(row)
             for column in range(row, len(tiles.members)):
                 right = tiles.features(column)
-                in_flight.add(lambda left=left, right=right: _between(tiles.metric, left, right), columns.append)
+                in_flight.add(
+                    lambda left=left, right=right: pairwise_between(tiles.metric, left, right), columns.append
+                )
             in_flight.finish()
             tiles.forget(row)
             values = np.concatenate(columns, axis=1)
@@ -225,14 +226,6 @@ class _Tiles:
         if sum(map(_nbytes, (*self._kept.values(), found))) <= FEATURE_BYTES:
             self._kept[number] = found
         return found
-
-
-def _between(metric: Any, features: Features, others: Features) -> Float[Array, "n m"]:
-    """The distances of all images of one tile to all of another."""
-    if hasattr(metric, "pairwise_between"):
-        return metric.pairwise_between(features, others)
-    count = len(jax.tree.leaves(features)[0])
-    return jnp.stack([metric.between(jax.tree.map(lambda leaf: leaf[at], features), others) for at in range(count)])  # noqa: B023
 
 
 def _nbytes(features: Features) -> int:

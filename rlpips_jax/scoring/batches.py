@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Shaped
 
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric, PaddedMetric
@@ -195,7 +195,7 @@ class _Batches:
 
     def __init__(self, metric: Metric, pause: Callable[[], object]) -> None:
         self._metric = metric
-        self._shapes = Shapes(padded=_can_pad(metric))
+        self._shapes = Shapes(padded=isinstance(metric, PaddedMetric) and metric.can_pad)
         self._sample: list[_Loaded] | None = []
         self._waiting: dict[Shape, list[_Loaded]] = {}
         self._pending = 0
@@ -266,26 +266,11 @@ class _Batches:
             for loaded, value in zip(batch, values, strict=False):
                 self.results[loaded.place] = result_of(loaded.pair.reference, loaded.pair.image, value)
 
-        self.in_flight.add(lambda: _distances(self._metric, x, y, None if shape.exact else sizes), use)
+        metric: Any = self._metric
+        padded = not shape.exact
+        self.in_flight.add(lambda: metric.padded_distance(x, y, sizes) if padded else distance(x, y, metric), use)
 
 
 def _full(shape: Shape) -> int:
     """How many pairs of this shape go through the network together."""
     return min(LARGEST_BATCH, max(1, BATCH_PIXELS // shape.pixels))
-
-
-def _can_pad(metric: Metric) -> bool:
-    """Whether a metric compares pairs of several sizes in one batch."""
-    return isinstance(metric, PaddedMetric) and metric.can_pad
-
-
-def _distances(
-    metric: Any,
-    x: Shaped[np.ndarray, "n h w 3"],
-    y: Shaped[np.ndarray, "n h w 3"],
-    sizes: Int[np.ndarray, "n 2"] | None,
-) -> Float[Array, " n"]:
-    """The distance of each pair; `sizes` are those of images that are padded."""
-    if sizes is not None:
-        return metric.padded_distance(x, y, sizes)
-    return distance(x, y, metric)

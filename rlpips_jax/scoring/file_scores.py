@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 from rlpips_jax.arguments import whole_number
-from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
+from rlpips_jax.distances.protocol import Metric, is_random
 from rlpips_jax.errors import EnsembleError, MetricError
 from rlpips_jax.files.journal import Journal
 from rlpips_jax.scoring.all_pairs import AllPairs, score_all_pairs
@@ -52,7 +52,7 @@ def score(
         RlpipsError: `out` is of another metric or of other pairs, or another run is writing to it. It stays as it was.
         OSError: `out` cannot be written.
     """
-    if is_random(metric) or isinstance(metric, RandomMetric):
+    if is_random(metric):
         raise EnsembleError(f"{metric.name} is random; score takes metrics that are not, such as 'lpips-alex'")
     count = cores() if workers is None else whole_number("workers", workers, minimum=0, error=MetricError)
     form = None if out is None else form_of(Path(out))(metric)
