@@ -117,9 +117,13 @@ def load(
     if not isinstance(name, str | os.PathLike):
         raise MetricError(f"a metric is named by a string or by a file's path, got {name!r}")
     if isinstance(name, str) and name.startswith(PREFIX):
-        found = _load(name.removeprefix(PREFIX), weights_dir, options)
-        return found if is_random(found) else Ensemble(found)
+        return under_transformations(_load(name.removeprefix(PREFIX), weights_dir, options))
     return _load(name, weights_dir, options)
+
+
+def under_transformations(metric: Metric | RandomMetric) -> RandomMetric:
+    """Any metric under E-LPIPS's transformations; one that is random stays as it is."""
+    return metric if is_random(metric) else Ensemble(metric)
 
 
 def _load(

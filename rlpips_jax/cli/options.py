@@ -13,9 +13,8 @@ import tyro
 
 from rlpips_jax.distances.lpips import DEFAULT
 from rlpips_jax.distances.protocol import Metric, is_random
-from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.errors import EnsembleError, MetricError, RlpipsError
-from rlpips_jax.loading import PREFIX, load
+from rlpips_jax.loading import PREFIX, load, under_transformations
 from rlpips_jax.scoring.pairs import check_files as check_files
 from rlpips_jax.weights import native
 
@@ -70,7 +69,7 @@ def load_metric(name: str, weights_dir: Path | None = None) -> Any:
     if ":" not in place or place.endswith(native.SUFFIX):
         return load(name, weights_dir=weights_dir)
     metric = _imported(place)
-    return metric if place == name else Ensemble(metric)
+    return metric if place == name else under_transformations(metric)
 
 
 def _imported(place: str) -> Any:

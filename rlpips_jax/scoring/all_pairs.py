@@ -5,6 +5,7 @@ and pairs are ordered as in the upper triangle of a table. The images of a size 
 computed at a time. Features of a tile are kept while `FEATURE_BYTES` last, and otherwise computed again for each row.
 """
 
+import functools
 import itertools
 import os
 from collections import defaultdict
@@ -151,10 +152,8 @@ def _rows(group: Group, tiles: "_Tiles", skip: int, pause: Callable[[], object])
             columns: list[np.ndarray] = []
             left = tiles.features(row)
             for column in range(row, len(tiles.members)):
-                right = tiles.features(column)
-                in_flight.add(
-                    lambda left=left, right=right: pairwise_between(tiles.metric, left, right), columns.append
-                )
+                compute = functools.partial(pairwise_between, tiles.metric, left, tiles.features(column))
+                in_flight.add(compute, columns.append)
             in_flight.finish()
             tiles.forget(row)
             values = np.concatenate(columns, axis=1)
