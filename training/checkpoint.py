@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rlpips_jax.errors import CheckpointError, CheckpointMismatch, CheckpointWarning, RlpipsError
-from rlpips_jax.files.journal import Journal
+from rlpips_jax.files.locks import locked
 from rlpips_jax.warning import warn_user
 
 ARRAYS = "state"
@@ -79,7 +79,7 @@ class Checkpoints:
             raise CheckpointError(f"at least 1 checkpoint has to be kept, not {keep}")
         self._folder = folder.absolute()
         self._keep = keep
-        self._lock: Journal | None = None
+        self._lock = contextlib.ExitStack()
         self._scores: dict[int, float | None] = dict(_on_first(self._open))
         self._checkpointer = ocp.StandardCheckpointer()
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -99,8 +99,7 @@ class Checkpoints:
             self._background.shutdown()
             with contextlib.suppress(Exception):  # What went wrong in it was said above.
                 self._checkpointer.close()
-            if self._lock is not None:
-                self._lock.__exit__()
+            self._lock.close()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -207,8 +206,7 @@ class Checkpoints:
     def _open(self) -> list[tuple[int, float | None]]:
         """Takes the folder, clears it of what a killed run left, and returns the steps and scores in it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Of a journal, its lock alone is wanted.
-        self._lock = Journal(self._folder / "lock", "")
+        self._lock.enter_context(locked(self._folder / "lock"))
         try:
             for partial in self._folder.glob(f"*{PARTIAL}"):
                 if partial.stem.isdecimal():
@@ -223,7 +221,7 @@ class Checkpoints:
                 if record is not None
             ]
         except BaseException:
-            self._lock.__exit__()
+            self._lock.close()
             raise
 
     def _vouched(self, step: int) -> dict[str, Any] | None:

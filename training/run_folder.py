@@ -1,7 +1,6 @@
-"""A run's folder says which run it is of, so that another one does not go on from its checkpoints."""
+"""A run's folder records which run it is of, so that another run does not continue from its checkpoints."""
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,22 @@ from typing import Any
 import jax
 
 from rlpips_jax.errors import TrainingError
+from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.locks import locked
 
 RECORD = "configuration.json"
 
 
 def check(folder: Path, document: dict[str, Any], ignored: Collection[str] = ()) -> bool:
-    """Whether a folder is this run's; False where it is nobody's yet.
+    """Whether a folder is this run's; False where no run has claimed it.
 
     Args:
         folder: of the run.
-        document: what decides its result; whatever JSON can say.
+        document: the options that decide the result, as JSON values by name.
         ignored: names that are not compared, which folders of earlier versions may have.
 
     Raises:
-        TrainingError: the folder is another run's; says which options differ.
+        TrainingError: the folder is another run's; the message says which options differ.
     """
     record = folder / RECORD
     try:
@@ -41,14 +42,13 @@ def check(folder: Path, document: dict[str, Any], ignored: Collection[str] = ())
 
 
 def claim(folder: Path, document: dict[str, Any], ignored: Collection[str] = ()) -> None:
-    """Records that a folder is this run's, or makes sure that it is; arguments and errors as in `check`."""
+    """Records which run a folder is of, or makes sure that it is this one; arguments and errors as in `check`.
+
+    Of two runs that claim a folder at the same time, the first one gets it.
+    """
     if check(folder, document, ignored) or jax.process_index() > 0:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / RECORD
-    temporary = record.with_suffix(".partial")
-    with temporary.open("w") as file:
-        json.dump(document, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(record)
+    with locked(folder / f".{RECORD}.lock", waiting=str):
+        if not check(folder, document, ignored):
+            with replacing(folder / RECORD, durable=True) as file:
+                file.write(json.dumps(document, indent=2).encode())

@@ -39,7 +39,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
             sync(path.parent)
     except OSError as error:
         # A full disk is reported without a name, and the temporary one says nothing to a user.
-        if error.filename in (None, os.fspath(temporary)):
+        if error.errno is not None and error.filename in (None, os.fspath(temporary)):
             error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:

@@ -59,6 +59,11 @@ def test_the_name_in_an_error_about_another_file_stays(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "source")
 
 
+def test_an_error_that_is_not_of_the_system_keeps_its_words(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^no encoder$"), replacing(tmp_path / "file"):
+        raise OSError("no encoder")
+
+
 @pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
 def test_folders_are_flushed_where_that_is_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool

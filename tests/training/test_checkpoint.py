@@ -372,7 +372,7 @@ def test_what_cannot_be_saved_is_refused(folder) -> None:
 
 
 def test_one_run_at_a_time(folder) -> None:
-    with Checkpoints(folder), pytest.raises(CheckpointError, match=r"lock is being written by another run"):
+    with Checkpoints(folder), pytest.raises(CheckpointError, match=r"lock is held by process \d+"):
         Checkpoints(folder)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.last == 3

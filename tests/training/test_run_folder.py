@@ -1,6 +1,9 @@
-"""A run's folder: its own run goes on in it, another is refused by what differs."""
+"""A run's folder: its own run continues in it; another one is refused, and told what differs."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +35,24 @@ def test_what_decides_nothing_is_not_compared_in_folders_of_earlier_versions_eit
     assert json.loads((tmp_path / run_folder.RECORD).read_text()) == earlier
     with pytest.raises(TrainingError, match=r"a run with evaluate_every None \(now 7\); "):
         run_folder.check(tmp_path, Lin(evaluate_every=7).document(), NOT_DECISIVE)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_of_runs_that_start_at_once_one_gets_the_folder(tmp_path, same: bool) -> None:
+    start = threading.Barrier(4)
+
+    def run(seed: int, folder: Path) -> str | None:
+        start.wait()
+        try:
+            run_folder.claim(folder, {"seed": 0 if same else seed})
+        except TrainingError as error:
+            return str(error)
+        return None
+
+    for attempt in range(10):
+        folder = tmp_path / str(attempt)
+        with ThreadPoolExecutor(4) as pool:
+            refusals = [said for said in pool.map(run, range(4), [folder] * 4) if said is not None]
+        assert len(refusals) == (0 if same else 3)
+        assert all(f"{folder} holds a run with seed" in said for said in refusals)
+        assert [path.name for path in folder.iterdir()] == [run_folder.RECORD]
