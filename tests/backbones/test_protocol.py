@@ -144,5 +144,6 @@ def test_a_new_backbone_is_converted_listed_and_loaded(
     status, out, _ = command("weights", "list", "--weights-dir", tmp_path)
     assert status == 0
     assert "baseline-two" in out
+    assert not metric.can_pad
     with pytest.raises(MetricError, match="a backbone without stages"):
         metric.padded_distance(images, images, np.array([[9, 8], [8, 7]]))
