@@ -1,9 +1,9 @@
 """Sums over random draws, one draw after another, whose gradients by images cost no second forward pass.
 
-The gradient of a plain `lax.scan` keeps the activations of every draw, and that of `lax.switch` fills up what the
-other branches would have kept. Recomputing them costs a forward pass more. But a sum of values one an example is
-linear in its cotangents, one an example: the gradient of each draw can be taken with the value, summed, and multiplied
-by the cotangents at the end. Where parameters are differentiated that does not hold, and the draws are recomputed.
+The gradient of a plain `lax.scan` keeps the activations of every draw, and that of `lax.switch` also reserves memory
+for the activations of the other branches. Recomputing them costs one more forward pass. But the sum has one value per
+example and so one cotangent per example: the gradient of each draw can be computed together with its value, summed, and
+multiplied by the cotangents at the end. For gradients by parameters this does not hold, and draws are recomputed.
 """
 
 import functools
@@ -21,9 +21,9 @@ Function = Callable[[Any, Any, Any], Any]
 example depends on that example alone."""
 
 NOT_ASKED = (0, 0)
-"""Shape of an array that says, by its shape, that a gradient is not asked for."""
+"""Shape of the array that stands for a gradient that is not needed."""
 NOT_READY = (0,)
-"""And of one that says that it is, and is not computed yet."""
+"""Shape of the array that stands for a gradient that is needed and not computed yet."""
 
 
 class Draws(NamedTuple):
@@ -58,9 +58,9 @@ def summed(
 
 
 def _alike(tree: Any) -> Any:
-    """All arrays varying over the same devices, where `shard_map` keeps account of it.
+    """All arrays made varying over the same mesh axes, as `shard_map` tracks them.
 
-    The derivative of this step sums the gradient of what was replicated, which a rule of our own cannot do.
+    The derivative of this step sums the gradients of replicated arrays, which a custom rule cannot do.
     """
     varying = _varying(tree)
 
@@ -108,12 +108,12 @@ def _summed(functions: tuple[Function, ...], parameters: Any, arguments: Any, dr
 class _Residuals(NamedTuple):
     """What the backward rule needs.
 
-    JAX remembers one structure of residuals for all uses of a traced function, so what is asked for is told by shapes.
+    JAX caches one structure of residuals for all uses of a traced function, so shapes tell which gradients are needed.
 
     Attributes:
         inputs: parameters, arguments and draws.
-        gradients: one an array of the parameters, then one an array of the arguments: that of the sum over examples,
-            or an array of shape `NOT_READY` or `NOT_ASKED`.
+        gradients: one for each array of the parameters, then one for each array of the arguments: the gradient of the
+            sum over examples, or an array of shape `NOT_READY` or `NOT_ASKED`.
     """
 
     inputs: tuple[Any, Any, Draws]

@@ -1,8 +1,8 @@
-"""How far an estimate of E-LPIPS can be trusted: its standard error, and which of several images is closer.
+"""Estimates of a random metric with their standard errors, and which of several images is closest.
 
-Samples are drawn in blocks, each an unbiased estimate by the ensemble's estimator; blocks are independent, so that
-their spread is the error, however samples within one depend on each other. What is left to draw is decided on the
-host, between calls of one compiled program.
+Samples are drawn in blocks. Each block is an unbiased estimate by the ensemble's estimator, and blocks are independent,
+so that their spread gives the error even where samples within a block depend on each other. The number of blocks is
+decided on the host, between calls of one compiled program.
 """
 
 import functools
@@ -28,7 +28,7 @@ from rlpips_jax.ops.blocks import filled_blocks
 BLOCK = 8
 """Samples of a block."""
 BLOCKS = 8
-"""Blocks of a call, and the least that an error is told from."""
+"""Blocks per call, and the fewest from which an error is computed."""
 ESTIMATE, COMPARE = 0x657374, 0x636D70
 """What the user's key is folded with, so that the draws are not those of `distance` or an attack by the same key."""
 LEVEL = 0.95
@@ -56,8 +56,8 @@ class Comparison:
 
     Attributes:
         closest: its index.
-        confidence: that it is: 1 less the chance, at most, of so clear a result if another one were. 0.5 or less is no
-            knowledge.
+        confidence: 1 minus an upper bound of the probability of so clear a result if another image were closest. A
+            value of 0.5 or less says nothing.
         distances: `(k,)`, of each image.
         standard_errors: `(k,)`, of the distances; 0 by a metric that is not random.
         differences: `(k,)`, each distance less that of the closest.
@@ -105,7 +105,7 @@ def estimate(
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape.
-        EnsembleError: `ensemble` is none, there is no key, or a number makes no sense.
+        EnsembleError: `ensemble` is not random, there is no key, or a number makes no sense.
     """
     _check_ensemble(ensemble)
     check_key(key, ensemble.name)
@@ -145,11 +145,11 @@ def compare(
 ) -> Comparison:
     """Which of several images is closest to a reference.
 
-    By an ensemble all are compared under the same transformations and masks (common random numbers), so that a
-    difference is known far better than two distances. After 64 samples, 128, 256, ... and at the end it is looked
-    whether the closest is so with the wanted confidence: by Student's test on the differences of blocks, the chances of
-    error summed over the other images and multiplied by the number of looks that there may be. Identical images count
-    as one; should that be the closest, the confidence is 0, and no more is drawn to tell them apart.
+    A random metric compares all images under the same draws (common random numbers), so that a difference is known far
+    better than the two distances. After 64 samples, 128, 256, ... and at the end, Student's test on the differences of
+    blocks decides whether the closest image is known with the wanted confidence; the probabilities of error are summed
+    over the other images and multiplied by the largest possible number of such tests. Identical images count as one; if
+    they are the closest, the confidence is 0 and drawing ends.
 
     Args:
         reference: `(h, w, 3)`, uint8 or floats in `value_range`.
@@ -157,13 +157,14 @@ def compare(
         metric: an Ensemble, or a Metric, whose distances have no error.
         key: of an ensemble, a key of `jax.random`.
         confidence: at which drawing ends, below 1.
-        max_samples: 16 or more, where it ends in any case; they are drawn 64 at a time, and no part of 64.
+        max_samples: 16 or more, the limit; samples are drawn 64 at a time.
         value_range: black and white of floating-point images.
-        progress: of an ensemble, is called with what is known after every 64 samples; what it raises ends the search.
+        progress: of an ensemble, called with the result so far after every 64 samples; an exception from it ends the
+            search.
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in size.
-        MetricError: `metric` is none.
+        MetricError: `metric` is not a metric.
         EnsembleError: an ensemble without a key, or a number makes no sense.
     """
     metric = metric if is_random(metric) else check_metric(metric)

@@ -1,16 +1,16 @@
-"""What an estimate of E-LPIPS draws: how samples fall on scale levels, and how they are spread over the rest.
+"""How the draws of an E-LPIPS estimate are spread: over scale levels, and over everything else.
 
-Scale level and transposition of a sample are one for all images. The rest of a transformation comes from nine uniform
-numbers an image:
+All images of a sample share its scale level and transposition. The rest of a transformation comes from nine uniform
+numbers per image:
 
 * `plain`: every number, level and transposition is drawn independently.
 * `published`: within a sample colours are a Latin hypercube over the images of the batch, and flips and permutations a
-  shuffled round of all of them; samples are independent. Of a single image it is `plain`.
-* `stratified`: of each image and level, the numbers are a Latin hypercube over samples, and half of the samples are
-  transposed. A fixed number m_s of samples falls on each level, which counts P(s) / m_s; with so few samples that
-  this would cost more than it brings, levels are drawn, one from each of as many equal shares of probability.
+  shuffled round of all of them; samples are independent. For a single image it is the same as `plain`.
+* `stratified`: for each image and level, the numbers are a Latin hypercube over samples, and half of the samples are
+  transposed. Each level s has a fixed number m_s of samples, each with the weight P(s) / m_s. Where there are so few
+  samples that this would raise the variance, levels are drawn instead, one from each of equal shares of probability.
 
-Each is unbiased: every sample's distribution is that of `plain`, given its level.
+Each is unbiased: given its level, every sample is distributed as in `plain`.
 """
 
 from typing import Any, NamedTuple
@@ -25,13 +25,13 @@ from rlpips_jax.ensemble.transformations import FLIPS, NUMBERS, PERMUTATIONS, SH
 ESTIMATORS = ("plain", "published", "stratified")
 
 PIXELS_TOGETHER = 1 << 18
-"""Of all images, transformed, that pass through the network at once: bounds memory."""
+"""Most pixels of transformed images that are in the network at once: bounds memory."""
 ALLOWANCE = 1.25
-"""Levels get fixed numbers of samples where that makes the variance at most so much larger, if levels were alike."""
+"""Levels have fixed numbers of samples where that multiplies the variance by at most this, if levels vary alike."""
 
 
 class Samples(NamedTuple):
-    """Draws of samples in chunks that are transposed, and pass through the network, together.
+    """Samples in chunks; the samples of a chunk are transposed and pass through the network together.
 
     Attributes:
         numbers: `(chunks, c, n, 9)`, uniform, for `transformations.from_uniform`.
@@ -45,16 +45,16 @@ class Samples(NamedTuple):
 
 
 def allocation(samples: int, height: int, width: int) -> tuple[int, ...] | None:
-    """How many samples fall on each level; None where levels are better drawn.
+    """The number of samples of each level; None where drawing the levels gives a smaller variance.
 
-    The numbers are even where they can be, so that half of the samples are transposed; otherwise as near to the
-    probabilities as they get with one at least.
+    The numbers are even where possible, so that half of the samples are transposed; otherwise they are as near to the
+    probabilities as possible, and at least one.
     """
     probabilities = level_probabilities(height, width)
     if samples < len(probabilities):
         return None
     counts = np.maximum(2 * np.rint(samples * probabilities / 2), np.where(samples * probabilities < 1.5, 1, 2))
-    # The first level has most, and takes what is left.
+    # The first level has the most samples; the remainder goes there.
     counts[0] = samples - counts[1:].sum()
     if counts[0] < 1 or np.sum(probabilities**2 / counts) > ALLOWANCE / samples:
         return None
@@ -69,20 +69,20 @@ def at_once(level: int, height: int, width: int, max_batch: int | None = None) -
 
 
 def together(samples: int, n: int, level: int, height: int, width: int) -> int:
-    """How many of a level's samples are transposed together: a divisor, that leaves two chunks or more.
+    """The number of a level's samples that are transposed together: a divisor that leaves two chunks or more.
 
-    What is drawn depends on it, so it does not depend on what else bounds memory.
+    The draws depend on it, so it must not depend on `max_batch`.
     """
     return _divisor(samples, min(at_once(level, height, width) // max(n, 1), samples // 2))
 
 
 def cut(chunks: Samples, images: int, most: int) -> Samples:
-    """The same samples, in chunks so small that no more than so many images pass through the network at once.
+    """The same samples in smaller chunks, so that at most `most` images pass through the network at once.
 
     Args:
-        chunks: of samples.
-        images: of a sample.
-        most: that may pass; a sample that has more makes a chunk alone.
+        chunks: the samples.
+        images: number of images of each sample.
+        most: images that may pass at once; a sample with more images is a chunk of its own.
     """
     count, together = chunks.numbers.shape[:2]
     size = _divisor(together, most // max(images, 1))
@@ -98,13 +98,13 @@ def _divisor(number: int, most: int) -> int:
 
 
 class _Bits(NamedTuple):
-    """All that is drawn, in one call: what is compiled for each call of `jax.random` outweighs a small network.
+    """All random numbers, from one call of `jax.random`: compiling each call takes longer than a small network.
 
     Attributes:
-        places: `(samples, n, 9)`, uniform, by whose order strata are dealt out.
-        within: `(samples, n, 9)`, uniform, places within strata.
-        seeds: `(samples, n, 2)`.
-        shared: `(samples, 4)`, uniform, for what is one for all images.
+        places: `(samples, n, 9)`, uniform; their order assigns the strata.
+        within: `(samples, n, 9)`, uniform; the place within a stratum.
+        seeds: `(samples, n, 2)`, of dropout masks.
+        shared: `(samples, 4)`, uniform, for what all images share.
     """
 
     places: Float[Array, "samples n 9"]
@@ -122,7 +122,7 @@ def _bits(key: Any, samples: int, n: int) -> _Bits:
 
 
 def _uniform(bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
-    """Numbers in [0, 1) of as many digits as float32 has."""
+    """Numbers in [0, 1) with 24 bits, the precision of float32."""
     return (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
 
 
@@ -141,7 +141,7 @@ def stratified_samples(key: Any, counts: tuple[int, ...], n: int, chunks: tuple[
     start = 0
     for count, chunk in zip(counts, chunks, strict=True):
         those = slice(start, start + count)
-        # What a chunk draws has no order, so turning every other one is as good as drawing which half to turn.
+        # Chunks have no order, so transposing every second one is as good as drawing which half to transpose.
         turned = (jnp.arange(count // chunk) + (bits.shared[start, 0] < 0.5)) % 2 == 1
         numbers_, seeds = (
             each[those].reshape(count // chunk, chunk, *each.shape[1:]) for each in (numbers, bits.seeds)
@@ -171,15 +171,15 @@ def drawn_samples(
 def latin_hypercube(
     places: Float[Array, "samples ..."], within: Float[Array, "samples ..."], counts: tuple[int, ...]
 ) -> Float[Array, "samples ..."]:
-    """Uniform numbers of which, in each group, one falls into each of as many equal parts of [0, 1) as it is large.
+    """Uniform numbers: in each group of k samples, exactly one number lies in each of k equal parts of [0, 1).
 
     Args:
-        places: uniform numbers whose order deals out the parts.
+        places: uniform numbers whose order assigns the parts.
         within: uniform numbers that choose the place within a part.
         counts: of samples in each group, one group after another.
     """
     shape = (-1, *(1,) * (places.ndim - 1))
-    # One sort for all groups, of which none mixes with another.
+    # One sort for all groups; adding the group's number keeps them apart.
     group = np.repeat(np.arange(len(counts), dtype=np.float32), counts).reshape(shape)
     start = np.repeat(np.cumsum((0, *counts[:-1])), counts).reshape(shape)
     size = np.repeat(np.array(counts, np.float32), counts).reshape(shape)

@@ -10,7 +10,7 @@ Images in [0, 1], `(n, h, w, 3)`, are changed in this order:
 5. their colour channels permuted;
 6. each channel multiplied by U(0.2, 1).
 
-Scale level and transposition decide shapes: they are static, and one for all images of a batch.
+Scale level and transposition decide shapes: they are static, and shared by all images of a batch.
 """
 
 import functools
@@ -37,9 +37,9 @@ PIXELS_A_LEVEL = 64
 """Of the shorter side, for each scale level."""
 
 FIELDS = ("scale_offset", "offset", "flip", "permutation", "color")
-"""What of a transformation is one an image."""
+"""The fields of a transformation that differ from image to image."""
 NUMBERS = 9
-"""Uniform numbers that decide these for an image."""
+"""Uniform numbers per image that decide these fields."""
 
 
 @functools.partial(
@@ -51,14 +51,14 @@ NUMBERS = 9
 class Transformation:
     """What is done to each image of a batch; made by `sample_transformations`. A pytree.
 
-    One of a single image is also that of any number of images.
+    A transformation of one image can be applied to any number of images.
 
     Attributes:
-        scale_level: s, one for all.
+        scale_level: s, the same for all images.
         scale_offset: `(n, 2)`, rows and columns that are added before, 0 to s - 1.
         offset: `(n, 2)`, o along y and x, 0 to 7.
         flip: `(n,)`, an index into `FLIPS`.
-        transpose: one for all.
+        transpose: the same for all images.
         permutation: `(n, 3)`: channel c becomes what channel `permutation[c]` was.
         color: `(n, 3)`, factors of the channels, in the order after the permutation.
     """
@@ -139,7 +139,7 @@ def sample_transformations(
 
 
 def from_uniform(numbers: Float[Array, "n 9"], scale_level: int, transpose: bool) -> Transformation:
-    """The transformations that uniform numbers in [0, 1] stand for: the larger a number, the later the choice.
+    """The transformations that uniform numbers in [0, 1] encode: each number selects among the choices in order.
 
     Args:
         numbers: three for colours, one each for flip and permutation, two each for offset and scale offset.
@@ -230,9 +230,9 @@ def _reduced(image: Float[Array, "h w 3"], level: int, offset: Int[Array, "2"]) 
 
 
 def _reflected(places: Int[Array, " m"], length: int) -> Int[Array, " m"]:
-    """The pixels that are seen at places outside an axis too, in the mirrors of its first and last one.
+    """Indices of pixels, those outside the axis reflected at its first and last pixel.
 
-    One look-up an axis compiles and runs many times faster than padding, slicing and reversing.
+    One look-up per axis compiles and runs many times faster than padding, slicing and reversing.
     """
     places = jnp.abs(places)
     return jnp.where(places < length, places, 2 * (length - 1) - places)
