@@ -4,7 +4,7 @@ import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from jax.typing import DTypeLike
 
@@ -123,7 +123,7 @@ def load(
 
 def under_transformations(metric: Metric | RandomMetric) -> RandomMetric:
     """Any metric under E-LPIPS's transformations; one that is random stays as it is."""
-    return metric if is_random(metric) else Ensemble(metric)
+    return metric if is_random(metric) else Ensemble(cast(Metric, metric))
 
 
 def _load(

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +34,8 @@ FEW_IMAGES = 8
 """Sizes with fewer images are computed pair by pair, in programs that many sizes share."""
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """Images of one size."""
 
     size: tuple[int, int]
