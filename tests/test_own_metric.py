@@ -16,8 +16,6 @@ PAGE = (Path(__file__).parent.parent / "docs/metrics.md").read_text(encoding="ut
 MODULE, SETUP, *USES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
-pytestmark = pytest.mark.xfail(strict=False, reason="some functions still ask for the class of LPIPS")
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

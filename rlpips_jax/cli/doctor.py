@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.cli.inventory import availability, megabytes, places
 from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.distances.distance import distance
-from rlpips_jax.distances.lpips import EPSILON, Lpips
+from rlpips_jax.distances.lpips import EPSILON
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load, recipes
 from rlpips_jax.weights import store
@@ -217,7 +217,7 @@ def _images(size: int = 64) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarra
     return tuple(np.clip(image, 0, 255).astype(np.uint8) for image in (picture, picture + noise))  # type: ignore[return-value]
 
 
-def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Lpips) -> float:
+def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Any) -> float:
     """LPIPS in NumPy and float64, from its definition: slow, and independent of JAX and its compiler.
 
     Args:
@@ -231,7 +231,7 @@ def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3
     return total
 
 
-def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Lpips) -> Iterator[Float[np.ndarray, "i j c"]]:
+def _features_in_numpy(image: UInt8[np.ndarray, "h w 3"], metric: Any) -> Iterator[Float[np.ndarray, "i j c"]]:
     value = (image / 127.5 - 1 - np.array(SHIFT)) / np.array(SCALE)
     floors = iter(metric.parameters.get("floors", ()))
     backbone = metric.backbone

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Shaped
 
-from rlpips_jax.distances.protocol import Metric
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import ImageFileError, PairsWarning
 from rlpips_jax.files.image_files import image_paths
 from rlpips_jax.images import UNIT_RANGE, check_images
@@ -116,7 +116,7 @@ def pairs_in_list(path: str | os.PathLike[str]) -> Iterator[Pair]:
         raise ImageFileError(f"{path} cannot be read: {error.strerror or error}; it must be a CSV file") from error
 
 
-def check_files(metric: Metric, images: Mapping[Path, Shaped[np.ndarray, "..."]]) -> None:
+def check_files(metric: Metric | RandomMetric, images: Mapping[Path, Shaped[np.ndarray, "..."]]) -> None:
     """Checks that images from files can be compared by a metric.
 
     Raises:
