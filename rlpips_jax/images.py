@@ -224,7 +224,7 @@ def _warn_if_suspicious(low: float, high: float, value_range: ValueRange) -> Non
     """Images in [0, 1] fit (-1, 1) and (0, 255) too, but images of those ranges have darker, or brighter, pixels."""
     if not _fits(low, high, UNIT_RANGE, slack=OVERSHOOT):
         return
-    if (value_range == (-1.0, 1.0) and -0.1 < low < 0.1 and high > 0.5) or (value_range == (0.0, 255.0) and high > 0):
+    if (value_range == (-1.0, 1.0) and -0.02 < low < 0.1 and high > 0.5) or (value_range == (0.0, 255.0) and high > 0):
         warn_user(
             f"all images lie in [{low:.3g}, {high:.3g}], yet value_range={_short(value_range)} was stated; "
             "if they are in [0, 1], the distance is wrong: pass value_range=(0, 1)",
