@@ -19,6 +19,7 @@ from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import Ensemble
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
 
@@ -223,6 +224,7 @@ def make_step(
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
+    @automatic_axes()
     def step(state: State, metric: Lpips | Ensemble, groups: Groups) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
         gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)

@@ -13,12 +13,15 @@ from rlpips_jax.attacks.objectives import Objective, Randomised, TracedObjective
 from rlpips_jax.attacks.procedure import Point, Procedure, Rendered, Variable, objective_value
 from rlpips_jax.attacks.result import AttackResult, worth
 from rlpips_jax.errors import AttackError
+from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.ops.varying import varying_alike
 
 Found = tuple[Variable, Float[Array, " n"]]
 """A variable and its objective."""
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "restarts"))
+@automatic_axes("images")
 def search(
     objective: Objective,
     images: Float[Array, "n ..."],
@@ -97,7 +100,7 @@ def _climb(
     variable = procedure.start(begin)
     dtype = jax.tree.leaves(variable)[0].dtype
     nothing = (variable, jnp.full(jax.tree.leaves(variable)[0].shape[:1], jnp.nan, dtype))
-    carry = (variable, procedure.state(variable), nothing)
+    carry = varying_alike((variable, procedure.state(variable), nothing), objective, procedure)
     (variable, _, best), values = jax.lax.scan(body, carry, (jnp.arange(steps), (keys[:, 0], keys[:, 1])))
     variable = procedure.finish(variable)
     here = under(last)

@@ -21,6 +21,7 @@ from rlpips_jax.distances.protocol import (
 )
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 
 Mask = Bool[Array | np.ndarray, "..."]
@@ -192,22 +193,26 @@ def _in_range(image: Images, value_range: ValueRange) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("x", "y")
 def _distance(metric: Metric, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "..."]:
     return of_pairs(metric, metric.between, x, y, value_range)
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("x", "y")
 def _layers(metric: Any, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "... layers"]:
     return of_pairs(metric, metric.layers_between, x, y, value_range)
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("x", "y")
 def _map(metric: Any, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "... h w"]:
     height, width = x.shape[-3:-1]
     return of_pairs(metric, functools.partial(metric.map_between, height=height, width=width), x, y, value_range)
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("x", "y")
 def _masked_layers(
     metric: Any, x: Images, y: Images, mask: Bool[Array, "... h w"], *, value_range: ValueRange
 ) -> Float[Array, "... layers"]:
@@ -252,6 +257,7 @@ def zero_where_identical(
     The compiler may round the networks of two identical images differently. Taking that difference away as a constant
     leaves every derivative as it is.
     """
-    x, y = (to_symmetric(image, value_range, jnp.promote_types(image.dtype, jnp.float32)) for image in (x, y))
+    wide = np.float64 in (x.dtype, y.dtype)
+    x, y = (to_symmetric(image, value_range, jnp.float64 if wide else jnp.float32) for image in (x, y))
     identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
     return result - jax.lax.stop_gradient(jnp.where(identical, result, jnp.zeros((), result.dtype)))

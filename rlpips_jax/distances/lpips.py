@@ -30,6 +30,7 @@ from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
@@ -303,6 +304,7 @@ def default() -> Lpips:
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("images")
 def _features(metric: Lpips, images: Images, dropout: Dropout | None, *, value_range: ValueRange) -> Features:
     leading = images.shape[:-3]
     # Masks belong to the batch as a whole, which whoever draws them cuts into blocks.
@@ -317,6 +319,7 @@ def _features(metric: Lpips, images: Images, dropout: Dropout | None, *, value_r
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("x", "y")
 def _padded_distance(
     metric: Lpips, x: Images, y: Images, sizes: Int[Array, "n 2"], *, value_range: ValueRange
 ) -> Float[Array, " n"]:
@@ -337,6 +340,7 @@ def _padded_distance(
 
 
 @jax.jit
+@automatic_axes("features")
 def _pairwise_between(metric: Lpips, features: Features, others: Features) -> Float[Array, "n m"]:
     return squared_distances(_rows(metric, features), _flat(others))
 
@@ -348,7 +352,7 @@ def _flat(arrays: tuple[Float[Array, "n ..."], ...]) -> tuple[Float[Array, "n _"
 def _rows(metric: Lpips, features: Features, images: Float[Array, "n _"] | None = None) -> Rows:
     """Features, weighted as a distance weighs them."""
     weights = tuple(
-        jnp.tile(head.astype(feature.dtype) / np.prod(feature.shape[1:3]), int(np.prod(feature.shape[1:3])))
+        jnp.tile(head.astype(feature.dtype) / float(np.prod(feature.shape[1:3])), int(np.prod(feature.shape[1:3])))
         for feature, head in zip(features, _parameters(metric)["heads"], strict=True)
     )
     return prepared(_flat(features), weights, images)
@@ -364,7 +368,7 @@ def _scaled(metric: Lpips, images: Images, value_range: ValueRange) -> Float[Arr
     images = to_symmetric(images, value_range, _accumulator_dtype(metric))
     if metric.version == "0.0":
         return images
-    shift, scale = (np.asarray(constant, np.float32).astype(images.dtype) for constant in (SHIFT, SCALE))
+    shift, scale = (np.array([[[constant]]], np.float32).astype(images.dtype) for constant in (SHIFT, SCALE))
     return (images - shift) / scale
 
 
@@ -446,7 +450,8 @@ def _unit(activation: Float[Array, "n h w c"], floor: Float[Array, ""] | None) -
 def _weighted_difference(
     features: Float[Array, "... h w c"], others: Float[Array, "... h w c"], head: Float[Array, " c"]
 ) -> Float[Array, "... h w"]:
-    return jnp.sum(jnp.square(features - others) * head.astype(features.dtype), axis=-1)
+    weights = jnp.expand_dims(head.astype(features.dtype), range(max(features.ndim, others.ndim) - 1))
+    return jnp.sum(jnp.square(features - others) * weights, axis=-1)
 
 
 def _weighted_mean(values: Float[Array, "... i j"], mask: Bool[Array, "... h w"]) -> Float[Array, "..."]:

@@ -12,6 +12,7 @@ from rlpips_jax.distances.distance import check_metric, zero_where_identical
 from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric, RandomMetric, is_random
 from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import filled_blocks
 
 TOGETHER = 64
@@ -64,7 +65,8 @@ def pairwise(
         raise ImageError(f"images differ in size: xs {xs.shape} and ys {ys.shape}; resize or crop them to one first")
     if isinstance(max_memory, bool) or not isinstance(max_memory, int | np.integer) or max_memory < 1:
         raise MetricError(f"max_memory must be a whole number of bytes, got {max_memory!r}")
-    one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, xs[:1])
+    image = jax.ShapeDtypeStruct((1, *xs.shape[1:]), xs.dtype)
+    one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, image)
     if not (len(xs) and len(ys)):
         return jnp.zeros((len(xs), len(ys)), jax.tree.leaves(one)[0].dtype)
     each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
@@ -84,6 +86,7 @@ def _features(metric: Metric, images: Images, value_range: ValueRange) -> Featur
 
 
 @functools.partial(jax.jit, static_argnames=("value_range", "rows", "columns", "swapped"))
+@automatic_axes("xs")
 def _pairwise(
     metric: Metric, xs: Images, ys: Images, *, value_range: ValueRange, rows: int, columns: int, swapped: bool
 ) -> Float[Array, "n m"]:

@@ -32,6 +32,7 @@ from rlpips_jax.ensemble.transformations import (
 )
 from rlpips_jax.errors import EnsembleError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.weights.parameters import Parameters
 from rlpips_jax.weights.registry import ENSEMBLE_RECIPES, Recipe
@@ -213,6 +214,7 @@ class DrawnFeatures:
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
+@automatic_axes("images")
 def _features_of_draws(draws: EnsembleDraws, images: Images, *, value_range: ValueRange) -> DrawnFeatures:
     ensemble, leading = draws.ensemble, images.shape[:-3]
     size = images.shape[-3], images.shape[-2]
@@ -278,6 +280,7 @@ def distance_under(
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
+@automatic_axes("x", "y")
 def _distance(
     ensemble: Ensemble, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "..."]:

@@ -16,6 +16,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from rlpips_jax.ops.reverse_only import reverse_only
+from rlpips_jax.ops.varying import varying_alike
+
 Function = Callable[[Any, Any, Any], Any]
 """`parameters, arguments, draw -> (n, ...)`. Arrays in `arguments` have a first axis of n, and what comes out for an
 example depends on that example alone."""
@@ -50,30 +53,11 @@ def summed(
         draws: the third, one by one.
         forward_mode: use derivatives that `jax.jvp` can take; gradients then recompute each draw.
     """
-    parameters, arguments, draws = _alike((parameters, arguments, draws))
+    parameters, arguments, draws = varying_alike((parameters, arguments, draws))
     if forward_mode:
         checkpointed = tuple(jax.checkpoint(cast(Any, function)) for function in functions)
         return _scan(checkpointed, (parameters, arguments), draws)
-    return _summed(functions, parameters, arguments, draws)
-
-
-def _alike(tree: Any) -> Any:
-    """All arrays made varying over the same mesh axes, as `shard_map` tracks them.
-
-    The derivative of this step sums the gradients of replicated arrays, which a custom rule cannot do.
-    """
-    varying = _varying(tree)
-
-    def cast_(leaf: Array) -> Array:
-        lacking = tuple(varying - cast(Any, jax.typeof(leaf)).mat.varying)
-        return lax.pcast(leaf, lacking, to="varying") if lacking else leaf
-
-    return jax.tree.map(cast_, tree) if varying else tree
-
-
-def _varying(tree: Any) -> frozenset:
-    sets = [cast(Any, jax.typeof(leaf)).mat.varying for leaf in jax.tree.leaves(tree)]
-    return frozenset().union(*sets)
+    return _summed(functions, *reverse_only((parameters, arguments)), draws)
 
 
 def _scan(functions: tuple[Callable[..., Any], ...], arguments: tuple[Any, ...], draws: Draws) -> Any:
@@ -88,16 +72,12 @@ def _scan(functions: tuple[Callable[..., Any], ...], arguments: tuple[Any, ...],
     if count == 1:
         return value(jax.tree.map(lambda leaf: leaf[0], draws))
     shapes = jax.eval_shape(value, jax.tree.map(lambda leaf: leaf[0], draws))
-    varying = tuple(_varying((arguments, draws)))
-
-    def zeros(shape: Any) -> Array:
-        array = jnp.zeros(shape.shape, shape.dtype)
-        return lax.pcast(array, varying, to="varying") if varying else array
+    zeros = varying_alike(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes), arguments, draws)
 
     def add(total: Any, draw: Draws) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value(draw)), None
 
-    return lax.scan(add, jax.tree.map(zeros, shapes), draws)[0]
+    return lax.scan(add, zeros, draws)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

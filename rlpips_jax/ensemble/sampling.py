@@ -142,7 +142,7 @@ def stratified_samples(key: Any, counts: tuple[int, ...], n: int, chunks: tuple[
     for count, chunk in zip(counts, chunks, strict=True):
         those = slice(start, start + count)
         # Chunks have no order, so transposing every second one is as good as drawing which half to transpose.
-        turned = (jnp.arange(count // chunk) + (bits.shared[start, 0] < 0.5)) % 2 == 1
+        turned = (jnp.arange(count // chunk) % 2 == 1) != (bits.shared[start, 0] < 0.5)
         numbers_, seeds = (
             each[those].reshape(count // chunk, chunk, *each.shape[1:]) for each in (numbers, bits.seeds)
         )
@@ -181,9 +181,10 @@ def latin_hypercube(
     shape = (-1, *(1,) * (places.ndim - 1))
     # One sort for all groups; adding the group's number keeps them apart.
     group = np.repeat(np.arange(len(counts), dtype=np.float32), counts).reshape(shape)
-    start = np.repeat(np.cumsum((0, *counts[:-1])), counts).reshape(shape)
+    start = np.repeat(np.cumsum((0, *counts[:-1]), dtype=np.float32), counts).reshape(shape)
     size = np.repeat(np.array(counts, np.float32), counts).reshape(shape)
-    return (jnp.argsort(places + group, axis=0) - start + within) / size
+    order = jnp.argsort(places + group, axis=0).astype(within.dtype)
+    return (order - start + within) / size
 
 
 def _over_the_batch(bits: _Bits) -> Float[Array, "samples n 9"]:

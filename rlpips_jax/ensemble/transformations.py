@@ -210,7 +210,7 @@ def transform_units(images: Float[Array, "n h w 3"], transformation: Transformat
             image = jnp.take(image, places, axis=axis, mode="clip")
         if transformation.transpose:
             image = image.swapaxes(0, 1)
-        factors = jnp.where(permutation == jnp.arange(3)[:, None], color, 0)
+        factors = jnp.where(permutation[None] == jnp.arange(3)[:, None], color[None], 0)[:, None, None]
         return image[..., 0:1] * factors[0] + image[..., 1:2] * factors[1] + image[..., 2:3] * factors[2]
 
     parts = (getattr(transformation, field) for field in FIELDS)

@@ -67,14 +67,23 @@ def _automatic(function: Callable[..., Any], arrays: list[Any], mesh: Any, like:
     names = [next((name for name in axis if name), None) for axis in zip(*map(_names, like), strict=True)]
 
     def sharding(result: Any) -> PartitionSpec:
-        lengths = list(zip(result.shape, like[0].shape, strict=False))
+        lengths = list(zip(result.shape, like[0].shape if like else (), strict=False))
         shared = next((axis for axis, (length, other) in enumerate(lengths) if length != other), len(lengths))
         return PartitionSpec(*names[:shared])
 
-    automatic = functools.partial(jax.sharding.auto_axes, function, axes=mesh.explicit_axes)
+    structures = []
+
+    def leaves(*arrays: Any) -> list[Any]:
+        # A class of results may refuse anything but arrays as its fields, so only its leaves leave the function.
+        found, structure = jax.tree.flatten(function(*arrays))
+        structures.append(structure)
+        return found
+
+    automatic = functools.partial(jax.sharding.auto_axes, leaves, axes=mesh.explicit_axes)
     with jax.sharding.use_abstract_mesh(mesh):
-        results = jax.eval_shape(automatic(out_sharding=PartitionSpec()), *arrays)
-        return automatic(out_sharding=jax.tree.map(sharding, results))(*arrays)
+        shapes = jax.eval_shape(automatic(out_sharding=PartitionSpec()), *arrays)
+        results = automatic(out_sharding=[sharding(shape) for shape in shapes])(*arrays)
+    return jax.tree.unflatten(structures[-1], cast(list[Any], results))
 
 
 def _sharding(array: Any) -> Any:

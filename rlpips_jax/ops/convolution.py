@@ -9,7 +9,7 @@ multiplications are by the zeros around them.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from rlpips_jax.errors import MetricError
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.reverse_only import reverse_only
+from rlpips_jax.ops.varying import varying_alike
 
 Padding = tuple[tuple[int, int], ...]
 """Pixels of zeros above and below, left and right; negative ones crop."""
@@ -118,21 +119,7 @@ def convolution(
     geometry = _Geometry(
         x.shape[1:3], kernel.shape[:2], tuple(strides), tuple((before, after) for before, after in padding), precision
     )
-    return _convolution(*reverse_only(_alike(x, kernel)), geometry)
-
-
-def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:
-    """Both varying over the same devices, where `shard_map` keeps account of it.
-
-    The derivative of this step sums the gradient of what was replicated, which a rule of our own cannot do.
-    """
-    of_x, of_kernel = (cast(Any, jax.typeof(array)).mat.varying for array in (x, kernel))
-    if of_x == of_kernel:
-        return x, kernel
-    return (
-        lax.pcast(x, tuple(of_kernel - of_x), to="varying"),
-        lax.pcast(kernel, tuple(of_x - of_kernel), to="varying"),
-    )
+    return _convolution(*reverse_only(varying_alike((x, kernel))), geometry)
 
 
 def _plain(x: Array, kernel: Array, geometry: _Geometry) -> Array:
