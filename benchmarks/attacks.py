@@ -60,7 +60,7 @@ class Attacks:
     steps: int = 50
     """PGD steps of an attack."""
     batch: int = 50
-    """Triplets attacked at once."""
+    """TripletImages attacked at once."""
     size: int = 64
     """Height and width of the images."""
     repeats: int = 5
@@ -77,7 +77,7 @@ class Attacks:
     """File for the raw times, as JSON, with all that is needed to repeat the measurement."""
 
 
-class Triplets(NamedTuple):
+class TripletImages(NamedTuple):
     """References, and the closer and the farther image of each, (n, h, w, 3) in [-1, 1]."""
 
     reference: Any
@@ -117,26 +117,26 @@ class Contestant(NamedTuple):
     numbers: Callable[[Any], np.ndarray] = np.asarray
 
 
-def triplets(shared: Path, size: Size) -> Triplets:
+def triplets(shared: Path, size: Size) -> TripletImages:
     """Crops of photographs, and copies with noise of which the farther have more."""
     reference, closer = images(shared, size)
     farther = reference + np.random.default_rng(1).normal(0, 0.2, reference.shape).astype(np.float32)
-    return Triplets(*(MARGIN * np.clip(batch, -1, 1) for batch in (reference, closer, farther)))
+    return TripletImages(*(MARGIN * np.clip(batch, -1, 1) for batch in (reference, closer, farther)))
 
 
-def ours(setting: Setting, batch: Triplets) -> Contestant:
+def ours(setting: Setting, batch: TripletImages) -> Contestant:
     """This library."""
 
-    def make(metric: Lpips, batch: Triplets) -> Any:
+    def make(metric: Lpips, batch: TripletImages) -> Any:
         return rl.attacks.ranking(metric, *batch, value_range=(-1, 1))
 
     return of_jax(make, load_ours(setting), batch)
 
 
-def plain(setting: Setting, batch: Triplets, *, cached: bool = True) -> Contestant:
+def plain(setting: Setting, batch: TripletImages, *, cached: bool = True) -> Contestant:
     """The library's loop around the formula in JAX, without the library's convolutions and pooling."""
 
-    def make(metric: Lpips, batch: Triplets) -> Any:
+    def make(metric: Lpips, batch: TripletImages) -> Any:
         function = of_features if cached else of_images
         still = plain_autodiff.features(metric, batch.reference) if cached else batch.reference
         return jax.tree_util.Partial(function, metric, still, plain_autodiff.distance(metric, *batch[::2]))
@@ -154,13 +154,13 @@ def of_images(metric: Lpips, reference: Array, other: Array, closer: Array) -> F
     return plain_autodiff.distance(metric, reference, closer) - other
 
 
-def of_jax(make: Callable[[Lpips, Triplets], Any], metric: Lpips, batch: Triplets) -> Contestant:
+def of_jax(make: Callable[[Lpips, TripletImages], Any], metric: Lpips, batch: TripletImages) -> Contestant:
     """A contestant from what makes the objective; making it belongs to the attack."""
     metric, batch = jax.device_put(metric), jax.device_put(batch)
     key = jax.random.key(0)
 
     @functools.partial(jax.jit, static_argnums=2)
-    def attack(metric: Lpips, batch: Triplets, plan: Plan) -> Array:
+    def attack(metric: Lpips, batch: TripletImages, plan: Plan) -> Array:
         return rl.attacks.pgd(
             make(metric, batch),
             batch.closer,
@@ -173,7 +173,7 @@ def of_jax(make: Callable[[Lpips, Triplets], Any], metric: Lpips, batch: Triplet
         ).adversarial
 
     @jax.jit
-    def value_and_gradient(metric: Lpips, batch: Triplets) -> tuple[Array, Array]:
+    def value_and_gradient(metric: Lpips, batch: TripletImages) -> tuple[Array, Array]:
         def total(closer: Array) -> tuple[Array, Array]:
             values = make(metric, batch)(closer)
             return values.sum(), values
@@ -191,7 +191,7 @@ def of_jax(make: Callable[[Lpips, Triplets], Any], metric: Lpips, batch: Triplet
 def published_attack(
     distance: Callable[[Any, Any], Any],
     ranking_loss: Callable[[], Callable[[Any, Any, Any], Any]],
-    batch: Triplets,
+    batch: TripletImages,
     judgment: Any,
     plan: Plan,
 ) -> Any:
@@ -223,7 +223,7 @@ def published_attack(
 
 
 def cached_attack(
-    features: Callable[[Any], Any], between: Callable[[Any, Any], Any], batch: Triplets, plan: Plan
+    features: Callable[[Any], Any], between: Callable[[Any, Any], Any], batch: TripletImages, plan: Plan
 ) -> Any:
     """Sign steps that differentiate by the moving images alone; features of still images are computed once.
 
@@ -254,14 +254,14 @@ def cached_attack(
 class Pytorch:
     """The `lpips` package with its weights and the triplets, on the device."""
 
-    def __init__(self, setting: Setting, batch: Triplets) -> None:
+    def __init__(self, setting: Setting, batch: TripletImages) -> None:
         self.module = lpips_module(setting)
         import torch  # Only now, as it may be absent.
 
         self.device = self.module.scaling_layer.shift.device
         # float32 everywhere, as here.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.batch = Triplets(
+        self.batch = TripletImages(
             *(torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(self.device) for images in batch)
         )
         self.judgment = torch.zeros(len(batch.reference), 1, 1, 1, device=self.device)
@@ -309,7 +309,7 @@ class Pytorch:
         layout = torch.channels_last if compiled else torch.contiguous_format
         module = self.module.eval().requires_grad_(False)
         module.to(memory_format=layout)
-        batch = Triplets(*(images.contiguous(memory_format=layout) for images in self.batch))
+        batch = TripletImages(*(images.contiguous(memory_format=layout) for images in self.batch))
 
         def features(images: Any) -> list[Any]:
             taps = module.net(module.scaling_layer(images))
@@ -338,7 +338,7 @@ def numbers(images: Any) -> np.ndarray:
     return np.moveaxis(images.detach().float().cpu().numpy(), 1, -1)
 
 
-MAKERS: dict[str, Callable[[Setting, Triplets], Contestant]] = {
+MAKERS: dict[str, Callable[[Setting, TripletImages], Contestant]] = {
     OURS: ours,
     PLAIN: plain,
     ANEW: functools.partial(plain, cached=False),
@@ -350,7 +350,7 @@ MAKERS: dict[str, Callable[[Setting, Triplets], Contestant]] = {
 """Every contestant; the first is what the others are compared with."""
 
 
-def gather(setting: Setting, batch: Triplets, absent: dict[str, str], *, plain_too: bool) -> dict[str, Contestant]:
+def gather(setting: Setting, batch: TripletImages, absent: dict[str, str], *, plain_too: bool) -> dict[str, Contestant]:
     """The contestants that can take part; why the others cannot goes into `absent`."""
     left_out = set() if on_gpu() else {COMPILED}
     if not plain_too:
@@ -430,11 +430,11 @@ def timed_plan(name: str, steps: int) -> Plan:
     return Plan(steps, 2.5 * EPSILON / steps, random_start=True)
 
 
-def scorer(setting: Setting, batch: Triplets) -> Callable[[np.ndarray], np.ndarray]:
+def scorer(setting: Setting, batch: TripletImages) -> Callable[[np.ndarray], np.ndarray]:
     """The objective of any attacked images, as this library has it."""
 
     @jax.jit
-    def objective(metric: Lpips, batch: Triplets, images: Array) -> Array:
+    def objective(metric: Lpips, batch: TripletImages, images: Array) -> Array:
         return rl.attacks.ranking(metric, *batch, value_range=(-1, 1))(images)
 
     metric = jax.device_put(load_ours(setting))

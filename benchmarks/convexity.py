@@ -33,6 +33,7 @@ from benchmarks.report import Table, record
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.evaluation.distortions import apply, draw
+from rlpips_jax.evaluation.scores import credit_interval
 from rlpips_jax.loading import PREFIX
 
 KINDS = ("blur", "noise", "jpeg", "contrast", "brightness", "color", "down", "warp", "quantize")
@@ -234,18 +235,11 @@ def interval(broken: Bool[np.ndarray, " n"], photographs: Int[np.ndarray, " n"])
     _, place = np.unique(photographs, return_inverse=True)
     counts, sums = np.bincount(place), np.bincount(place, broken)
     if (share := float(broken.mean())) in (0, 1):
-        return wilson(share, len(counts))
+        low, high = credit_interval(np.full(len(counts), share))
+        return low, high
     drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
     return float(low), float(high)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of independent trials."""
-    z = 1.959964
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return float(centre - half), float(centre + half)
 
 
 class Share(NamedTuple):

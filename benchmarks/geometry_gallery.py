@@ -22,8 +22,8 @@ from jaxtyping import Float, UInt8
 
 import rlpips_jax as rl
 from rlpips_jax import geometry
-from rlpips_jax.demo import photographs
-from rlpips_jax.distances.lpips import Lpips
+from rlpips_jax.cli.demo import photographs
+from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.reports import Tile, contact_sheet, table
 
 COPIES = 10
@@ -115,16 +115,14 @@ def average_sheet(original: Image, metrics: dict[str, Any], config: Gallery) -> 
     shown = {"original": original, f"one of {COPIES} copies": given[0], "mean of pixels": given.mean(axis=0)}
     for name, metric in metrics.items():
         started = time.perf_counter()
-        # Ensembles draw; others know all copies beforehand.
-        per_step = None if isinstance(metric, Lpips) else config.images_per_step
+        # For a metric without draws the features of all copies are computed once.
+        per_step = config.images_per_step if is_random(metric) else None
         result = geometry.average(
             given,
             metric,
-            steps=config.steps,
             images_per_step=per_step,
-            samples=config.samples,
             key=jax.random.key(config.seed),
-            progress=True,
+            descent=geometry.Descent(steps=config.steps, samples=config.samples, progress=True),
         )
         print(f"{name}: {time.perf_counter() - started:.0f} s")
         shown[f"average by {name}"] = np.asarray(result.image)
@@ -155,10 +153,8 @@ def path_sheet(a: Image, b: Image, metrics: dict[str, Any], config: Gallery) -> 
             b,
             config.frames,
             metric,
-            steps=config.steps,
-            samples=config.samples,
             key=jax.random.key(config.seed),
-            progress=True,
+            descent=geometry.Descent(steps=config.steps, samples=config.samples, progress=True),
         )
         fade = paths["crossfade"][0]
         straight = geometry.distances(fade[:-1], fade[1:], metric, key=jax.random.key(1))

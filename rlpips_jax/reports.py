@@ -1,7 +1,7 @@
-"""Results as people and programs read them: tables, JSON, CSV, heat maps, contact sheets.
+"""Results for people and programs: tables, JSON, CSV, heat maps, contact sheets.
 
-Distances in JSON and CSV are plain decimals with the fewest digits that give back the very float32, never
-with an exponent. Pictures are drawn with Pillow and its own font.
+Distances in JSON and CSV are plain decimals with the fewest digits that give back the same float32, never with an
+exponent. Pictures are drawn with Pillow and its own font.
 """
 
 import csv
@@ -29,13 +29,14 @@ LEADING = 1.35
 """Height of a line of text over the size of its font."""
 
 SMALLEST_PANEL, LARGEST_PANEL = 256, 1024
-"""Pixels of a panel's shorter and longer side: smaller images are enlarged pixel by pixel, larger reduced."""
+"""Limits in pixels of a panel's shorter and longer side: smaller images are enlarged by repeating pixels, larger ones
+reduced."""
 
 Picture = Shaped[np.ndarray, "h w 3"]
 
 
 def plain(value: Any) -> str:
-    """A number for people: six decimals; exactly 0 is 0, so that it differs from what is merely small."""
+    """A number for people: six decimals; exactly 0 is "0", so that it differs from a small number."""
     return "0" if value == 0 else f"{float(value):.6f}"
 
 
@@ -47,7 +48,7 @@ def json_text(document: Any) -> str:
 def _json(value: Any, line: str) -> str:
     inner = line + "  "
     if isinstance(value, Mapping) and value:
-        # What holds nothing further stands in one line: one result, one line.
+        # A mapping without nested values is written on one line: one result per line.
         flat = line != "\n" and not any(isinstance(item, Mapping | list | tuple) for item in value.values())
         items = [f"{json.dumps(str(key), ensure_ascii=False)}: {_json(item, inner)}" for key, item in value.items()]
         return f"{{{', '.join(items)}}}" if flat else f"{{{inner}{f',{inner}'.join(items)}{line}}}"
@@ -68,7 +69,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, two spaces apart; columns of numbers to the right. No newline at the end."""
+    """Aligned columns, two spaces apart; columns of numbers are right-aligned. No newline at the end."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     right = [len(column) > 1 and all(map(_is_number, column[1:])) for column in columns]
@@ -91,7 +92,7 @@ def _is_number(cell: str) -> bool:
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of others."""
     listed = ", ".join(names[:most])
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
@@ -99,8 +100,8 @@ def few(names: Sequence[str], most: int = 3) -> str:
 def heat(values: Float[np.ndarray, "h w"], maximum: float) -> UInt8[np.ndarray, "h w 3"]:
     """Colours for values from 0 (nearly black, violet) over red to `maximum` and above (pale yellow).
 
-    Equal steps of value are equal steps of colour as people see it: the colours lie evenly along a curve
-    through OKLab (Ottosson 2020) on which lightness only rises, so the map can be read in grey too.
+    Equal steps of value are equal steps of perceived colour: the colours lie evenly on a curve through OKLab
+    (Ottosson 2020) along which lightness only increases, so the map can be read in grey too.
 
     Args:
         values: finite, 0 or more.
@@ -123,7 +124,7 @@ def _heat_colours() -> UInt8[np.ndarray, "256 3"]:
     steps = np.linspace(0, 1, 4096)
     lightness = 0.12 + 0.84 * steps
     hue = np.deg2rad(285 + 180 * steps)
-    # Within what a screen can show at each lightness and hue.
+    # Within the gamut of a screen at each lightness and hue.
     chroma = np.interp(steps, (0, 0.25, 0.55, 0.75, 1), (0.05, 0.12, 0.20, 0.155, 0.11))
     curve = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
     travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=-1))])
@@ -166,11 +167,11 @@ def heat_map(
     Args:
         reference: uint8, or floating point in [0, 1].
         image: of the same size.
-        values: one a pixel, as from `rlpips_jax.distance_map`.
-        names: what to call the reference and the image.
-        title: what to call the map.
+        values: one per pixel, as from `rlpips_jax.distance_map`.
+        names: captions of the reference and the image.
+        title: caption of the map.
         notes: lines below the pictures; the last is small print.
-        maximum: where the scale ends; None for the largest value. State it to compare several maps.
+        maximum: end of the scale; None for the largest value. Give it to compare several maps.
 
     Raises:
         ImageError: the sizes differ, or values and maximum cannot be shown.
@@ -202,7 +203,7 @@ def heat_map(
     position = below
     for number, note in enumerate(notes):
         last = number == len(notes) - 1
-        # Small print runs below the scale, the rest stands beside it.
+        # The last note is below the scale, the others beside it.
         if last:
             position = max(position, below + bar)
         room = sheet.width - 2 * MARGIN if last else 2 * width + GAP
@@ -213,7 +214,7 @@ def heat_map(
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of a contact sheet and the lines below it; the first is in ink, the others are faint."""
+    """A picture of a contact sheet and the lines below it, of which the first is dark and the others are grey."""
 
     picture: Picture
     caption: tuple[str, ...] = ()
@@ -222,7 +223,7 @@ class Tile:
 def contact_sheet(
     rows: Sequence[Sequence[Tile]], *, title: str = "", notes: Sequence[str] = (), size: int = 160
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows of captioned pictures, each fitted into a square; small ones are enlarged pixel by pixel.
+    """Rows of captioned pictures, each fitted into a square; small ones are enlarged by repeating pixels.
 
     Args:
         rows: at least one, with at least one tile each; they may differ in length.
@@ -268,7 +269,7 @@ def contact_sheet(
 
 
 class _Sheet:
-    """White paper to paste pictures and write lines on."""
+    """A white picture to paste pictures and write lines on."""
 
     def __init__(self, width: int, height: int) -> None:
         from PIL import Image, ImageDraw
@@ -311,7 +312,7 @@ def _font(size: int) -> "FreeTypeFont | ImageFont":
 
 
 def _fitted(text: str, font: "FreeTypeFont | ImageFont", room: int) -> str:
-    """The text, its middle left out where it is too long: both ends of a path tell it apart."""
+    """The text, without its middle if it is too long: paths differ at their ends."""
     if font.getlength(text) <= room:
         return text
     for kept in range(len(text) - 1, 0, -1):

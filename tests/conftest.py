@@ -193,6 +193,22 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """The compilations during a test so far, one entry each."""
+    import jax
+
+    events: list[str] = []
+
+    def listen(event: str, seconds: float, **more: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def wrong_types() -> Iterator[None]:
     """Lets a test pass arguments of wrong types, so that the library's own errors answer."""
     from jaxtyping import config

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import rlpips_jax as rl
-from rlpips_jax import demo
+from rlpips_jax.cli import demo
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ LAYERS = (
     ("judgment",),
     ("attacks",),
     ("evaluation", "geometry", "scoring"),
-    ("reports", "cli", "demo"),
+    ("reports", "cli"),
     ("",),  # the package itself: the public names
     ("__main__",),
 )

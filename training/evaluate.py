@@ -69,12 +69,15 @@ def _scores(
     crossed = all(_is_of_two(kind) for kind in triplets.kinds)
     epsilons: Sequence[str] = () if crossed or isinstance(metric, Ensemble) else config.evaluation_radii
     attack = functools.partial(attacks.pgd, norm=config.norm, steps=config.evaluation_steps)
-    drawn: dict[str, Any] = {"key": jax.random.key(0), "placement": placement}
+    common: dict[str, Any] = {
+        "key": jax.random.key(0),
+        "conditions": measurement.Conditions(placement=placement),
+    }
 
     def whole(parts: Iterator[measurement.Distances]) -> measurement.Distances:
         return measurement.join(_unless(interrupted, parts))
 
-    distances = whole(measurement.natural_distances(metric, triplets, **drawn))
+    distances = whole(measurement.natural_distances(metric, triplets, **common))
     natural = measurement.assess(triplets, distances).scores
     found = {"natural": natural.two_afc.mean}
     if triplets.sure is not None:
@@ -83,7 +86,8 @@ def _scores(
     for text in epsilons:
         # Evaluation has images in [0, 1], radii are stated in [-1, 1].
         epsilon = radius(text, "--evaluation-epsilons") / 2
-        parts = measurement.attacked_distances(metric, triplets, attack, epsilon, attacked=config.attacked, **drawn)
+        bounded = functools.partial(attack, epsilon=epsilon)
+        parts = measurement.attacked_distances(metric, triplets, bounded, attacked=config.attacked, **common)
         attacked = measurement.assess(triplets, distances, whole(parts), epsilon).scores
         found[text] = attacked.two_afc.mean
         majority[f"{MAJORITY} {text}"] = attacked.majority.mean

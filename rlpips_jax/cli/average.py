@@ -1,4 +1,4 @@
-"""`rlpips average`: one picture that is near to several."""
+"""`rlpips average`: one picture close to several."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ COLUMNS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Average(DescentOptions):
-    """Find the average of pictures under a metric: the one from which their squared distances are smallest.
+    """Find the average of pictures under a metric: the one with the smallest sum of squared distances.
 
     Writes average.png, sheet.png (with the pictures and the mean of their pixels) and result.json to --out.
-    Interrupted, the same command goes on where it stood.
+    After an interruption the same command continues where it stopped.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE IMAGE [IMAGE ...]")]
@@ -32,14 +32,14 @@ class Average(DescentOptions):
     """Begin with the mean of the pixels, or with noise."""
 
     images_per_step: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Pictures, drawn anew, that each step looks at: less work with an ensemble and many pictures."""
+    """Pictures, chosen at random, that each step compares: less work with a randomised metric and many pictures."""
 
     out: Path = Path("average")
     """Folder to write to."""
 
     def run(self) -> int:
         if len(self.images) < 2:
-            raise GeometryError(f"an average is of two pictures or more, got {len(self.images)}")
+            raise GeometryError(f"an average needs two pictures or more, got {len(self.images)}")
         metric = self.load_any()
         pictures = np.stack(self.pictures(list(self.images), metric))
         with self.descending(self.out) as arguments:

@@ -1,7 +1,8 @@
-"""`rlpips certify`: up to which perturbation the order of triplets provably holds."""
+"""`rlpips certify`: the perturbations under which the order of triplets provably holds."""
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +15,11 @@ from rlpips_jax import reports
 from rlpips_jax.cli import interrupts
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.triplet_options import TripletOptions
-from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import CertificateError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.certification import (
     Certificate,
+    Smoothing,
     abstention_rate,
     certified_accuracy,
     certify_triplets,
@@ -34,16 +35,16 @@ COLUMNS = {
 }
 
 BATCH = 16
-"""Triplets that are recorded together."""
+"""Triplets recorded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certify(TripletOptions):
     """Prove up to which l2 perturbation of an image the order of triplets holds, by randomised smoothing.
 
-    What is certified is the smoothed ranking: what the metric says most often when Gaussian noise is added. Prints the
-    share of triplets that are ranked right and certified at each radius, and writes one JSON a result. Interrupted,
-    the same command goes on where it stood.
+    The certified ranking is the smoothed one: the order that the metric finds most often under Gaussian noise. Prints
+    the share of triplets that are ranked correctly and certified at each radius, and writes one JSON file per result.
+    After an interruption the same command continues where it stopped.
     """
 
     sigma: Annotated[tuple[float, ...], tyro.conf.arg(metavar="S [S ...]")] = (0.05, 0.1)
@@ -53,7 +54,7 @@ class Certify(TripletOptions):
     """l2 radii for the table; images in [0, 1]."""
 
     samples: int = 1000
-    """Draws of noise that are counted: n prove a radius of at most sigma * Phi^-1(alpha^(1/n))."""
+    """Draws of noise that count: n prove a radius of at most sigma * Phi^-1(alpha^(1/n))."""
 
     selection_samples: int = 100
     """Draws that guess the order."""
@@ -62,8 +63,8 @@ class Certify(TripletOptions):
     """Largest probability that a certificate is wrong."""
 
     attacked: Literal["closer", "farther", "both", "reference"] = "both"
-    """Which images may be perturbed, and get noise. Noise on the closer image alone moves it away: the smoothed ranking
-    is then often wrong."""
+    """Which images may be perturbed, and get noise. Noise on the closer image alone moves it away, so that the smoothed
+    ranking is often wrong."""
 
     max_batch: int = 64
     """Most images in the network at once: bounds memory."""
@@ -76,7 +77,7 @@ class Certify(TripletOptions):
 
     def run(self) -> int:
         if not self.sigma or not self.radius:
-            raise CertificateError("--sigma and --radius need a number at least")
+            raise CertificateError("--sigma and --radius need one number or more")
         if min(self.radius) < 0:
             raise CertificateError(f"--radius must be 0 or more, got {min(self.radius):g}")
         sets = [_decided(triplets) for triplets in self.sets()]
@@ -87,53 +88,50 @@ class Certify(TripletOptions):
         total = sum(map(len, sets)) * len(metrics) * len(self.sigma)
         with interrupts.deferred(), tqdm(total=total, unit="triplet", disable=None) as bar:
             for triplets in sets:
-                for metric in metrics:
+                for label, metric in metrics.items():
                     for sigma in self.sigma:
-                        bar.set_description(f"{triplets.name} {metric.name} sigma {sigma:g}")
-                        certificate = self._certificate(triplets, metric, sigma, bar.update)
+                        bar.set_description(f"{triplets.name} {label} sigma {sigma:g}")
+                        certificate = self._certificate(triplets, label, metric, sigma, bar.update)
                         shares = certified_accuracy(certificate, self.radius)
                         cells = (f"{sigma:g}", *(f"{share:.3f}" for share in shares))
                         abstained = f"{abstention_rate(certificate):.3f}"
-                        rows.append((triplets.name, metric.name, *cells, abstained, str(len(triplets))))
+                        rows.append((triplets.name, label, *cells, abstained, str(len(triplets))))
         header = ("data", "metric", "sigma", *(f"r={radius:g}" for radius in self.radius), "abstained", "n")
         text = reports.table(header, rows)
         print(text)
         write_whole(self.out / "table.txt", text + "\n")
         return 0
 
-    def _certificate(self, triplets: AnyTriplets, metric: Metric, sigma: float, done: Any) -> Certificate:
-        options: dict[str, Any] = {
-            "sigma": sigma,
-            "samples": self.samples,
-            "selection_samples": self.selection_samples,
-            "alpha": self.alpha,
-            "attacked": self.attacked,
-            "max_batch": self.max_batch,
-        }
+    def _certificate(
+        self, triplets: AnyTriplets, label: str, metric: Any, sigma: float, done: Callable[[int], object]
+    ) -> Certificate:
+        smoothing = Smoothing(
+            sigma=sigma,
+            samples=self.samples,
+            selection_samples=self.selection_samples,
+            alpha=self.alpha,
+            max_batch=self.max_batch,
+        )
         settings = {
             "data": triplets.name,
             "triplets": len(triplets),
             "source": dict(triplets.source),
-            "metric": metric.name,
+            "metric": label,
             "signature": metric.signature,
-            "certificate": {**options, "seed": self.seed},
+            "certificate": {**dataclasses.asdict(smoothing), "attacked": self.attacked, "seed": self.seed},
         }
-        recording = Recording(self.out, [triplets.name, metric.name, f"sigma {sigma:g}"], settings, COLUMNS)
+        recording = Recording(self.out, [triplets.name, label, f"sigma {sigma:g}"], settings, COLUMNS)
 
         def compute(start: int) -> Iterator[tuple[np.ndarray, ...]]:
+            key = jax.random.key(self.seed)
             for begin in range(start, len(triplets), BATCH):
-                part = certify_triplets(
-                    metric,
-                    triplets.batch(begin, begin + BATCH),
-                    key=jax.random.key(self.seed),
-                    start=begin,
-                    **options,
-                )
-                yield tuple(np.asarray(getattr(part, name)) for name in COLUMNS)
+                part = triplets.batch(begin, begin + BATCH)
+                found = certify_triplets(metric, part, smoothing, key=key, attacked=self.attacked, start=begin)
+                yield tuple(np.asarray(getattr(found, name)) for name in COLUMNS)
 
         started = time.monotonic()
         columns = dict(zip(COLUMNS, recording.collect(len(triplets), compute, done), strict=True))
-        certificate = Certificate(**columns, samples=self.samples, sigma=sigma, alpha=self.alpha)
+        certificate = Certificate(**columns, smoothing=smoothing)
         shares = zip(self.radius, certified_accuracy(certificate, self.radius), strict=True)
         results = {
             "certified_accuracy": [{"radius": radius, "share": np.float64(share)} for radius, share in shares],
@@ -144,7 +142,7 @@ class Certify(TripletOptions):
 
 
 def _decided(triplets: AnyTriplets) -> AnyTriplets:
-    """The triplets with a majority: the others have no order to certify."""
+    """The triplets with a majority; the others have no order to certify."""
     rows = np.flatnonzero(scores.has_majority(triplets.judgment))
     if not len(rows):
         raise CertificateError(f"no triplet of {triplets.name} has a majority, so there is no order to certify")

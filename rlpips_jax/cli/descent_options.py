@@ -1,4 +1,4 @@
-"""Arguments that `rlpips average` and `rlpips geodesic` share, and what both do with pictures."""
+"""Options that `rlpips average` and `rlpips geodesic` share, and how both read pictures and descend."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,47 +17,44 @@ from rlpips_jax.cli.options import MetricOptions, check_files
 from rlpips_jax.cli.results import write_whole
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.evaluation.patches import read_uint8
-from rlpips_jax.geometry import LATE, STEPS
+from rlpips_jax.geometry import LATE, STEPS, Descent
 
-BY_START = f"(default: {LATE.begin:g} and {LATE.pace:g} from what is near, 0 and 1 from noise)"
-"""Of `--begin` and `--pace`."""
+BY_START = f"(default: {LATE.begin:g} and {LATE.pace:g} from the mean or a crossfade, 0 and 1 from noise)"
+"""Default of `--begin` and `--pace`."""
 
-DESCENT = ("steps", "coarsest", "begin", "pace", "exponent", "samples", "key")
-"""Options that averages and paths take by these names."""
-
-SETTINGS = ("square", "steps", "coarsest", "begin", "pace", "exponent", "samples", "seed")
-"""Options that documents name."""
+DESCENT = ("steps", "coarsest", "begin", "pace", "exponent", "samples")
+"""Options that are fields of `Descent`."""
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescentOptions(MetricOptions):
-    """How to descend."""
+    """The options of a descent."""
 
-    square: Annotated[int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: as they are)")] = None
-    """Take the largest square in the middle of each picture, with so many pixels a side. On a CPU 256 takes minutes."""
+    square: Annotated[int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: unchanged)")] = None
+    """Take the largest square in the middle of each picture, resized to this side. On a CPU 256 takes minutes."""
 
     steps: int = STEPS
-    """Of each level of detail; more get nearer."""
+    """Steps of each level of detail; more get nearer."""
 
     coarsest: Annotated[int, tyro.conf.arg(metavar="PX")] = 64
-    """Height or width that the first level does not go below; each further one doubles it."""
+    """Smallest height or width of the first level; each further level doubles it."""
 
     begin: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint=BY_START)] = None
-    """Time in the published course of the learning rate at which each level begins: 0 is its beginning."""
+    """Time of the published learning rate at the first step of each level: 0 is its beginning."""
 
     pace: Annotated[float | None, tyro.conf.arg(metavar="T", help_behavior_hint=BY_START)] = None
-    """Time that a step takes there: 1 is as published."""
+    """Time per step: 1 is as published."""
 
     exponent: float = 2.0
-    """Of the distances in what is minimised: 2 for their squares."""
+    """Of the distances in the minimised sum: 2 for squares."""
 
     samples: int = 2
-    """Of an ensemble, transformations that each step looks through."""
+    """For a randomised metric: draws that each step averages."""
 
     seed: int = 0
-    """Of what is drawn."""
+    """For all random draws."""
 
     @property
     def key(self) -> Any:
@@ -65,11 +62,11 @@ class DescentOptions(MetricOptions):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For documents."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        """The options in documents."""
+        return {name: getattr(self, name) for name in ("square", *DESCENT, "seed")}
 
     def pictures(self, paths: list[Path], metric: Any) -> list[Picture]:
-        """The pictures, cut if asked for, checked for the metric."""
+        """The pictures, cut if `--square` is given, checked for the metric."""
         if self.square is not None and self.square < 1:
             raise GeometryError(f"--square must be 1 or more pixels, got {self.square}")
         pictures = [read_uint8(path) for path in paths]
@@ -80,24 +77,24 @@ class DescentOptions(MetricOptions):
 
     @contextmanager
     def descending(self, out: Path) -> Iterator[dict[str, Any]]:
-        """Within, Ctrl-C has an effect between steps. Gives the arguments that say how to descend."""
+        """Gives the arguments of a descent, during which Ctrl-C takes effect between steps."""
         snapshot = out / "snapshot.npz"
-        arguments = {name: getattr(self, name) for name in DESCENT}
         try:
             with interrupts.deferred():
-                yield {
-                    **arguments,
-                    "snapshot": snapshot,
-                    "progress": True,
-                    "watch": lambda progress: interrupts.check(),
-                }
+                descent = Descent(
+                    **{name: getattr(self, name) for name in DESCENT},
+                    snapshot=snapshot,
+                    progress=True,
+                    watch=lambda progress: interrupts.check(),
+                )
+                yield {"key": self.key, "descent": descent}
         except KeyboardInterrupt:
             if snapshot.exists():
                 say(f"interrupted; the same command goes on from {snapshot}")
             raise
 
     def finish(self, out: Path, document: Mapping[str, Any]) -> None:
-        """Writes the document, after everything else, and removes the snapshot, which nobody needs any more."""
+        """Writes the document, after all other files, and removes the snapshot, which is no longer needed."""
         write_whole(out / "result.json", reports.json_text(document) + "\n")
         (out / "snapshot.npz").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""`rlpips evaluate`: how well metrics agree with judged triplets, naturally, under attack, and under shifts."""
+"""`rlpips evaluate`: how well metrics agree with judged triplets, as they are, under attack, and under shifts."""
 
 import contextlib
 import dataclasses
@@ -25,34 +25,33 @@ from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.threats import PictureAttack, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
-from rlpips_jax.distances.protocol import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import exposure, measurement
 from rlpips_jax.evaluation.exposure import Exposed
-from rlpips_jax.evaluation.measurement import Distances, Evaluation, Score
+from rlpips_jax.evaluation.measurement import Conditions, Distances, Evaluation, Score
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
-"""Columns of the table, and what documents call them."""
+"""Columns of the table, and their names in documents."""
 
 SIDES = Literal["closer", "farther", "both", "reference", "worst"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(TripletOptions):
-    """Measure how well metrics agree with people, or with triplets that are known: as they are and under attack.
+    """Measure how well metrics agree with people, or with triplets of known order: as they are and under attack.
 
-    Prints a table. Writes to --out one JSON a result, the distances of each triplet, curves, and a table of all that is
-    there, by kinds of distortion. Interrupted, the same command goes on where it stood, and results that are there
-    already are not computed again.
+    Prints a table. Writes to --out one JSON file per result, the distances of each triplet, curves, and a table of all
+    results there, by kinds of distortion. After an interruption the same command continues where it stopped; existing
+    results are not computed again.
     """
 
     attack: Annotated[tuple[PictureAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
-    """Attack to measure besides; worst_case is the worst of pgd, apgd and square. distort and impostor move references
-    alone: to where the metric measures most within --epsilon, or where pixels differ most within --bound; their table
-    says how many times that is what is usual. May be given several times."""
+    """Attack to measure too; worst_case is the worst of pgd, apgd and square. distort and impostor change references
+    alone: to the largest distance within --epsilon, or to the largest difference of pixels within --bound; their table
+    compares with the usual distance and difference. May be given several times."""
 
     norm: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Norms in which attacks are bounded."""
@@ -61,43 +60,43 @@ class Evaluate(TripletOptions):
         tuple[str, ...],
         tyro.conf.arg(metavar="E [E ...]", help_behavior_hint="(default: 1/255 2/255 4/255; l2 0.5 1 2)"),
     ] = ()
-    """Radii as fractions of the whole range of values: 2/255 is 2 of 255 grey levels, 4/255 for images in [-1, 1]. Of
+    """Radii as fractions of the range of values: 2/255 is 2 of 255 grey levels, 4/255 for images in [-1, 1]. For
     spatial, pixels (default: 0.5 1)."""
 
     attacked: Annotated[tuple[SIDES, ...], tyro.conf.arg(help_behavior_hint="(default: closer)")] = ("closer",)
-    """Whom attacks move: the image that is closer to people (pushed away), the farther one (pulled in), both, the
-    reference; 'worst' is what does most harm to each triplet."""
+    """Which image attacks move: the one closer to people (pushed away), the farther one (pulled in), both, the
+    reference; 'worst' is the one that does most harm to each triplet."""
 
     steps: int = 20
-    """Steps of an attack; of square and noise, queries, which against an ensemble are two each."""
+    """Steps of an attack; for square and noise queries, two per step against a randomised metric."""
 
     restarts: int = 1
-    """Starts of an attack, of which the best counts; against an ensemble one after another."""
+    """Starts of an attack, of which the best counts; against a randomised metric one after another."""
 
     bound: float = 0.5
-    """What an impostor may measure, as a share of the metric's mean distance between references and distorted images.
-    It takes four times as many --steps."""
+    """Largest distance of an impostor, as a share of the metric's mean distance between references and distorted
+    images. Impostors take four times as many --steps."""
 
     draws: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help_behavior_hint=f"(default: {DRAWS})")] = ()
-    """Of ensembles: transformations that each step of an attack averages (expectation over transformation)."""
+    """For randomised metrics: draws that each step of an attack averages (expectation over transformation)."""
 
     samples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {JUDGED})")] = None
-    """Of ensembles: transformations that a distance averages, before and after an attack."""
+    """For randomised metrics: draws that a distance averages, before and after an attack."""
 
     fixed_key: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Of ensembles: also measure one that always draws the same --samples, under attacks that know them."""
+    """For randomised metrics: also measure one that always draws the same --samples, under attacks that know them."""
 
     surrogate: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    """Also measure what attacks on this metric do to the others (transfer)."""
+    """Also measure how attacks on this metric harm the others (transfer)."""
 
     shift: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PX [PX ...]", help_behavior_hint="(default: none)")] = ()
-    """Also shift both images against the reference by so many pixels."""
+    """Also shift both images against the reference by this many pixels."""
 
     batch: int = measurement.BATCH
-    """Triplets attacked at once: bounds memory, and is part of the seeding."""
+    """Triplets attacked at once: bounds memory. The draws depend on it."""
 
     seed: int = 0
-    """Of everything that attacks draw."""
+    """For all random draws."""
 
     out: Path = Path("report")
     """Folder for the results."""
@@ -106,11 +105,11 @@ class Evaluate(TripletOptions):
         self._check()
         sets, metrics = self.sets(), self.metrics(random=True)
         surrogate = None if self.surrogate is None else load_metric(self.surrogate, self.weights_dir)
-        self._check_uses(metrics, surrogate)
+        self._check_uses(list(metrics.values()), surrogate)
         runs = [
-            Run(self, triplets, metric, threat, surrogate if threat.surrogate else None)
+            Run(self, triplets, label, metric, threat, surrogate if threat.surrogate else None)
             for triplets in sets
-            for metric in metrics
+            for label, metric in metrics.items()
             for threat in self._threats(metric, surrogate)
         ]
         from tqdm import tqdm
@@ -152,29 +151,29 @@ class Evaluate(TripletOptions):
         options |= {"fixed-key": (self.fixed_key, self.attack), "draws": (self.draws, self.attack)}
         for name, (given, users) in options.items():
             if given and not users:
-                raise AttackError(f"--{name} needs an attack that it is for: --attack pgd")
+                raise AttackError(f"--{name} needs an attack that uses it: --attack pgd")
         units = {norm for name in bounded for norm in self._norms(name)}
         if self.epsilon and len(units) > 1:
             raise AttackError(
-                f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate one after "
-                "the other into the same --out"
+                f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate them one "
+                "after another into the same --out"
             )
 
-    def _check_uses(self, metrics: Sequence[Metric | Ensemble], surrogate: Metric | Ensemble | None) -> None:
-        """Raises an AttackError for options that none of these metrics has a use for."""
+    def _check_uses(self, metrics: Sequence[Metric | RandomMetric], surrogate: Metric | RandomMetric | None) -> None:
+        """Raises an AttackError for options that none of these metrics uses."""
         if surrogate is not None and all(surrogate.signature == metric.signature for metric in metrics):
             raise AttackError(f"--surrogate {self.surrogate} is the only --metric; give one that attacks transfer to")
-        random = any(isinstance(metric, Ensemble) for metric in metrics)
+        random = any(is_random(metric) for metric in metrics)
         for name, given, used in (
             ("samples", self.samples, random),
             ("fixed-key", self.fixed_key, random),
-            ("draws", self.draws, random or isinstance(surrogate, Ensemble)),
+            ("draws", self.draws, random or is_random(surrogate)),
         ):
             if given and not used:
-                raise AttackError(f"--{name} is for ensembles, such as --metric elpips-squeeze")
+                raise AttackError(f"--{name} is for randomised metrics, such as --metric elpips-squeeze")
 
-    def _threats(self, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
-        """To one metric: nothing first, then every attack at every strength."""
+    def _threats(self, metric: Metric | RandomMetric, surrogate: Metric | RandomMetric | None) -> list[Threat]:
+        """The threats to one metric: none first, then every attack at every strength."""
         threats = [Threat()]
         for name in dict.fromkeys(self.attack):
             attack = ATTACKS[name]
@@ -194,15 +193,17 @@ class Evaluate(TripletOptions):
             return ("",)
         return tuple(norm for norm in self.norm if norm in attack.norms) if attack.norms else (attack.unit,)
 
-    def _adapted(self, threat: Threat, metric: Metric | Ensemble, surrogate: Metric | Ensemble | None) -> list[Threat]:
-        """An attack as it adapts to a metric, and transferred from the surrogate."""
+    def _adapted(
+        self, threat: Threat, metric: Metric | RandomMetric, surrogate: Metric | RandomMetric | None
+    ) -> list[Threat]:
+        """An attack adapted to a metric, and transferred from the surrogate."""
 
-        def against(attacked: Metric | Ensemble, **more: Any) -> list[Threat]:
-            draws = dict.fromkeys(self.draws or (DRAWS,)) if isinstance(attacked, Ensemble) else (0,)
+        def against(attacked: Metric | RandomMetric, **more: Any) -> list[Threat]:
+            draws = dict.fromkeys(self.draws or (DRAWS,)) if is_random(attacked) else (0,)
             return [dataclasses.replace(threat, draws=count, **more) for count in draws]
 
         threats = against(metric)
-        if self.fixed_key and isinstance(metric, Ensemble):
+        if self.fixed_key and is_random(metric):
             threats.append(dataclasses.replace(threat, fixed=True))
         if surrogate is not None and surrogate.signature != metric.signature:
             threats += against(surrogate, surrogate=surrogate.name)
@@ -215,16 +216,17 @@ class Run:
 
     options: Evaluate
     triplets: AnyTriplets
-    metric: Metric | Ensemble
+    label: str
+    metric: Metric | RandomMetric
     threat: Threat
-    surrogate: Metric | Ensemble | None = None
+    surrogate: Metric | RandomMetric | None = None
 
     @property
     def title(self) -> str:
-        """What a progress bar says."""
+        """The description in a progress bar."""
         threat = self.threat
         what = f" {threat.words} {threat.radii()[0]}" if threat.name else ""
-        return f"{self.triplets.name} {self.metric.name}{what}"
+        return f"{self.triplets.name} {self.label}{what}"
 
     @functools.cached_property
     def count(self) -> int:
@@ -233,7 +235,7 @@ class Run:
 
     @property
     def randomness(self) -> Randomness:
-        """How an ensemble is attacked and judged."""
+        """How a randomised metric is attacked and judged."""
         return Randomness(self.threat.draws or DRAWS, self.options.samples or JUDGED, self.threat.fixed)
 
     @functools.cached_property
@@ -244,12 +246,12 @@ class Run:
             "data": self.triplets.name,
             "triplets": len(self.triplets),
             "source": dict(self.triplets.source),
-            "metric": self.metric.name,
+            "metric": self.label,
             "signature": self.metric.signature,
             "threat": None,
         }
-        words = [self.triplets.name, self.metric.name, threat.name or "natural"]
-        if isinstance(self.metric, Ensemble):
+        words = [self.triplets.name, self.label, threat.name or "natural"]
+        if is_random(self.metric):
             settings |= {"samples": self.randomness.samples, "seed": options.seed, "rows": self._rows}
         if threat.name:
             words += [threat.norm, f"{threat.epsilon:.6g}", threat.attacked]
@@ -265,16 +267,16 @@ class Run:
 
     @property
     def _rows(self) -> int:
-        """Of a batch, which an ensemble's draws depend on."""
+        """Rows of a batch, on which the draws of a randomised metric depend."""
         size = min(self.options.batch, self.count)
         return size if self.threat.exposes else filled_size(size, over_all_devices())
 
     def evaluation(self, natural: Distances | None, done: Callable[[int], Any]) -> Evaluation:
-        """The scores; what is on disk already is not computed again.
+        """The scores; results on disk are not computed again.
 
         Args:
-            natural: distances without the threat, if there is one.
-            done: is told how many triplets are done.
+            natural: distances without the threat; None if there is no threat.
+            done: called with the number of triplets that are done.
         """
         started = time.monotonic()
         columns = self.recording.collect(self.count, self._compute, done)
@@ -289,11 +291,11 @@ class Run:
         return evaluation
 
     def expose(self, natural: Distances, done: Callable[[int], Any]) -> None:
-        """What the metric can be made to say of the references; what is on disk already is not computed again.
+        """How far the references can be driven; results on disk are not computed again.
 
         Args:
-            natural: distances without an attack, which say what is usual.
-            done: is told how many triplets are done.
+            natural: distances without an attack.
+            done: called with the number of triplets that are done.
         """
         started = time.monotonic()
         compute = functools.partial(self._exposed, natural)
@@ -310,53 +312,41 @@ class Run:
 
     def _exposed(self, natural: Distances, start: int) -> Iterator[Exposed]:
         threat = self.threat
-        options: dict[str, Any] = {
-            "steps": threat.steps,
-            "restarts": threat.restarts,
-            "randomness": self.randomness,
-            "key": jax.random.key(self.options.seed),
-            "batch": self.options.batch,
-            "start": start,
-        }
+        options: dict[str, Any] = {"steps": threat.steps, "restarts": threat.restarts, "randomness": self.randomness}
         if not threat.norm:
-            bound = threat.epsilon * exposure.usual_distance(natural)
-            return exposure.impostors(self.metric, self.triplets, bound, **options)
-        return exposure.distorted(self.metric, self.triplets, threat.epsilon, norm=threat.norm, **options)
+            options["bound"] = threat.epsilon * exposure.usual_distance(natural)
+        else:
+            options |= {"epsilon": threat.epsilon, "norm": threat.norm}
+        attack = functools.partial(ATTACKS[threat.name].function, **options)
+        return exposure.exposed(self.metric, self.triplets, attack, start=start, **self._seeded)
 
     def _compute(self, start: int) -> Iterator[Distances]:
         threat = self.threat
-        options: dict[str, Any] = {
-            "randomness": self.randomness,
-            "key": jax.random.key(self.options.seed),
-            "batch": self.options.batch,
-            "start": start,
-        }
+        placement = None if threat.name == "shift" else over_all_devices()
+        conditions = Conditions(surrogate=self.surrogate, randomness=self.randomness, placement=placement)
+        options: dict[str, Any] = {**self._seeded, "conditions": conditions, "start": start}
         if threat.name == "shift":
             shift, largest = int(threat.epsilon), max(self.options.shift)
             return measurement.shifted_distances(self.metric, self.triplets, shift, largest, **options)
-        options["placement"] = over_all_devices()
         if not threat.name:
             return measurement.natural_distances(self.metric, self.triplets, **options)
-        return measurement.attacked_distances(
-            self.metric,
-            self.triplets,
-            threat.function(),
-            threat.epsilon,
-            attacked=threat.sides,
-            surrogate=self.surrogate,
-            **options,
-        )
+        attack = functools.partial(threat.function(), epsilon=threat.epsilon)
+        return measurement.attacked_distances(self.metric, self.triplets, attack, attacked=threat.sides, **options)
+
+    @property
+    def _seeded(self) -> dict[str, Any]:
+        return {"key": jax.random.key(self.options.seed), "batch": self.options.batch}
 
 
 Results = Sequence[tuple[Run, Evaluation]]
 
 
 def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str:
-    """A row for each result, with 95 % intervals: how triplets are ranked, and what references can be made to measure.
+    """A row per result, with 95 % intervals: how triplets are ranked, and how far references can be driven.
 
     Args:
         documents: results as they are written.
-        by_kind: adds a row for each kind of each.
+        by_kind: adds a row for each kind of distortion.
     """
     found = [table([document for document in documents if "scores" in document], by_kind=by_kind)]
     if exposures := [document for document in documents if "exposure" in document]:
@@ -379,7 +369,7 @@ def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
 
 
 def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
-    """What references can be made to measure, in units of what is usual between them and distorted images."""
+    """How far references can be driven, relative to the usual distance and difference of distorted images."""
     header = ("data", "metric", "attack", "steps", "within", "usual d", "d / usual", "rms / usual", "n")
     rows = []
     for document in documents:
@@ -396,16 +386,16 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
 
 
 def _metric(document: dict[str, Any]) -> str:
-    """The metric's name, and how many samples an ensemble averages."""
+    """The name of the metric, with the number of samples of a randomised one."""
     samples = document.get("samples")
     return f"{document['metric']} ({samples})" if samples else document["metric"]
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
-    """All results in a folder, by set, metric, attack, whom it moves and radius."""
+    """All results in a folder, sorted by set, metric, attack, moved image and radius."""
     found = []
     for path in folder.glob("*.json"):
-        # Other programs may have put files there.
+        # The folder may contain files of other programs.
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(document, dict) and any(
@@ -422,7 +412,7 @@ def _order(document: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def curves(results: Results, folder: Path) -> list[Path]:
-    """A picture for each set, attack and norm: 2AFC score over the radius, a line for each metric and side."""
+    """A figure per set, attack and norm: 2AFC score over the radius, a line per metric and moved image."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -434,7 +424,7 @@ def curves(results: Results, folder: Path) -> list[Path]:
         if run.threat.name:
             groups.setdefault((run.triplets.name, run.threat.name, run.threat.norm), []).append((run, evaluation))
         else:
-            natural[run.triplets.name, run.metric.name] = evaluation
+            natural[run.triplets.name, run.label] = evaluation
     paths = []
     for (data, attack, norm), members in groups.items():
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -442,8 +432,8 @@ def curves(results: Results, folder: Path) -> list[Path]:
         lines: dict[str, dict[float, Score]] = {}
         for run, evaluation in members:
             line = lines.setdefault(
-                ", ".join(filter(None, (run.metric.name, *run.threat.line))),
-                {0.0: natural[data, run.metric.name].scores.two_afc},
+                ", ".join(filter(None, (run.label, *run.threat.line))),
+                {0.0: natural[data, run.label].scores.two_afc},
             )
             line[run.threat.epsilon] = evaluation.scores.two_afc
         scale = 1 if norm != "linf" else 255
@@ -466,7 +456,7 @@ def curves(results: Results, folder: Path) -> list[Path]:
 
 
 def _plain(scores: measurement.Scores) -> dict[str, Any]:
-    """Scores as JSON has them: what is NaN is null."""
+    """Scores for JSON, with null for NaN."""
     return {
         name: None
         if score is None or not score["count"]

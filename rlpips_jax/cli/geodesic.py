@@ -1,4 +1,4 @@
-"""`rlpips geodesic`: pictures that lead from one to another."""
+"""`rlpips geodesic`: frames that lead from one picture to another."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from rlpips_jax.files.image_files import save_animation, save_image
 TILE = 160
 """Pixels of a frame on the strip."""
 SECONDS, PAUSE = 0.12, 0.8
-"""How long the animations show a frame, and their ends."""
+"""Seconds for which the animations show a frame, and an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geodesic(DescentOptions):
     """Find the shortest path between two pictures under a metric, as frames.
 
-    It is the path along which the squared distances between neighbours have the smallest sum. Writes the frames,
+    It minimises the sum of squared distances between neighbouring frames. Writes the frames,
     strip.png (beside a crossfade), path.gif, path.png (the same animation without loss) and result.json to --out.
-    Interrupted, the same command goes on where it stood.
+    After an interruption the same command continues where it stopped.
     """
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -33,7 +33,7 @@ class Geodesic(DescentOptions):
     """The picture to end with, of the same size."""
 
     frames: int = 9
-    """Frames of the path, with its ends."""
+    """Frames of the path, including its ends."""
 
     out: Path = Path("geodesic")
     """Folder to write to."""
@@ -81,7 +81,7 @@ class Geodesic(DescentOptions):
     def _write(self, paths: dict[str, np.ndarray], steps: dict[str, np.ndarray], metric: Any) -> None:
         frames = paths["geodesic"]
         save_frames(self.out / "frames", frames)
-        # There and back, so that it never jumps.
+        # Forth and back, so that the animation never jumps.
         turn = [*range(self.frames), *range(self.frames - 2, 0, -1)]
         seconds = [PAUSE if place in (0, self.frames - 1) else SECONDS for place in turn]
         for name in ("path.gif", "path.png"):
@@ -100,7 +100,7 @@ class Geodesic(DescentOptions):
 
 
 def save_frames(folder: Path, frames: np.ndarray) -> None:
-    """Writes numbered pictures, in place of those of another path; other files stay."""
+    """Writes numbered pictures and removes those of an earlier path; other files stay."""
     for path in folder.glob("*.png"):
         if path.stem.isdecimal():
             path.unlink()
@@ -110,5 +110,5 @@ def save_frames(folder: Path, frames: np.ndarray) -> None:
 
 
 def _next(distances: np.ndarray, place: int) -> tuple[str, ...]:
-    """How far the next frame is, where there is one."""
+    """The distance to the next frame, if there is one."""
     return (f"to the next {distances[place]:.4f}",) if place < len(distances) else ()

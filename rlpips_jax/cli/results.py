@@ -1,7 +1,7 @@
-"""Results of long runs in a folder: numbers of each triplet as they come, one JSON document at the end.
+"""Results of long runs in a folder: the numbers of each triplet as they come, one JSON document at the end.
 
-A run is named for what it is and by a hash of everything its numbers follow from, so the same command finds what it
-has done already, and another one never takes it for its own.
+The name of a run ends in a hash of everything that its numbers depend on, so the same command finds its own results,
+and never those of another one. Recorded values are checked for their types, not recomputed.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ class Recording:
 
     Attributes:
         folder: where they are written.
-        words: what the run is, for the names of its files.
-        settings: everything that its numbers follow from.
-        columns: names and types of what there is for each triplet.
+        words: describe the run, for the names of its files.
+        settings: everything that its numbers depend on.
+        columns: names and types of the numbers of each triplet.
     """
 
     folder: Path
@@ -49,34 +49,34 @@ class Recording:
 
     @functools.cached_property
     def path(self) -> Path:
-        """Of the document."""
+        """The file of the document."""
         name = "-".join(filter(None, (re.sub(r"[^\w.@]+", "-", word).strip("-") for word in self.words)))
         sha = hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{name}-{sha[:8]}.json"
 
     @property
     def columns_path(self) -> Path:
-        """Of the numbers of each triplet: a header, then a line for each part, a list for each column."""
+        """The file of the numbers of each triplet: a header, then a line per part with a list per column."""
         return self.path.with_suffix(".jsonl")
 
     @property
     def document(self) -> dict[str, Any]:
-        """What `finish` has written."""
+        """The document that `finish` has written."""
         return json.loads(self.path.read_text(encoding="utf-8"))
 
     def collect(
         self, total: int, compute: Callable[[int], Iterator[tuple[Column, ...]]], done: Callable[[int], Any]
     ) -> tuple[Column, ...]:
-        """All columns: from disk what is there, then what is computed, recorded part by part.
+        """All columns: those on disk, then computed ones, recorded part by part.
 
         Args:
             total: number of triplets.
-            compute: from which triplet on -> columns, part by part.
-            done: is told how many triplets a part has.
+            compute: gives the columns from a triplet on, part by part.
+            done: called with the number of triplets of a part.
 
         Raises:
             RlpipsError: the file is of another run, damaged, or another run is writing to it.
-            KeyboardInterrupt: Ctrl-C was pressed; what was computed is recorded.
+            KeyboardInterrupt: Ctrl-C was pressed; the computed numbers are recorded.
         """
         header = json.dumps({"columns": list(self.columns), **self.settings}, ensure_ascii=False, default=str) + "\n"
         parts: list[tuple[Column, ...]] = []
@@ -93,11 +93,11 @@ class Recording:
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def finish(self, results: dict[str, Any], seconds: float) -> None:
-        """Writes the document, unless it is there and says the same.
+        """Writes the document, unless it exists with the same content.
 
         Args:
-            results: what the run came to.
-            seconds: that this process spent on it.
+            results: of the run.
+            seconds: time that this process took.
         """
         found = json.loads(reports.json_text({**self.settings, **results}))
         with contextlib.suppress(OSError, ValueError):
@@ -129,7 +129,7 @@ class Recording:
             lists = json.loads(record)
             if not isinstance(lists, list) or len(lists) != len(self.columns):
                 raise ValueError(f"not {len(self.columns)} columns")
-            part = tuple(np.asarray(one, dtype) for one, dtype in zip(lists, self.columns.values(), strict=True))
+            part = tuple(_column(one, dtype) for one, dtype in zip(lists, self.columns.values(), strict=True))
             if {column.shape for column in part} != {(len(part[0]),)}:
                 raise ValueError("columns of different lengths")
         except (ValueError, TypeError) as error:
@@ -137,8 +137,17 @@ class Recording:
         return part
 
 
+def _column(values: Any, dtype: type[np.generic]) -> Column:
+    """Recorded values as an array; raises a TypeError where one is of another type, such as a number in quotes."""
+    wanted = {np.bool_: bool, np.int64: int}.get(dtype, (int, float))
+    for value in values:
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise TypeError(f"{json.dumps(value)} in a column of {np.dtype(dtype).name}")
+    return np.asarray(values, dtype)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is whole, or as it was before; makes its folder."""
+    """Writes a file atomically; makes its folder."""
     with replacing(path) as file:
         file.write(text.encode())
 

@@ -1,6 +1,5 @@
-"""Arguments of the subcommands that ask metrics about judged triplets."""
+"""Options of the subcommands that evaluate metrics on judged triplets."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,7 @@ import tyro
 
 from rlpips_jax.cli.options import Folder, load_metric
 from rlpips_jax.distances.lpips import DEFAULT
-from rlpips_jax.distances.protocol import Metric, is_random
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import EnsembleError, TripletsError
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.sources import TRIPLET_SOURCES, ReadOptions, source_of
@@ -37,7 +35,7 @@ class TripletOptions:
         tyro.conf.arg(metavar="NAME", help_behavior_hint=f"(default: {DEFAULT})"),
     ] = ()
     """Name of a metric ('rlpips weights list' shows all), path of a .safetensors file, or your own metric as
-    PACKAGE.MODULE:NAME. May be given several times; files of one name are told apart by their folders'."""
+    PACKAGE.MODULE:NAME. May be given several times; files with the same name are shown with their folders."""
 
     weights_dir: Folder = None
     """Folder to look for weights in first."""
@@ -96,30 +94,37 @@ class TripletOptions:
             return sets
         return [replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
 
-    def metrics(self, *, random: bool = False) -> list[Any]:
-        """The metrics, loaded: each a Metric or, where they may be random, an Ensemble.
+    def metrics(self, *, random: bool = False) -> dict[str, Metric | RandomMetric]:
+        """The metrics by their labels: their names, or folder and name for files with the same name.
+
+        Args:
+            random: whether randomised metrics are allowed.
 
         Raises:
-            EnsembleError: one is an ensemble and may not be.
+            EnsembleError: one is randomised, and that is not allowed.
+            TripletsError: two have the same label.
         """
         names = self.metric or (DEFAULT,)
         if random:
             metrics: list[Any] = [load_metric(name, self.weights_dir) for name in names]
         else:
             metrics = [self.certain(name, "--metric") for name in names]
-        metrics = _told_apart(names, metrics)
-        _check_names("--metric", "metrics", [metric.name for metric in metrics])
-        return metrics
+        plain = [metric.name for metric in metrics]
+        labels = [
+            _label(given, name) if plain.count(name) > 1 else name for given, name in zip(names, plain, strict=True)
+        ]
+        _check_names("--metric", "metrics", labels)
+        return dict(zip(labels, metrics, strict=True))
 
     def certain(self, name: str, option: str) -> Metric:
-        """A metric that is not random.
+        """A metric without random draws.
 
         Raises:
-            EnsembleError: it is an ensemble.
+            EnsembleError: it is randomised.
         """
         metric = load_metric(name, self.weights_dir)
         if is_random(metric):
-            raise EnsembleError(f"{option} {name} is random, and a metric that is not is needed, such as lpips-alex")
+            raise EnsembleError(f"{option} {name} is randomised; a metric without random draws is needed: lpips-alex")
         return metric
 
 
@@ -128,25 +133,17 @@ def _forms() -> str:
     return "; ".join(source.description for source in TRIPLET_SOURCES.values())
 
 
-def _told_apart(given: Sequence[str], metrics: Sequence[Any]) -> list[Any]:
-    """The metrics, those of a file that share their name with another under their folder's too."""
-    names = [metric.name for metric in metrics]
-    found = []
-    for text, metric in zip(given, metrics, strict=True):
-        if names.count(metric.name) > 1 and text.endswith(native.SUFFIX):
-            metric = _renamed(metric, "/".join(Path(text.removeprefix(PREFIX)).absolute().with_suffix("").parts[-2:]))
-        found.append(metric)
-    return found
-
-
-def _renamed(metric: Any, name: str) -> Any:
-    inside = {"metric": replace(metric.metric, name=name)} if isinstance(metric, Ensemble) else {"name": name}
-    return replace(metric, **inside)
+def _label(given: str, name: str) -> str:
+    """Folder and name of a weight file, by which it differs from another of the same name."""
+    if not given.endswith(native.SUFFIX):
+        return name
+    prefix = PREFIX if given.startswith(PREFIX) else ""
+    return prefix + "/".join(Path(given.removeprefix(PREFIX)).absolute().with_suffix("").parts[-2:])
 
 
 def _check_names(option: str, what: str, names: list[str]) -> None:
-    """Raises a TripletsError if a table could not tell two apart."""
+    """Raises a TripletsError if two have the same name in a table."""
     if len(set(names)) < len(names):
         raise TripletsError(
-            f"{option}: {what} must differ in their names, got {', '.join(names)}; rename a file or a folder"
+            f"{option}: {what} must have different names, got {', '.join(names)}; rename a file or a folder"
         )

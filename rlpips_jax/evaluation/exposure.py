@@ -1,35 +1,34 @@
-"""What a metric can be made to say of photographs: the two experiments of E-LPIPS (Kettunen et al. 2019).
+"""How far attacks can drive the distance from a reference: the two experiments of E-LPIPS (Kettunen et al. 2019).
 
-* A change that nobody sees and that measures far (`distort`): how many times the usual distance is that?
-* An image that looks different and measures close (`impostor`): how far from the reference does it get?
+* A small change that measures far (`rlpips_jax.attacks.distort`): how many times the usual distance does it reach?
+* An image that looks different and measures close (`impostor`): how far do its pixels get from the reference?
 
-What is usual for a metric is its mean distance between the references of triplets and their distorted images.
+The usual distance of a metric is its mean distance between the references of triplets and their distorted images.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, PRNGKeyArray
 
-from rlpips_jax.attacks import Randomness, distort, impostor
-from rlpips_jax.attacks.expectations import ADAPTIVE
-from rlpips_jax.distances.protocol import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.arguments import whole_number
+from rlpips_jax.distances.protocol import Metric, RandomMetric
+from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.measurement import BATCH, Distances, Score
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets
+from rlpips_jax.files.array_hash import array_hash
 
 RESAMPLES = 10_000
-"""Of an interval."""
+"""Resamples of a bootstrap interval."""
 
 
 class Exposed(NamedTuple):
-    """What an attack made of each different reference, in the order of `different_references`.
+    """How far an attack drove each different reference, in the order of `different_references`.
 
     Attributes:
-        distance: `(m,)`, by the metric, from the reference.
+        distance: `(m,)`, from the reference, by the metric.
         rms: `(m,)`, root mean square difference of pixels from the reference, images in [0, 1].
     """
 
@@ -38,11 +37,11 @@ class Exposed(NamedTuple):
 
 
 class References(NamedTuple):
-    """The references of triplets, each once.
+    """The different references of triplets.
 
     Attributes:
-        first: `(m,)`, the first triplet of each.
-        of_triplet: `(n,)`, which of them each triplet has.
+        first: `(m,)`, the first triplet with each reference.
+        of_triplet: `(n,)`, the index of the reference of each triplet.
     """
 
     first: Int[np.ndarray, " m"]
@@ -50,18 +49,18 @@ class References(NamedTuple):
 
 
 def different_references(triplets: AnyTriplets) -> References:
-    """Which triplets share a reference."""
+    """The different references, and which triplets share them."""
     if isinstance(triplets, IndexedTriplets):
         names: Any = triplets.indices[:, 0]
     else:
-        names = [hashlib.sha256(image.tobytes()).hexdigest() for image in triplets.reference]
+        names = [array_hash(image) for image in triplets.reference]
     _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return References(first[order], np.argsort(order)[inverse.reshape(-1)])
 
 
 def usual_distance(natural: Distances) -> float:
-    """The mean of a metric's distances between references and the distorted images of their triplets."""
+    """The mean distance between references and the distorted images of their triplets."""
     return float(np.mean(np.concatenate(natural), dtype=np.float64))
 
 
@@ -73,13 +72,13 @@ def usual_difference(triplets: AnyTriplets) -> float:
 def rise(exposed: Exposed, natural: Distances, triplets: AnyTriplets) -> Score:
     """How many times its usual distance a metric was driven to, with a bootstrap interval over references.
 
-    References are drawn with their triplets, so that the interval knows that what is usual is an estimate too.
+    References are resampled together with their triplets, as the usual distance is an estimate too.
     """
     return _ratio(exposed.distance, np.stack(natural, axis=1), different_references(triplets))
 
 
 def spread(exposed: Exposed, triplets: AnyTriplets) -> Score:
-    """How many times the usual difference of pixels impostors got away; the interval is that of `rise`."""
+    """How many times the usual difference of pixels the attacked references reached; with an interval as in `rise`."""
     return _ratio(exposed.rms, _differences(triplets), different_references(triplets))
 
 
@@ -101,99 +100,45 @@ def _ratio(reached: Float[np.ndarray, " m"], usual: Float[np.ndarray, "n 2"], re
     def ratio(times: Float[np.ndarray, "... m"] | Int[np.ndarray, "... m"]) -> Any:
         return (times @ np.asarray(reached, np.float64) / count) / ((times @ sums[0]) / (times @ sums[1]))
 
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    low, high = np.quantile(ratio(drawn), [0.025, 0.975])
+    resampled = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    low, high = np.quantile(ratio(resampled), [0.025, 0.975])
     return Score(float(ratio(np.ones(count))), float(low), float(high), count)
 
 
-def distorted(
-    metric: Metric | Ensemble,
+def exposed(
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
-    epsilon: float,
+    attack: Callable[..., Any],
     *,
-    norm: str = "linf",
-    steps: int = 50,
-    restarts: int = 1,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     batch: int = BATCH,
     start: int = 0,
 ) -> Iterator[Exposed]:
-    """The different references of triplets, moved away from themselves by `rlpips_jax.attacks.distort`, part by part.
+    """Attacks each different reference of triplets once, part by part.
 
     Args:
-        metric: from `rlpips_jax.load`.
-        triplets: whose references are attacked.
-        epsilon: radius of the ball, images in [0, 1].
-        norm: "linf" or "l2".
-        steps: gradients that are computed.
-        restarts: starts, of which the best counts.
-        randomness: of an ensemble, how it is attacked and judged.
+        metric: from `rlpips_jax.load`, or your own.
+        triplets: their references are attacked.
+        attack: `metric, images, *, key -> result` with all else given, such as
+            `functools.partial(rl.attacks.distort, epsilon=4 / 255)` or `functools.partial(rl.attacks.impostor,
+            bound=0.1)`; a share of `usual_distance` as the bound treats metrics alike.
         key: a key of `jax.random`; None for `jax.random.key(0)`.
-        batch: references attacked at once.
+        batch: references attacked at once, 1 or more.
         start: the first reference, a multiple of `batch`.
+
+    Raises:
+        TripletsError: the batch is below 1.
     """
-    for references, own in _parts(triplets, key, batch, start):
-        result = distort(
-            metric,
-            references.images,
-            key=own,
-            epsilon=epsilon,
-            norm=norm,
-            steps=steps,
-            restarts=restarts,
-            randomness=randomness,
-        )
-        yield _exposed(result.after, result.l2, references)
-
-
-def impostors(
-    metric: Metric | Ensemble,
-    triplets: AnyTriplets,
-    bound: float,
-    *,
-    steps: int = 200,
-    restarts: int = 1,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
-    batch: int = BATCH,
-    start: int = 0,
-) -> Iterator[Exposed]:
-    """Impostors of the references of triplets by `rlpips_jax.attacks.impostor`, part by part.
-
-    Args:
-        bound: on the metric's distance, in its own units; a share of its `usual_distance` treats metrics alike.
-        steps: gradients that are computed.
-
-    The other arguments are those of `distorted`.
-    """
-    for references, own in _parts(triplets, key, batch, start):
-        result = impostor(
-            metric, references.images, key=own, bound=bound, steps=steps, restarts=restarts, randomness=randomness
-        )
-        yield _exposed(result.distance, result.l2, references)
-
-
-class _Part(NamedTuple):
-    """References, filled up to a whole batch, and how many they are."""
-
-    images: UInt8[np.ndarray, "n h w 3"]
-    count: int
-
-
-def _parts(triplets: AnyTriplets, key: Any, batch: int, start: int) -> Iterator[tuple[_Part, Any]]:
-    """References, and a key for each part."""
+    whole_number("batch", batch, error=TripletsError)
     key = jax.random.key(0) if key is None else key
     first = different_references(triplets).first
     size = min(batch, len(first))
-    for begin in range(start, len(first), size):
+    for begin in range(start, len(first), size or 1):
         rows = first[begin : begin + size]
+        # Filled up to a whole batch: one shape, hence one compiled program.
         filled = rows[np.minimum(np.arange(size), len(rows) - 1)]
         images = triplets.select(filled).batch(0, size).reference
-        yield _Part(images, len(rows)), jax.random.fold_in(key, begin)
-
-
-def _exposed(distance: jax.Array, l2: jax.Array, references: _Part) -> Exposed:
-    values = references.images[0].size
-    columns = np.asarray(distance), np.asarray(l2) / np.sqrt(values)
-    return Exposed(*(column[: references.count].astype(np.float32) for column in columns))
+        result = attack(metric, images, key=jax.random.fold_in(key, begin))
+        distance = result.distance if hasattr(result, "distance") else result.after
+        columns = np.asarray(distance), np.asarray(result.l2) / np.sqrt(images[0].size)
+        yield Exposed(*(column[: len(rows)].astype(np.float32) for column in columns))

@@ -3,30 +3,30 @@
     (natural, *attacked) = evaluate(metric, triplets, functools.partial(rl.attacks.pgd, steps=20), [1 / 255, 2 / 255])
     natural.scores.two_afc.mean, attacked[0].scores.flip_rate.mean
 
-An attack knows the judgment and works against it: it makes the image that people find closer the farther one for the
-metric. Distances after an attack are measured again, from its images; by an ensemble, with transformations that the
-attack has not seen, unless it is one whose draws are known.
+An attack knows the judgment and works against it: it moves the images until the one that people find closer is the
+farther one for the metric. Distances after an attack are computed again from its images; those of a randomised metric
+with draws that the attack has not seen, unless `Randomness.fixed` lets it know them.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rlpips_jax.arguments import whole_number
 from rlpips_jax.attacks import Randomness, attack_triplets
 from rlpips_jax.attacks.expectations import ADAPTIVE, judge_key, measured_distances
-from rlpips_jax.distances.protocol import Metric
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement, fetch, filled_size, put
 from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplets, triplet_distances
-from rlpips_jax.images import UNIT_RANGE
+from rlpips_jax.images import UNIT_RANGE, Images
 
 BATCH = 50
 """Triplets attacked at once."""
@@ -36,7 +36,7 @@ Attack = Callable[..., Any]
 
 
 class Distances(NamedTuple):
-    """Of p0 and p1 from the reference, `(n,)` each."""
+    """The distances of p0 and p1 from the reference, `(n,)` each."""
 
     d0: Float[np.ndarray, " n"]
     d1: Float[np.ndarray, " n"]
@@ -44,13 +44,13 @@ class Distances(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over triplets with its bootstrap interval of 95 %; all NaN where no triplet counts.
+    """A mean over triplets with a confidence interval of 95 %; all NaN if no triplet counts.
 
     Attributes:
-        mean: of the triplets' credits.
-        low: lower end of the interval.
+        mean: of the credits of the triplets.
+        low: lower end of the interval, `rlpips_jax.evaluation.scores.credit_interval`.
         high: upper end of the interval.
-        count: triplets that count.
+        count: number of triplets that count.
     """
 
     mean: float
@@ -61,14 +61,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a metric's distances agree with judgments.
+    """How the distances of a metric agree with judgments.
 
     Attributes:
         two_afc: `rlpips_jax.evaluation.two_afc_score`.
         majority: `rlpips_jax.evaluation.majority_accuracy`.
-        sure: the same over the triplets whose judgment is clear: the teacher is sure, or more than half agree.
-        flip_rate: `rlpips_jax.evaluation.flip_rate`, share of correctly ranked triplets that the attack reverses; None
-            without one.
+        sure: the majority accuracy over the triplets with a clear judgment: the teacher is sure, or more than half of
+            the people agree.
+        flip_rate: `rlpips_jax.evaluation.flip_rate`, the share of correctly ranked triplets that the attack reverses;
+            None without an attack.
     """
 
     two_afc: Score
@@ -82,9 +83,9 @@ class Evaluation:
     """A metric on a set of triplets.
 
     Attributes:
-        epsilon: of the attack, or pixels of a shift; 0 for none.
+        epsilon: radius of the attack, or shift in pixels; 0 for neither.
         scores: over all triplets.
-        by_kind: over those of each kind. A triplet of two distortions counts for both.
+        by_kind: over the triplets of each kind. A triplet with two distortions counts for both.
         distances: of each triplet, after the attack.
     """
 
@@ -94,139 +95,146 @@ class Evaluation:
     distances: Distances
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which conditions distances are computed and attacked.
+
+    Attributes:
+        surrogate: the metric that attacks are made against, to see whether they transfer; None for the evaluated one.
+        randomness: how a randomised metric is attacked and judged.
+        placement: how batches are split over devices, such as `over_all_devices()`; None for one device. With several
+            processes each passes the same triplets, and gets all scores.
+    """
+
+    surrogate: Metric | RandomMetric | None = None
+    randomness: Randomness = ADAPTIVE
+    placement: Placement = None
+
+
+USUAL = Conditions()
+"""No surrogate, fresh draws at each step and others to judge by, one device."""
+
+
 def evaluate(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
     attack: Attack | None = None,
     epsilons: Sequence[float] = (),
     *,
     attacked: str | Sequence[str] = "closer",
-    surrogate: Metric | Ensemble | None = None,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     batch: int = BATCH,
-    placement: Placement = None,
+    conditions: Conditions = USUAL,
 ) -> list[Evaluation]:
     """Scores of a metric on judged triplets, as they are and under an attack of growing strength.
 
     Args:
-        metric: from `rlpips_jax.load`.
-        triplets: from `rlpips_jax.evaluation.triplets` or `triplet_files`.
+        metric: from `rlpips_jax.load`, or your own.
+        triplets: from `rlpips_jax.evaluation.read`, `ordinal` or `crossed`.
         attack: `objective, images, *, key, epsilon -> AttackResult`, as `functools.partial(rl.attacks.pgd, steps=20)`.
         epsilons: radii of the attack; images are in [0, 1].
-        attacked: whom it moves: "closer" (to people), "farther", "both" or "reference"; of several, the one that does
-            most harm to each triplet.
-        surrogate: what the attack is made against, in the hope that it transfers; None for `metric` itself.
-        randomness: of ensembles, how they are attacked and judged.
+        attacked: which image it moves: "closer" (to people), "farther", "both" or "reference"; of several, the one
+            that does most harm to each triplet.
         key: a key of `jax.random`; None for `jax.random.key(0)`.
-        batch: triplets attacked at once.
-        placement: over which devices they are cut, as `over_all_devices()` has it; None for one. Of several processes
-            each passes the same triplets, and gets all scores.
+        batch: triplets attacked at once, 1 or more.
+        conditions: surrogate, randomness and devices.
 
     Returns:
-        Without attack first, then one for each epsilon.
+        The evaluation without attack first, then one for each epsilon.
 
     Raises:
-        TripletsError: no triplets, an attack without epsilons or epsilons without an attack.
+        TripletsError: there are no triplets, the batch is below 1, or only one of attack and epsilons is given.
         ImageError: the images are too small for the metric.
     """
     if (attack is None) != (not len(epsilons)):
         raise TripletsError("an attack needs epsilons, and epsilons an attack; give both, or neither")
     key = jax.random.key(0) if key is None else key
-    natural = join(
-        natural_distances(metric, triplets, randomness=randomness, key=key, batch=batch, placement=placement)
-    )
+    common: dict[str, Any] = {"key": key, "batch": batch, "conditions": conditions}
+    natural = join(natural_distances(metric, triplets, **common))
     found = [assess(triplets, natural)]
     if attack is None:
         return found
     for epsilon in epsilons:
-        parts = attacked_distances(
-            metric,
-            triplets,
-            attack,
-            epsilon,
-            attacked=attacked,
-            surrogate=surrogate,
-            randomness=randomness,
-            key=key,
-            batch=batch,
-            placement=placement,
-        )
+        bounded = functools.partial(attack, epsilon=epsilon)
+        parts = attacked_distances(metric, triplets, bounded, attacked=attacked, **common)
         found.append(assess(triplets, natural, join(parts), float(epsilon)))
     return found
 
 
 def shift_robustness(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
     shifts: Sequence[int] = (1, 2, 3),
     *,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     batch: int = BATCH,
+    conditions: Conditions = USUAL,
 ) -> list[Evaluation]:
-    """What a shift by some pixels, which nobody sees, does to the order of triplets (Ghildyal and Liu 2022).
+    """How a shift by a few pixels, which nobody sees, changes the order of triplets (Ghildyal and Liu 2022).
 
-    p0 and p1 are shifted up and left against the reference; all are cropped to what is there at the largest shift.
+    p0 and p1 are shifted up and left against the reference; all images are cropped to the part that the largest shift
+    leaves.
 
     Args:
-        metric: from `rlpips_jax.load`.
+        metric: from `rlpips_jax.load`, or your own.
         triplets: of images larger than the largest shift.
         shifts: in pixels, 1 or more.
-        randomness: of an ensemble, how many samples a distance averages.
-        key: of an ensemble; None for `jax.random.key(0)`.
-        batch: triplets in the network at once.
+        key: for a randomised metric; None for `jax.random.key(0)`.
+        batch: triplets in the network at once, 1 or more.
+        conditions: randomness and devices.
 
     Returns:
-        Without a shift (but cropped) first, then one for each shift; `flip_rate` is against the first.
+        The evaluation without a shift (but cropped) first, then one for each shift; `flip_rate` compares with the
+        first.
 
     Raises:
-        TripletsError: a shift that is negative or as large as the images.
-        ImageError: what is left is too small for the metric.
+        TripletsError: a shift is negative or as large as the images, or the batch is below 1.
+        ImageError: the cropped images are too small for the metric.
     """
-    measured = functools.partial(shifted_distances, metric, triplets, randomness=randomness, key=key, batch=batch)
-    natural = join(measured(0, max(shifts, default=0)))
+    common: dict[str, Any] = {"key": key, "batch": batch, "conditions": conditions}
+    largest = max(shifts, default=0)
+    natural = join(shifted_distances(metric, triplets, 0, largest, **common))
     found = [assess(triplets, natural)]
     for shift in shifts:
-        shifted = join(measured(shift, max(shifts)))
+        shifted = join(shifted_distances(metric, triplets, shift, largest, **common))
         found.append(assess(triplets, natural, shifted, float(shift)))
     return found
 
 
 def natural_distances(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
     *,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     batch: int = BATCH,
+    conditions: Conditions = USUAL,
     start: int = 0,
-    placement: Placement = None,
 ) -> Iterator[Distances]:
-    """Distances of triplets as they are from `start` on, part by part; arguments as in `evaluate`."""
-    if isinstance(triplets, IndexedTriplets) and not isinstance(metric, Ensemble):
+    """Distances of triplets as they are, from triplet `start` on, part by part; other arguments as in `evaluate`."""
+    whole_number("batch", batch, error=TripletsError)
+    if isinstance(triplets, IndexedTriplets) and not is_random(metric):
         if start < len(triplets):
-            d0, d1 = triplet_distances(metric, triplets, batch=batch, placement=placement)
+            d0, d1 = triplet_distances(cast(Metric, metric), triplets, batch=batch, placement=conditions.placement)
             yield Distances(d0[start:], d1[start:])
         return
     for begin in range(start, len(triplets), batch):
         part = triplets.batch(begin, begin + batch)
-        drawn = _Drawn(randomness, key, begin)
-        yield _filled(metric, part, min(batch, len(triplets)), drawn, placement)
+        yield _part_distances(metric, part, min(batch, len(triplets)), _judge(key, begin), conditions)
 
 
 def shifted_distances(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
     shift: int,
     largest: int,
     *,
-    randomness: Randomness = ADAPTIVE,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     batch: int = BATCH,
+    conditions: Conditions = USUAL,
     start: int = 0,
 ) -> Iterator[Distances]:
-    """Distances with p0 and p1 shifted against the reference, all cropped for the `largest` shift, part by part."""
+    """Distances with p0 and p1 shifted against the reference, cropped for the shift `largest`, part by part."""
+    whole_number("batch", batch, error=TripletsError)
     for begin in range(start, len(triplets), batch):
         part = triplets.batch(begin, begin + batch)
         height, width = part.reference.shape[1:3]
@@ -240,41 +248,40 @@ def shifted_distances(
             part.judgment,
             part.kinds,
         )
-        yield _filled(metric, cropped, min(batch, len(triplets)), _Drawn(randomness, key, begin))
+        yield _part_distances(metric, cropped, min(batch, len(triplets)), _judge(key, begin), conditions)
 
 
 def attacked_distances(
-    metric: Metric | Ensemble,
+    metric: Metric | RandomMetric,
     triplets: AnyTriplets,
     attack: Attack,
-    epsilon: float | int,
     *,
     attacked: str | Sequence[str] = "closer",
-    surrogate: Metric | Ensemble | None = None,
-    randomness: Randomness = ADAPTIVE,
-    key: Any,
+    key: PRNGKeyArray,
     batch: int = BATCH,
+    conditions: Conditions = USUAL,
     start: int = 0,
-    placement: Placement = None,
 ) -> Iterator[Distances]:
-    """Distances after an attack, part by part from `start` on, a multiple of `batch`; arguments as in `evaluate`.
+    """Distances after an attack, part by part from `start` on, which is a multiple of `batch`.
 
-    Each part draws from the key and its place, so that it does not matter where one begins.
+    `attack` is `objective, images, *, key -> AttackResult`, its radius included; other arguments as in `evaluate`. The
+    draws of a part depend on the key and its place alone, so that it does not matter where one begins.
     """
+    whole_number("batch", batch, error=TripletsError)
     size = min(batch, len(triplets))
-    for begin in range(start, len(triplets), size):
+    for begin in range(start, len(triplets), size or 1):
         part = triplets.batch(begin, begin + size)
-        rows = _filled_rows(part, size, placement)
+        rows = _filled_rows(part, size, conditions.placement)
         swapped = (part.judgment > 0.5)[rows, None, None, None]
         p0, p1 = part.p0[rows], part.p1[rows]
         images = (part.reference[rows], np.where(swapped, p1, p0), np.where(swapped, p0, p1))
         result = attack_triplets(
             metric,
-            *(put(array, placement) for array in images),
-            attack=functools.partial(attack, epsilon=epsilon),
+            *(put(array, conditions.placement) for array in images),
+            attack=attack,
             attacked=attacked,
-            surrogate=surrogate,
-            randomness=randomness,
+            surrogate=conditions.surrogate,
+            randomness=conditions.randomness,
             key=jax.random.fold_in(key, begin),
         )
         closer, farther = fetch(result.after.closer), fetch(result.after.farther)
@@ -283,13 +290,12 @@ def attacked_distances(
         yield Distances(d0[: len(part)], d1[: len(part)])
 
 
-def _filled_rows(part: Triplets, size: int, placement: Placement) -> Int[np.ndarray, " k"]:
-    """Rows of a part, filled up with the last to a whole batch: one shape, and so one compiled program."""
-    return np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
-
-
 def join(parts: Iterator[Distances]) -> Distances:
-    """All parts in one."""
+    """The concatenation of all parts.
+
+    Raises:
+        TripletsError: there are none.
+    """
     found = list(parts)
     if not found:
         raise TripletsError("there are no triplets to evaluate a metric on")
@@ -299,13 +305,13 @@ def join(parts: Iterator[Distances]) -> Distances:
 def assess(
     triplets: AnyTriplets, natural: Distances, attacked: Distances | None = None, epsilon: float = 0.0
 ) -> Evaluation:
-    """Scores of distances, with and without an attack.
+    """Scores of distances, with or without an attack.
 
     Args:
-        triplets: what they are distances of.
-        natural: without attack.
-        attacked: after the attack; None for none.
-        epsilon: how strong it was.
+        triplets: the triplets with these distances.
+        natural: distances without an attack.
+        attacked: distances after the attack; None without one.
+        epsilon: radius of the attack.
 
     Raises:
         TripletsError: a distance is not finite.
@@ -314,7 +320,7 @@ def assess(
     for column in (*natural, *distances):
         if bad := np.count_nonzero(~np.isfinite(column)):
             raise TripletsError(
-                f"{bad} of {len(column)} distances are NaN or infinite; a score of the rest would mislead"
+                f"{bad} of {len(column)} distances are NaN or infinite; a score of the others would mislead"
             )
     judgment = triplets.judgment
     sure = scores.has_majority(judgment) if triplets.sure is None else triplets.sure
@@ -337,7 +343,7 @@ def assess(
 
 
 def _kinds(label: str) -> tuple[str, ...]:
-    """A label's distortions, if it is of two; other labels may have slashes too."""
+    """The distortions of a label such as "blur/jpeg"; other labels may contain slashes too."""
     parts = tuple(label.split("/"))
     return parts if all(part in DISTORTIONS for part in parts) else (label,)
 
@@ -346,40 +352,37 @@ def _score(credits: Float[np.ndarray, " n"]) -> Score:
     counted = credits[~np.isnan(credits)]
     if not len(counted):
         return Score(np.nan, np.nan, np.nan, 0)
-    interval = scores.bootstrap_interval(counted)
+    interval = scores.credit_interval(counted)
     return Score(float(counted.mean(dtype=np.float64)), interval.low, interval.high, len(counted))
 
 
-class _Drawn(NamedTuple):
-    """What an ensemble measures a part with: as `attack_triplets` does before an attack."""
-
-    randomness: Randomness
-    key: Any
-    begin: int
-
-    @property
-    def judge(self) -> Any:
-        """The key that it draws by."""
-        key = jax.random.key(0) if self.key is None else self.key
-        return judge_key(jax.random.fold_in(key, self.begin))
+def _filled_rows(part: Triplets, size: int, placement: Placement) -> Int[np.ndarray, " k"]:
+    """Rows of a part, the last one repeated to fill a whole batch: one shape, hence one compiled program."""
+    return np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
 
 
-def _filled(
-    metric: Metric | Ensemble, part: Triplets, size: int, drawn: _Drawn, placement: Placement = None
+def _judge(key: PRNGKeyArray | None, begin: int) -> PRNGKeyArray:
+    """The key that distances of the part at `begin` are drawn with: the same as after an attack of it."""
+    return judge_key(jax.random.fold_in(jax.random.key(0) if key is None else key, begin))
+
+
+def _part_distances(
+    metric: Metric | RandomMetric, part: Triplets, size: int, key: PRNGKeyArray, conditions: Conditions
 ) -> Distances:
-    """Distances of a part in one compiled program for all parts, though the last be shorter."""
-    if isinstance(metric, Ensemble):
-        rows = _filled_rows(part, size, placement)
-        reference, *others = (put(array[rows], placement) for array in (part.reference, part.p0, part.p1))
-        found = [fetch(one) for one in _expected(metric, reference, tuple(others), drawn.judge, drawn.randomness)]
+    """Distances of a part, filled up to `size` triplets so that one compiled program serves all parts."""
+    placement = conditions.placement
+    rows = _filled_rows(part, size, placement if is_random(metric) else None)
+    filled = part.select(rows)
+    if is_random(metric):
+        images = (put(array, placement) for array in (filled.reference, filled.p0, filled.p1))
+        found = [fetch(one) for one in _random_distances(metric, *images, key=key, randomness=conditions.randomness)]
     else:
-        rows = _filled_rows(part, size, None)
-        filled = Triplets(part.reference[rows], part.p0[rows], part.p1[rows], part.judgment[rows], ("",) * size)
-        found = triplet_distances(metric, filled, batch=size, placement=placement)
+        found = triplet_distances(cast(Metric, metric), filled, batch=size, placement=placement)
     return Distances(*(distances[: len(part)] for distances in found))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _expected(ensemble: Ensemble, reference: Any, others: tuple[Any, Any], key: Any, randomness: Randomness) -> Any:
-    drawn = {"randomness": randomness, "key": key, "value_range": UNIT_RANGE}
-    return measured_distances(ensemble, reference, others, **drawn)
+@functools.partial(jax.jit, static_argnames="randomness")
+def _random_distances(
+    metric: RandomMetric, reference: Images, p0: Images, p1: Images, *, key: Array, randomness: Randomness
+) -> list[Float[Array, " n"]]:
+    return measured_distances(metric, reference, (p0, p1), randomness=randomness, key=key, value_range=UNIT_RANGE)

@@ -26,7 +26,7 @@ CHUNK = 128
 Result = TypeVar("Result")
 
 
-class Pairs(NamedTuple):
+class DistortedPairs(NamedTuple):
     """Reference patches and ``k`` distorted versions of each."""
 
     references: UInt8[np.ndarray, "n h w 3"]
@@ -88,7 +88,9 @@ def _distort_chunk(
     return result
 
 
-def make_pairs(references: np.ndarray, *, versions: int = 4, seed: int = 0, workers: int | None = None) -> Pairs:
+def make_pairs(
+    references: np.ndarray, *, versions: int = 4, seed: int = 0, workers: int | None = None
+) -> DistortedPairs:
     """Each reference, uint8 ``(n, h, w, 3)``, with ``versions`` independent draws of `random_distortion`.
 
     The result depends on ``seed`` and not on ``workers``; see `seeded_map` for the latter.
@@ -103,4 +105,4 @@ def make_pairs(references: np.ndarray, *, versions: int = 4, seed: int = 0, work
     results = seeded_map(_distort_chunk, chunks, seed=seed, workers=workers)
     for start, chunk in zip(starts, results, strict=True):
         distorted[start : start + CHUNK] = chunk
-    return Pairs(references, distorted)
+    return DistortedPairs(references, distorted)

@@ -1,4 +1,4 @@
-"""Patches cut at random from a folder of photographs, where these have contrast enough to be distorted."""
+"""Patches cut at random from photographs, with enough contrast to be distorted."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ MINIMUM_DEVIATION = 0.06
 def list_photographs(folder: str | Path) -> list[Path]:
     """The images anywhere under ``folder``, sorted.
 
-    Raises `ImageFileError` where the folder is missing or holds none.
+    Raises `ImageFileError` if the folder is missing or has no image.
     """
     files = image_paths(folder, recursive=True)
     if not files:
@@ -25,7 +25,7 @@ def list_photographs(folder: str | Path) -> list[Path]:
 
 
 def read_uint8(file: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """`rlpips_jax.load_image`, rounded to 8 bits a channel where the file has more."""
+    """`rlpips_jax.load_image`, rounded to 8 bits per channel if the file has more."""
     image = load_image(file)
     return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
 
@@ -56,15 +56,15 @@ def patches(
 ) -> UInt8[np.ndarray, "count size size 3"]:
     """``count`` random patches from the photographs under ``folder``, in random order.
 
-    A patch is cut at ``size``, or, half of the time where the photograph is large enough, at twice that and
-    box-averaged; it is flipped at random along each axis, and kept when its standard deviation is above
-    `MINIMUM_DEVIATION`. Photographs contribute equally, except where one has too little contrast.
+    A patch is cut at ``size``, or, half of the time if the photograph is large enough, at twice that and
+    box-averaged; it is flipped at random along each axis, and kept if its standard deviation is above
+    `MINIMUM_DEVIATION`. Photographs contribute equally, except those with too little contrast.
 
-    Raises `ImageFileError` where there is no photograph, or one cannot be read, and `ImageError` where all
-    are too small or too flat.
+    Raises `ImageFileError` if there is no photograph or one cannot be read, and `ImageError` if all are too
+    small or too flat, or ``count`` or ``size`` makes no sense.
     """
     if count < 0 or size < 1:
-        raise ValueError(f"count is {count} and size {size}; count must be at least 0 and size at least 1")
+        raise ImageError(f"count is {count} and size {size}; count must be at least 0 and size at least 1")
     files = list_photographs(folder)
     result = np.empty((count, size, size, 3), np.uint8)
     filled = 0

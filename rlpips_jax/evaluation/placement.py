@@ -1,27 +1,27 @@
-"""Where the rows of a batch lie: on one device, or cut over all devices of all processes."""
+"""Where the rows of a batch are: on one device, or split over all devices of all processes."""
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 Placement = Sharding | None
-"""Over which devices the first axis of a batch is cut; None for JAX's default device."""
+"""How the first axis of a batch is split over devices; None for JAX's default device."""
 
 
 def over_all_devices() -> NamedSharding:
-    """Over all devices of all processes, along the first axis of a batch."""
+    """The first axis of a batch split over all devices of all processes."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def filled_size(count: int, placement: Placement) -> int:
-    """The smallest number of rows, `count` or more, that can be cut evenly."""
+    """The smallest number of rows, `count` or more, that can be split evenly."""
     devices = 1 if placement is None else placement.num_devices
     return -(-count // devices) * devices
 
 
 def put(rows: np.ndarray, placement: Placement) -> jax.Array | np.ndarray:
-    """Rows, which every process has all of, on the devices."""
+    """Rows on the devices; every process passes all rows."""
     return rows if placement is None else jax.device_put(rows, placement)
 
 

@@ -15,7 +15,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Integer, UInt8
 
 from rlpips_jax._version import __version__
+from rlpips_jax.arguments import whole_number
 from rlpips_jax.distances.pairwise import pairwise
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import TripletsError
@@ -348,12 +349,12 @@ def triplet_distances(
         ImageError: the images are too small for the metric.
         TripletsError: `batch` is below 1.
     """
-    check_batch(batch)
+    whole_number("batch", batch, error=TripletsError)
     if isinstance(triplets, IndexedTriplets) and len(triplets):
         rows, row = np.unique(triplets.indices[:, 0], return_inverse=True)
         columns, column = np.unique(triplets.indices[:, 1:], return_inverse=True)
         if len(rows) * len(columns) <= MATRIX * len(triplets):
-            matrix = np.asarray(cast(Any, pairwise)(triplets.images[rows], triplets.images[columns], metric))
+            matrix = np.asarray(pairwise(triplets.images[rows], triplets.images[columns], metric))
             d0, d1 = matrix[row.reshape(-1, 1), column.reshape(-1, 2)].T
             return d0, d1
     batch = min(batch, max(1, len(triplets)))
@@ -366,12 +367,6 @@ def triplet_distances(
         found.append([fetch(distances)[: len(part)] for distances in _distances(metric, *images)])
     d0, d1 = np.concatenate(found, axis=1) if found else np.empty((2, 0), np.float32)
     return d0, d1
-
-
-def check_batch(batch: int) -> None:
-    """Raises a `TripletsError` if a number of triplets per batch is below 1."""
-    if batch < 1:
-        raise TripletsError(f"batch is {batch}; give 1 or more triplets")
 
 
 @jax.jit

@@ -1,35 +1,22 @@
-"""The geometry that a distance gives the space of images: averages, and shortest paths.
+"""The geometry that a distance gives the space of images: averages and shortest paths.
 
     >>> import numpy as np
     >>> import rlpips_jax as rl
     >>> metric = rl.load("lpips-tiny")
     >>> images = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
-    >>> rl.geometry.average(images, metric, steps=2).image.shape  # one image, near to all
+    >>> descent = rl.geometry.Descent(steps=2)
+    >>> rl.geometry.average(images, metric, descent=descent).image.shape  # one image close to all of them
     (32, 32, 3)
-    >>> rl.geometry.geodesic(images[0], images[1], 4, metric, steps=2).frames.shape  # from one image to the other
+    >>> rl.geometry.geodesic(images[0], images[1], 4, metric, descent=descent).frames.shape  # from one to the other
     (4, 32, 32, 3)
 
 Both minimise a sum of squared distances by gradient descent, first on reduced images, then on finer ones.
 """
 
-from rlpips_jax.geometry.average import STARTS, Average, average
-from rlpips_jax.geometry.comparison import distances
-from rlpips_jax.geometry.descent import BLOCK, LATE, PUBLISHED, STEPS, Progress, Schedule, published_rate
-from rlpips_jax.geometry.geodesic import Geodesic, crossfade, geodesic
+import lazy_loader
 
-__all__ = [
-    "BLOCK",
-    "LATE",
-    "PUBLISHED",
-    "STARTS",
-    "STEPS",
-    "Average",
-    "Geodesic",
-    "Progress",
-    "Schedule",
-    "average",
-    "crossfade",
-    "distances",
-    "geodesic",
-    "published_rate",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+# Two functions have the names of their modules; loaded here, they are not hidden by a later import of these.
+for _name in __all__:
+    __getattr__(_name)

@@ -1,6 +1,6 @@
-"""Snapshots of a descent: one file, whole or as it was before, that says which run it is of.
+"""Snapshots of a descent: one file, written atomically, that says which run it belongs to.
 
-The file is a NumPy archive; its member `run` is a JSON document of everything that the run's numbers follow from.
+The file is a NumPy archive; its member `run` is a JSON document of everything that the result of the run depends on.
 """
 
 import json
@@ -14,22 +14,24 @@ import numpy as np
 from rlpips_jax.errors import SnapshotError
 from rlpips_jax.files.atomic import replacing
 
-FORMAT = 1
+FORMAT = 2
+
+ADVICE = "remove the file to begin anew, or name another one"
 
 Run = Mapping[str, Any]
-"""Everything that a run's numbers follow from; whatever JSON can say."""
+"""Everything that the result of a run depends on, as JSON."""
 
 
 def write(path: Path, run: Run, arrays: Mapping[str, Any]) -> None:
-    """Writes a snapshot in place of the one before; makes its folder.
+    """Writes a snapshot in place of the last one; makes its folder.
 
     Args:
-        path: of the file.
-        run: which run it is of.
+        path: the file.
+        run: the run it belongs to.
         arrays: the state, by name.
 
     Raises:
-        SnapshotError: it cannot be written; the one before is as it was.
+        SnapshotError: it cannot be written; the last one stays as it was.
     """
     try:
         with replacing(path, durable=True) as file:
@@ -46,22 +48,21 @@ def read(path: Path, run: Run) -> dict[str, np.ndarray] | None:
     """The arrays of a snapshot; None if there is no file.
 
     Args:
-        path: of the file.
-        run: which run it must be of.
+        path: the file.
+        run: the run it must belong to.
 
     Raises:
-        SnapshotError: it cannot be read, is damaged or no snapshot, or is of another run; says in what they differ.
+        SnapshotError: it cannot be read, is damaged or not a snapshot, or is of another run; says how they differ.
     """
-    advice = "remove it to begin anew, or name another"
     try:
-        # NumPy leaves a file open that it opened itself and finds damaged.
+        # NumPy would leave a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         found = json.loads(str(arrays.pop("run")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SnapshotError(f"{path} is no whole snapshot ({error}): {advice}") from error
+        raise SnapshotError(f"{path} is not a complete snapshot ({error}): {ADVICE}") from error
     wanted = json.loads(_text(run))
     differences = [
         f"{name} is {json.dumps(found.get(name))} there and {json.dumps(wanted.get(name))} here"
@@ -69,7 +70,7 @@ def read(path: Path, run: Run) -> dict[str, np.ndarray] | None:
         if found.get(name) != wanted.get(name)
     ]
     if differences:
-        raise SnapshotError(f"{path} is a snapshot of another run: {'; '.join(differences)}: {advice}")
+        raise SnapshotError(f"{path} is a snapshot of another run: {'; '.join(differences)}: {ADVICE}")
     return arrays
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from benchmarks import convexity
-from benchmarks.convexity import Breaks, Convexity, breaks, interval, wilson
+from benchmarks.convexity import Breaks, Convexity, breaks, interval
 from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.ensemble import Ensemble
 
@@ -129,13 +129,6 @@ def test_intervals_are_of_photographs_not_of_their_segments() -> None:
     none = interval(np.zeros(120, bool), np.arange(24).repeat(5))
     np.testing.assert_allclose(none, (0, 0.138), atol=1e-3)
     np.testing.assert_allclose(interval(np.ones(120, bool), np.arange(24).repeat(5)), (1 - none[1], 1))
-
-
-def test_wilsons_interval_holds_the_share() -> None:
-    low, high = wilson(0.5, 100)
-    assert low == pytest.approx(0.4038, abs=1e-3)
-    assert high == pytest.approx(0.5962, abs=1e-3)
-    assert wilson(0.0, 10)[0] == pytest.approx(0)
 
 
 def test_the_documented_command_makes_the_documented_table() -> None:

@@ -147,7 +147,7 @@ def test_ensembles_beside_metrics(
         )
         assert exposed["exposure"]["usual"]["distance"] == pytest.approx(usual.mean(), rel=1e-5)
         assert exposed["exposure"]["distance"]["mean"] == pytest.approx(distances[0, 0].mean() / usual.mean(), rel=1e-5)
-    monkeypatch.setattr(exposure, "distort", None)
+    monkeypatch.setattr(exposure, "exposed", None)
     assert evaluate(command, data, tmp_path, *arguments)[:2] == (0, out)
 
 
@@ -176,6 +176,22 @@ def test_files_of_one_name_are_told_apart_by_folder(command: Command, data: Path
     assert all(name in out for name in found)
 
 
+def test_metrics_of_one_network_compile_each_attack_once(
+    command: Command, data: Path, tmp_path: Path, compilations: list[str]
+) -> None:
+    tiny = importlib.resources.files("rlpips_jax") / "data" / "lpips-tiny.safetensors"
+    files = [tmp_path / folder / "lpips-tiny.safetensors" for folder in ("first", "second")]
+    for path in files:
+        path.parent.mkdir()
+        path.write_bytes(tiny.read_bytes())
+    assert evaluate(command, data, tmp_path / "one", *ATTACK)[0] == 0
+    compilations.clear()
+    status, out, _ = evaluate(command, data, tmp_path / "three", *ATTACK, "--metric", files[0], "--metric", files[1])
+    assert status == 0
+    assert all(name in out for name in ("first/lpips-tiny", "second/lpips-tiny"))
+    assert compilations == []
+
+
 def _texts(out: Path) -> Iterator[str]:
     return (path.read_text() for path in out.glob("*.json"))
 
@@ -185,13 +201,13 @@ def _texts(out: Path) -> Iterator[str]:
     [
         (("--epsilon", "1/255"), "--epsilon needs an attack"),
         (("--surrogate", "lpips-tiny"), "--surrogate needs an attack"),
-        (("--surrogate", "lpips-tiny", "--attack", "distort"), "--surrogate needs an attack that it is for"),
+        (("--surrogate", "lpips-tiny", "--attack", "distort"), "--surrogate needs an attack that uses it"),
         (("--surrogate", "lpips-tiny", "--attack", "pgd"), "is the only --metric"),
-        (("--epsilon", "1/255", "--attack", "impostor"), "--epsilon needs an attack that it is for"),
-        (("--samples", 4), "--samples is for ensembles"),
-        (("--fixed-key", "--attack", "pgd"), "--fixed-key is for ensembles"),
+        (("--epsilon", "1/255", "--attack", "impostor"), "--epsilon needs an attack that uses it"),
+        (("--samples", 4), "--samples is for randomised metrics"),
+        (("--fixed-key", "--attack", "pgd"), "--fixed-key is for randomised metrics"),
         (("--attack", "pgd", "--draws", 0), "--draws must be 1 or more"),
-        (("--attack", "pgd", "--draws", 4), "--draws is for ensembles"),
+        (("--attack", "pgd", "--draws", 4), "--draws is for randomised metrics"),
         (("--attack", "impostor", "--bound", 0), "--bound must be above 0"),
         (("--attack", "pgd", "--epsilon", "2"), "from 0 to 1"),
         (("--attack", "pgd", "--epsilon", "x"), "not a number such as 2/255"),
@@ -199,7 +215,7 @@ def _texts(out: Path) -> Iterator[str]:
         (("--attack", "pgd", "--steps", 0), "--steps must be 1 or more"),
         (("--limit", 0), "--limit must be 1 or more"),
         (("--shift", 40), "from 1 to 39 pixels"),
-        (("--metric", "lpips-tiny"), "must differ in their names"),
+        (("--metric", "lpips-tiny"), "must have different names"),
     ],
 )
 def test_arguments_that_make_no_sense(

@@ -100,7 +100,7 @@ def test_frames_of_a_longer_path_do_not_stay(tmp_path: Path) -> None:
 
 def test_errors_name_what_was_wrong(command: Command, pictures: list[Path], tmp_path: Path) -> None:
     for arguments, words in (
-        (("average", pictures[0]), "an average is of two pictures or more, got 1"),
+        (("average", pictures[0]), "an average needs two pictures or more, got 1"),
         (("average", *pictures), "images differ in size"),
         (("geodesic", *pictures[:2], "--square", "32", "--frames", "2"), "frames must be a whole number, 3 or more"),
         (("geodesic", *pictures[:2], "--square", "0"), "--square must be 1 or more pixels, got 0"),

@@ -51,7 +51,7 @@ def test_a_metric_of_ones_own(module: str, name: str) -> None:
 
 
 def test_commands_of_triplets_take_it_too(module: str) -> None:
-    (metric,) = TripletOptions(data=(), metric=(f"{module}:make",)).metrics()
+    (metric,) = TripletOptions(data=(), metric=(f"{module}:make",)).metrics().values()
     assert metric.signature == "colour 1"
 
 

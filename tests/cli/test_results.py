@@ -62,7 +62,19 @@ def test_other_settings_are_another_file(tmp_path: Path) -> None:
     assert one.path.name.startswith("some-set-lpips-tiny-2-255-")
 
 
-@pytest.mark.parametrize("line", [b"[[1, 2], [1, 2]]\n", b"[[1], [1, 2], [true]]\n", b"nonsense\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[[1, 2], [1, 2]]\n",
+        b"[[1], [1, 2], [true]]\n",
+        b"nonsense\n",
+        b'[["0.5"], [1], [true]]\n',
+        b"[[0.5], [1.5], [true]]\n",
+        b"[[0.5], [1], [1]]\n",
+        b"[[true], [1], [true]]\n",
+        b"[[null], [1], [true]]\n",
+    ],
+)
 def test_a_damaged_file_is_refused_and_left(tmp_path: Path, line: bytes) -> None:
     made = recording(tmp_path)
     collect(made)

@@ -1,5 +1,7 @@
 """Certificates: never more than the truth where it is known, and never broken by an attack within them."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ from rlpips_jax.attacks import attacked_images, pgd, randomised, ranking
 from rlpips_jax.errors import AttackError, CertificateError, ImageError
 from rlpips_jax.evaluation.certification import (
     Certificate,
+    Smoothing,
     abstention_rate,
     certified_accuracy,
     certify,
@@ -43,6 +46,15 @@ def linear(margins: np.ndarray, shape: tuple[int, ...] = SHAPE) -> tuple[Partial
 MARGINS = np.linspace(-2.5, 2.5, N) * SIGMA
 
 
+FIELDS = {field.name for field in dataclasses.fields(Smoothing)}
+
+
+def smoothed(function: Callable[..., Certificate], *arguments: Any, **options: Any) -> Certificate:
+    """Calls `certify` or `certify_triplets` with the fields of `Smoothing` among its options."""
+    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
+    return function(*arguments, Smoothing(**chosen), **options)
+
+
 def made(**fields: Any) -> Certificate:
     radius = np.asarray(fields["radius"], np.float64)
     return Certificate(
@@ -51,9 +63,7 @@ def made(**fields: Any) -> Certificate:
         lower_bound=stats.norm.cdf(radius),
         count=np.full(len(radius), 99),
         abstained=np.asarray(fields["abstained"]),
-        samples=100,
-        sigma=1.0,
-        alpha=0.001,
+        smoothing=Smoothing(sigma=1.0, samples=100),
     )
 
 
@@ -61,7 +71,7 @@ def test_the_radius_approaches_the_distance_to_the_plane_and_never_passes_it():
     objective, images = linear(MARGINS)
     gaps = []
     for samples in (200, 2_000, 20_000):
-        found = certify(objective, images, key=KEY, sigma=SIGMA, samples=samples, alpha=1e-6, max_batch=BATCH)
+        found = smoothed(certify, objective, images, key=KEY, sigma=SIGMA, samples=samples, alpha=1e-6, max_batch=BATCH)
         assert (found.radius <= np.abs(MARGINS)).all()
         assert (found.reversed == (MARGINS > 0))[~found.abstained].all()
         gaps.append(np.mean(np.abs(MARGINS) - found.radius) / SIGMA)
@@ -74,7 +84,9 @@ def test_the_radius_approaches_the_distance_to_the_plane_and_never_passes_it():
 def test_counts_follow_the_exact_probability(shape):
     margins = np.repeat([-1.5, -0.5, 0.5, 1.5], N // 4) * SIGMA
     objective, images = linear(margins, shape)
-    found = certify(objective, images, key=KEY, sigma=SIGMA, samples=4_000, max_batch=BATCH * (len(shape) - 3))
+    found = smoothed(
+        certify, objective, images, key=KEY, sigma=SIGMA, samples=4_000, max_batch=BATCH * (len(shape) - 3)
+    )
     p = stats.norm.cdf(np.abs(margins) / SIGMA)
     scores = (found.count - 4_000 * p) / np.sqrt(4_000 * p * (1 - p))
     assert 1e-4 < stats.chi2.sf(np.sum(scores**2), N) < 1 - 1e-4
@@ -101,7 +113,7 @@ def test_bounds_are_wrong_as_often_as_alpha_allows():
     objective, images = linear(np.full(N, SIGMA))
     p = stats.norm.cdf(1)
     found = [
-        certify(objective, images, key=key, sigma=SIGMA, samples=samples, alpha=alpha, max_batch=BATCH)
+        smoothed(certify, objective, images, key=key, sigma=SIGMA, samples=samples, alpha=alpha, max_batch=BATCH)
         for key in jax.random.split(KEY, repetitions)
     ]
     wrong = np.mean([certificate.lower_bound > p for certificate in found])
@@ -115,7 +127,7 @@ def test_bounds_are_wrong_as_often_as_alpha_allows():
 
 def test_abstains_on_the_plane():
     objective, images = linear(np.zeros(N))
-    found = certify(objective, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
+    found = smoothed(certify, objective, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
     assert found.abstained.all()
     assert (found.radius == 0).all()
     assert (found.lower_bound <= 0.5).all()
@@ -126,14 +138,14 @@ def test_abstains_on_the_plane():
 def test_ties_and_nan_count_for_neither_side(value):
     objective, images = linear(np.full(N, value))
     constant = Partial(plane, jnp.zeros_like(objective.args[0]), jnp.full(N, value, jnp.float32))
-    found = certify(constant, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
+    found = smoothed(certify, constant, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
     assert found.abstained.all()
     assert (found.count == 0).all()
 
 
 def test_a_unanimous_count_gives_the_largest_radius():
     objective, images = linear(np.full(N, 100.0))
-    found = certify(objective, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
+    found = smoothed(certify, objective, images, key=KEY, sigma=SIGMA, max_batch=BATCH)
     assert (found.count == 1000).all()
     np.testing.assert_allclose(found.radius, SIGMA * stats.norm.ppf(0.001**0.001), rtol=1e-9)
     assert found.radius[0] == pytest.approx(2.46 * SIGMA, abs=0.005 * SIGMA)  # as the documentation says
@@ -142,20 +154,20 @@ def test_a_unanimous_count_gives_the_largest_radius():
 def test_the_key_decides_and_the_blocks_do_not():
     objective, images = linear(MARGINS)
     options = {"sigma": SIGMA, "samples": 700}
-    first = certify(objective, images, key=KEY, max_batch=BATCH, **options)
-    other = certify(objective, images, key=KEY, max_batch=1, **options)  # one draw at a time
+    first = smoothed(certify, objective, images, key=KEY, max_batch=BATCH, **options)
+    other = smoothed(certify, objective, images, key=KEY, max_batch=1, **options)  # one draw at a time
     assert np.array_equal(other.count, first.count)
     assert np.array_equal(other.reversed, first.reversed)
-    old_style = certify(objective, images, key=jax.random.key_data(KEY), max_batch=BATCH, **options)
+    old_style = smoothed(certify, objective, images, key=jax.random.key_data(KEY), max_batch=BATCH, **options)
     assert np.array_equal(old_style.count, first.count)
-    another = certify(objective, images, key=jax.random.key(1), max_batch=BATCH, **options)
+    another = smoothed(certify, objective, images, key=jax.random.key(1), max_batch=BATCH, **options)
     assert not np.array_equal(another.count, first.count)
 
 
 def test_the_guess_and_the_count_have_noise_of_their_own():
     objective, images = linear(MARGINS)
     options = {"key": KEY, "sigma": SIGMA, "max_batch": BATCH, "samples": 100}
-    first, second = (certify(objective, images, selection_samples=number, **options) for number in (1, 100))
+    first, second = (smoothed(certify, objective, images, selection_samples=number, **options) for number in (1, 100))
     # Another guess of the same draws: the count of the other side.
     differ = first.reversed != second.reversed
     assert differ.any()
@@ -163,7 +175,7 @@ def test_the_guess_and_the_count_have_noise_of_their_own():
     assert np.array_equal(first.count[differ], 100 - second.count[differ])
     # Were they the same draws, the side guessed by all 100 would never be the minority of the 100 counted.
     on_the_plane = linear(np.zeros(N))
-    found = certify(*on_the_plane, selection_samples=100, **options)
+    found = smoothed(certify, *on_the_plane, selection_samples=100, **options)
     assert (found.count < 50).any()
 
 
@@ -184,7 +196,15 @@ def test_one_program_serves_every_batch_of_a_shape_and_sees_no_more_images_than_
     for number, (sigma, samples) in enumerate([(SIGMA, 30), (0.1, 30), (SIGMA, 77), (3, 7)]):
         seen.clear()
         objective = Partial(mean_above, jnp.float32(0.1 * number))
-        certify(objective, images - 0.1 * number, key=jax.random.key(number), sigma=sigma, samples=samples, **options)
+        smoothed(
+            certify,
+            objective,
+            images - 0.1 * number,
+            key=jax.random.key(number),
+            sigma=sigma,
+            samples=samples,
+            **options,
+        )
         assert set(seen) == {12}
         assert len(seen) == 2 + -(-samples // 3)  # three draws at a time, first the 5 that select
     assert traces == [(4, 2, 2, 3)]
@@ -194,16 +214,16 @@ def test_bytes_are_scaled_to_the_value_range():
     objective, images = linear(MARGINS)
     pixels = np.rint(images * 255).astype(np.uint8)
     options = {"key": KEY, "samples": 500, "max_batch": BATCH}
-    found = certify(objective, pixels, sigma=SIGMA, **options)
-    floats = certify(objective, pixels / np.float32(255), sigma=SIGMA, **options)
+    found = smoothed(certify, objective, pixels, sigma=SIGMA, **options)
+    floats = smoothed(certify, objective, pixels / np.float32(255), sigma=SIGMA, **options)
     # Rounding may move a draw across the plane.
     assert np.abs(found.count - floats.count).max() <= 1
     normal, offset = objective.args
     symmetric = Partial(plane, normal / 2, offset - normal.sum() / 2)
-    found = certify(symmetric, pixels, sigma=2 * SIGMA, value_range=(-1, 1), **options)
+    found = smoothed(certify, symmetric, pixels, sigma=2 * SIGMA, value_range=(-1, 1), **options)
     assert np.abs(found.count - floats.count).max() <= 1
     np.testing.assert_allclose(found.radius, 2 * floats.radius, atol=0.02)
-    byte = certify(objective, np.full(SHAPE, 255, np.uint8), sigma=1e-6, **options)
+    byte = smoothed(certify, objective, np.full(SHAPE, 255, np.uint8), sigma=1e-6, **options)
     white = np.asarray(plane(normal, offset, jnp.ones(SHAPE)))
     assert np.array_equal(byte.reversed, white > 0)
 
@@ -249,7 +269,7 @@ def test_certified_accuracy_counts_what_is_right_and_proven():
         ({"value_range": (1, 0)}, ImageError, "value_range"),
         ({"key": np.zeros(2, np.int32)}, CertificateError, "one key of"),
         ({"objective": lambda images: images.mean()}, CertificateError, r"\(4,\), not \(\)"),
-        ({"objective": lambda images: (images, images)}, CertificateError, "one number an example"),
+        ({"objective": lambda images: (images, images)}, CertificateError, "one number per example"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, error, words):
@@ -261,18 +281,18 @@ def test_what_makes_no_sense_is_refused(change, error, words):
     }
     arguments |= change
     with pytest.raises(error, match=words):
-        certify(arguments.pop("objective"), arguments.pop("images"), **arguments)
+        smoothed(certify, arguments.pop("objective"), arguments.pop("images"), **arguments)
 
 
 def test_nine_samples_never_suffice_and_ten_may():
     objective, images = linear(np.full(N, 100.0))
-    assert not certify(objective, images, key=KEY, sigma=SIGMA, samples=10, max_batch=BATCH).abstained.any()
+    assert not smoothed(certify, objective, images, key=KEY, sigma=SIGMA, samples=10, max_batch=BATCH).abstained.any()
 
 
 def test_counts_cannot_be_traced():
     objective, images = linear(MARGINS)
     with pytest.raises(CertificateError, match="outside jit"):
-        jax.jit(lambda images: certify(objective, images, key=KEY, sigma=SIGMA).radius)(images)
+        jax.jit(lambda images: smoothed(certify, objective, images, key=KEY, sigma=SIGMA).radius)(images)
 
 
 def shifted_plane(normal: jax.Array, offset: jax.Array, images: jax.Array, key: jax.Array) -> jax.Array:
@@ -284,7 +304,7 @@ def test_of_a_randomised_objective_the_probability_is_over_its_draws_too():
     margins = np.repeat([-1.0, 1.0], N // 2) * SIGMA
     objective, images = linear(margins)
     random = randomised(Partial(shifted_plane, *objective.args))
-    found = certify(random, images, key=KEY, sigma=SIGMA, samples=4_000, max_batch=BATCH)
+    found = smoothed(certify, random, images, key=KEY, sigma=SIGMA, samples=4_000, max_batch=BATCH)
     # The planes' deviation is that of the noise, and the two are independent.
     p = stats.norm.cdf(1 / np.sqrt(2))
     assert np.array_equal(found.reversed, margins > 0)
@@ -311,14 +331,14 @@ def test_triplets_are_certified_as_their_objective_is_in_whatever_batches():
     closer, farther = np.where(odd, triplets.p1, triplets.p0), np.where(odd, triplets.p0, triplets.p1)
     objective = ranking(metric, triplets.reference, closer, farther, attacked="both")
     images = attacked_images(triplets.reference, closer, farther, "both")
-    expected = certify(objective, images, max_batch=100, **options)
+    expected = smoothed(certify, objective, images, max_batch=100, **options)
     # Batches of 3 and 2, filled up; noise near a tie may fall on the other side, as blocks round differently.
-    found = certify_triplets(metric, triplets, attacked="both", max_batch=6, **options)
+    found = smoothed(certify_triplets, metric, triplets, attacked="both", max_batch=6, **options)
     assert np.array_equal(found.reversed, expected.reversed)
     assert np.abs(found.count - expected.count).max() <= 1
     assert found.radius.shape == (5,)
     rest = Judged(*(array[2:] for array in triplets))
-    part = certify_triplets(metric, rest, attacked="both", max_batch=6, start=2, **options)
+    part = smoothed(certify_triplets, metric, rest, attacked="both", max_batch=6, start=2, **options)
     assert np.abs(part.count - found.count[2:]).max() <= 1
     assert 0 < expected.count.min() < 40  # there was something to count
 
@@ -327,9 +347,9 @@ def test_triplets_without_an_order_are_refused():
     metric, triplets = rl.load("lpips-tiny"), drawn_triplets(3)
     triplets.judgment[1] = 0.5
     with pytest.raises(CertificateError, match="1 of 3 judgments"):
-        certify_triplets(metric, triplets, key=KEY, sigma=SIGMA)
+        smoothed(certify_triplets, metric, triplets, key=KEY, sigma=SIGMA)
     with pytest.raises(CertificateError, match="no triplets"):
-        certify_triplets(metric, drawn_triplets(0), key=KEY, sigma=SIGMA)
+        smoothed(certify_triplets, metric, drawn_triplets(0), key=KEY, sigma=SIGMA)
 
 
 HARD = [495, 15, 285, 270, 240, 255, 465, 120]
@@ -352,7 +372,7 @@ def test_no_attack_within_the_radius_turns_the_smoothed_ranking(shared):
     closer, farther = np.where(second, p1, p0), np.where(second, p0, p1)
     objective = ranking(rl.load("lpips-tiny"), reference, closer, farther)
     options = {"sigma": NOISE, "samples": 300}
-    found = certify(objective, closer, key=KEY, **options)
+    found = smoothed(certify, objective, closer, key=KEY, **options)
     assert not found.abstained.any()
     assert 0 < found.reversed.mean() < 1
     against = randomised(Partial(soft_vote, objective, jnp.where(found.reversed, -1.0, 1.0)), samples=8)
@@ -361,7 +381,7 @@ def test_no_attack_within_the_radius_turns_the_smoothed_ranking(shared):
         result = pgd(against, closer, key=jax.random.key(1), epsilon=epsilon, norm="l2", steps=10)
         assert (result.l2 <= epsilon * (1 + 1e-5)).all()
         assert (result.l2 > 0.9 * epsilon).all()
-        return certify(objective, result.adversarial, key=jax.random.key(2), **options)
+        return smoothed(certify, objective, result.adversarial, key=jax.random.key(2), **options)
 
     within = attacked(found.radius.astype(np.float32))
     assert np.array_equal(within.reversed, found.reversed)
@@ -377,4 +397,6 @@ def test_an_objective_of_another_range_is_refused() -> None:
     images = np.full((1, 31, 31, 3), 0.5, np.float32)
     objective = ranking(metric, images, images, images, value_range=(-1, 1))
     with pytest.raises(AttackError, match="made for images in value_range"):
-        certify(objective, images, key=jax.random.key(0), sigma=0.1, samples=20, selection_samples=1, alpha=0.01)
+        smoothed(
+            certify, objective, images, key=jax.random.key(0), sigma=0.1, samples=20, selection_samples=1, alpha=0.01
+        )

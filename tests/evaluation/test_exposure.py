@@ -1,14 +1,16 @@
-"""What references can be made to measure: each counts once, and what is usual is an estimate too."""
+"""Attacked references: each counts once, and the usual distance is an estimate too."""
+
+import functools
 
 import numpy as np
 import pytest
 
 import rlpips_jax as rl
+from rlpips_jax.attacks import distort, impostor
 from rlpips_jax.evaluation.exposure import (
     Exposed,
     different_references,
-    distorted,
-    impostors,
+    exposed,
     rise,
     spread,
     usual_difference,
@@ -42,13 +44,16 @@ def test_a_reference_of_several_triplets_is_one(indexed: IndexedTriplets, plain:
 
 def test_each_reference_is_attacked_once_and_parts_make_the_whole(indexed: IndexedTriplets) -> None:
     metric = rl.load("lpips-tiny")
-    whole = list(distorted(metric, indexed, 4 / 255, steps=2, batch=1))
+    attack = functools.partial(distort, epsilon=4 / 255, steps=2)
+    whole = list(exposed(metric, indexed, attack, batch=1))
     assert [len(part.distance) for part in whole] == [1, 1]
-    (rest,) = distorted(metric, indexed, 4 / 255, steps=2, batch=1, start=1)
+    (rest,) = exposed(metric, indexed, attack, batch=1, start=1)
     np.testing.assert_array_equal(rest.distance, whole[1].distance)
     assert all(0 < part.rms[0] <= 4 / 255 for part in whole)
-    (both,) = impostors(metric, indexed, 0.2, steps=4, batch=2)
+    (both,) = exposed(metric, indexed, functools.partial(impostor, bound=0.2, steps=4), batch=2)
     assert np.all(both.distance <= 0.2)
+    with pytest.raises(rl.TripletsError, match="batch must be a whole number, 1 or more, got -1"):
+        next(exposed(metric, indexed, attack, batch=-1))
 
 
 def test_what_is_usual(plain: Triplets) -> None:
@@ -58,8 +63,8 @@ def test_what_is_usual(plain: Triplets) -> None:
         np.linalg.norm((IMAGES[t[0]] / 255.0 - IMAGES[t[c]] / 255.0).ravel()) / np.sqrt(32 * 32 * 3) for c, t in pairs
     ]
     assert usual_difference(plain) == pytest.approx(np.mean(apart))
-    exposed = Exposed(np.zeros(2, np.float32), np.full(2, 2 * np.mean(apart), np.float32))
-    assert spread(exposed, plain).mean == pytest.approx(2, rel=1e-6)
+    found = Exposed(np.zeros(2, np.float32), np.full(2, 2 * np.mean(apart), np.float32))
+    assert spread(found, plain).mean == pytest.approx(2, rel=1e-6)
 
 
 def test_the_interval_of_a_ratio_holds_it_as_often_as_stated() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.attacks import Randomness, noise, pgd
-from rlpips_jax.attacks import noise as noise_search
 from rlpips_jax.attacks.expectations import judge_key
 from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.measurement import (
+    Conditions,
     Distances,
     assess,
     attacked_distances,
@@ -71,10 +71,10 @@ def test_an_attack_reverses_what_was_right_and_parts_make_the_whole(metric: rl.L
     assert attacked.scores.flip_rate.mean == attacked.scores.flip_rate.high == 1
     assert attacked.scores.two_afc.mean == 0
     options = {"attacked": "closer", "key": jax.random.key(0), "batch": 3}
-    parts = list(attacked_distances(metric, triplets, ATTACK, 16 / 255, **options))
+    parts = list(attacked_distances(metric, triplets, functools.partial(ATTACK, epsilon=16 / 255), **options))
     assert [len(part.d0) for part in parts] == [3, 3, 1]
     np.testing.assert_array_equal(join(iter(parts)).d0, attacked.distances.d0)
-    (_, rest) = attacked_distances(metric, triplets, ATTACK, 16 / 255, start=3, **options)
+    (_, rest) = attacked_distances(metric, triplets, functools.partial(ATTACK, epsilon=16 / 255), start=3, **options)
     np.testing.assert_array_equal(rest.d1, parts[2].d1)
 
 
@@ -91,21 +91,39 @@ def test_only_whom_it_should_move(metric: rl.Lpips, triplets: Triplets, side: st
 def test_the_worst_of_several_sides(metric: rl.Lpips, triplets: Triplets) -> None:
     def margin(attacked: str | tuple[str, ...]) -> np.ndarray:
         options = {"attacked": attacked, "key": jax.random.key(0), "batch": 3}
-        d0, d1 = join(attacked_distances(metric, triplets, ATTACK, 2 / 255, **options))
+        d0, d1 = join(attacked_distances(metric, triplets, functools.partial(ATTACK, epsilon=2 / 255), **options))
         return np.where(triplets.judgment == 0, d0 - d1, d1 - d0)
 
     best = np.maximum(margin("closer"), margin("reference"))
     np.testing.assert_allclose(margin(("closer", "reference")), best, atol=1e-6)
 
 
-def test_all_parts_and_radii_are_one_program(metric: rl.Lpips, triplets: Triplets) -> None:
-    def run(epsilon: float, seed: int) -> None:
-        join(attacked_distances(metric, triplets, noise, epsilon, key=jax.random.key(seed), batch=2))
+def test_all_parts_and_radii_are_one_program(metric: rl.Lpips, triplets: Triplets, compilations: list[str]) -> None:
+    def run(part: Triplets, epsilon: float, seed: int) -> None:
+        attack = functools.partial(noise, epsilon=epsilon)
+        join(attacked_distances(metric, part, attack, key=jax.random.key(seed), batch=2))
 
-    before = cast(Any, noise_search._noise)._cache_size()
-    run(0.01, 0)
-    run(0.02, 1)
-    assert cast(Any, noise_search._noise)._cache_size() == before + 1
+    run(triplets.batch(0, 2), 0.01, 0)
+    compilations.clear()
+    run(triplets, 0.01, 0)
+    run(triplets, 0.02, 1)
+    assert compilations == []
+
+
+def test_metrics_of_one_network_compile_each_attack_once(
+    metric: Any, triplets: Triplets, compilations: list[str]
+) -> None:
+    """Neither a name nor other weights are part of a program."""
+    attacks = {"closer": ATTACK, "reference": functools.partial(noise, steps=2)}
+    for side, attack in attacks.items():
+        evaluate(metric, triplets, attack, [1 / 255], attacked=side, batch=4)
+    assert compilations
+    compilations.clear()
+    unweighted = rl.load("lpips-tiny", unweighted=True)
+    for other in (dataclasses.replace(metric, name="other"), dataclasses.replace(unweighted, name="unweighted")):
+        for side, attack in attacks.items():
+            evaluate(other, triplets, attack, [2 / 255], attacked=side, batch=4)
+    assert compilations == []
 
 
 def test_shifts(metric: rl.Lpips, triplets: Triplets) -> None:
@@ -152,6 +170,28 @@ def test_an_attack_needs_epsilons(metric: rl.Lpips, triplets: Triplets) -> None:
         evaluate(metric, triplets.batch(0, 0))
 
 
+@pytest.mark.parametrize("batch", [0, -3])
+def test_a_batch_has_a_triplet_or_more(metric: rl.Lpips, triplets: Triplets, batch: int) -> None:
+    attack = functools.partial(ATTACK, epsilon=0.1)
+    for call in (
+        lambda: evaluate(metric, triplets, batch=batch),
+        lambda: shift_robustness(metric, triplets, batch=batch),
+        lambda: join(attacked_distances(metric, triplets, attack, key=jax.random.key(0), batch=batch)),
+    ):
+        with pytest.raises(TripletsError, match=f"batch must be a whole number, 1 or more, got {batch}"):
+            call()
+
+
+def test_intervals_of_shares_are_wilsons(triplets: Triplets) -> None:
+    """Seven of seven say less than that the share is 1."""
+    right = np.where(triplets.judgment == 0, 0.1, 0.2).astype(np.float32)
+    scores = assess(triplets, Distances(right, np.float32(0.3) - right)).scores
+    # Wilson (1927), by hand: with all of n right the lower end is n / (n + z^2).
+    assert scores.majority.low == pytest.approx(7 / (7 + 1.959964**2), rel=1e-6)
+    assert scores.majority.high == 1
+    assert scores.two_afc == scores.majority
+
+
 def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(triplets: Triplets) -> None:
     split = dataclasses.replace(triplets, judgment=np.asarray([0.5, 0.5, 1, 0, 1, 0, 1], np.float32), sure=None)
     tied = Distances(np.full(COUNT, 0.1, np.float32), np.asarray([0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32))
@@ -168,15 +208,15 @@ def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
 ) -> None:
     """So that an attack without room changes nothing, in a last part that is filled up too."""
     ensemble = rl.Ensemble(drawn(NETWORK))
-    randomness = Randomness(draws=1, samples=2)
-    natural, attacked = evaluate(ensemble, triplets, ATTACK, [0.0], batch=4, randomness=randomness)
+    conditions = Conditions(randomness=Randomness(draws=1, samples=2))
+    natural, attacked = evaluate(ensemble, triplets, ATTACK, [0.0], batch=4, conditions=conditions)
     for one, other in zip(natural.distances, attacked.distances, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)
     assert cast(Any, attacked.scores.flip_rate).mean == 0
     key = judge_key(jax.random.fold_in(jax.random.key(0), 0))
     expected = rl.distance(triplets.reference[:4], triplets.p0[:4], ensemble, key=key, samples=2)
     np.testing.assert_allclose(natural.distances.d0[:4], expected, rtol=1e-4)
-    (shifted, _) = shift_robustness(ensemble, triplets, (1,), randomness=randomness, batch=4)
+    (shifted, _) = shift_robustness(ensemble, triplets, (1,), conditions=conditions, batch=4)
     assert np.all(np.isfinite(shifted.distances.d0))
 
 
@@ -187,7 +227,7 @@ def test_triplets_that_share_images_are_measured_by_an_ensemble_one_by_one(
     images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])
     indices = np.arange(3 * COUNT).reshape(3, COUNT).T
     shared = IndexedTriplets(images, indices, np.ones((COUNT, 2), int), triplets.kinds)
-    options: dict[str, Any] = {"randomness": Randomness(samples=2), "batch": 4}
+    options: dict[str, Any] = {"conditions": Conditions(randomness=Randomness(samples=2)), "batch": 4}
     for one, other in zip(
         join(natural_distances(ensemble, shared, **options)),
         join(natural_distances(ensemble, triplets, **options)),

@@ -12,6 +12,7 @@ from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.scores import (
     best_two_afc_score,
     bootstrap_interval,
+    credit_interval,
     flip_rate,
     flipped,
     has_majority,
@@ -208,8 +209,8 @@ def test_the_bootstrap_is_seeded_and_narrows_with_more_triplets():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"d0": array(1, 2)}, r"d0 \(2,\), d1 \(3,\).*one number a triplet"),
-        ({"d0": np.ones((3, 1))}, "one number a triplet"),
+        ({"d0": array(1, 2)}, r"d0 \(2,\), d1 \(3,\).*one number per triplet"),
+        ({"d0": np.ones((3, 1))}, "one number per triplet"),
         ({"judgment": array(-1, 1, 1)}, "from -1 to 1; they are fractions"),
         ({"judgment": array(0, 1, 5)}, "from 0 to 5; they are fractions"),
         ({"judgment": array(0, np.nan, 1)}, "fractions of people"),
@@ -241,3 +242,31 @@ def test_wrong_samenesses_are_named():
 def test_intervals_of_nothing_are_refused(values, options, words):
     with pytest.raises(TripletsError, match=words):
         bootstrap_interval(values, **options)
+
+
+def wilson(successes: float, count: int) -> tuple[float, float]:
+    """Wilson's score interval of 95 %: the shares p with |share - p| <= z sqrt(p (1 - p) / n)."""
+    z, share = norm.ppf(0.975), successes / count
+    middle, half = share + z**2 / (2 * count), z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return float((middle - half) / (1 + z**2 / count)), float((middle + half) / (1 + z**2 / count))
+
+
+@pytest.mark.parametrize(("successes", "count"), [(4, 4), (0, 3), (7, 10), (1, 1), (350, 600)])
+def test_shares_have_wilsons_interval(successes, count):
+    interval = credit_interval(np.repeat([1.0, 0.0], [successes, count - successes]))
+    assert interval == pytest.approx(wilson(successes, count), abs=1e-12)
+    assert interval.low < interval.high
+
+
+def test_other_credits_have_a_bootstrap_interval_of_some_width():
+    values = np.random.default_rng(0).integers(0, 6, 50) / 5
+    assert credit_interval(values) == bootstrap_interval(values)
+    assert credit_interval(array(1, 0, 0.5, 1)) == pytest.approx((wilson(2, 4)[0], wilson(3, 4)[1]))
+    assert credit_interval(np.full(5, 0.8)) == pytest.approx(wilson(4, 5))
+    low, high = credit_interval(np.full(7, 0.9))
+    assert low < 0.9 < high
+    assert credit_interval(np.arange(100) % 2 / 1.0) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    with pytest.raises(TripletsError, match=r"between -1 and 2; they must be in \[0, 1\]"):
+        credit_interval(array(-1, 2))
+    with pytest.raises(TripletsError, match="one or more"):
+        credit_interval(array())

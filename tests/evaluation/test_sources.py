@@ -27,7 +27,8 @@ def test_a_source_is_one_entry(command: Command, tmp_path: Path, monkeypatch: py
         levels = np.array([[int(word) for word in line.split()] for line in path.read_text().splitlines()], np.uint8)
         images = levels.T[:, :, None, None, None].repeat(32, 2).repeat(32, 3).repeat(3, 4)
         judgment = np.ones(len(levels), np.float32)
-        return [Triplets(*images, judgment, ("grey",) * len(levels), name="three greys")]
+        reference, p0, p1 = images
+        return [Triplets(reference, p0, p1, judgment, ("grey",) * len(levels), name="three greys")]
 
     file = tmp_path / "levels.txt"
     file.write_text("10 200 20\n10 150 20\n")

@@ -259,7 +259,7 @@ def test_distances_of_shared_images_are_those_of_each_pair(count, tiny, monkeypa
 def test_no_triplets_have_no_distances(tiny, of_one_kind):
     for triplets in (of_one_kind.batch(0, 0), indexed(0)):
         assert [len(distances) for distances in triplet_distances(tiny, triplets)] == [0, 0]
-    with pytest.raises(TripletsError, match="batch is 0"):
+    with pytest.raises(TripletsError, match="batch must be a whole number, 1 or more, got 0"):
         triplet_distances(tiny, of_one_kind, batch=0)
 
 

@@ -1,7 +1,9 @@
 """Averages: what they must be where that is known, and what they promise."""
 
+import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,17 @@ from jax.tree_util import Partial
 import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.geometry.average import _Spread
-from rlpips_jax.geometry.comparison import compared_by
 from rlpips_jax.geometry.descent import enlarged, reduced, sizes_of
 from rlpips_jax.geometry.geodesic import _Energy
+from rlpips_jax.geometry.pair_distances import pair_distance
+
+FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
+
+
+def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
+    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
+    return function(*arguments, **options, descent=geometry.Descent(**chosen))
 
 
 def mean_square(x: Any, y: Any, key: Any) -> Any:
@@ -40,8 +50,17 @@ def images() -> np.ndarray:
 @pytest.mark.parametrize("start", ["mean", "noise", "image"])
 def test_it_is_the_mean_under_squared_pixel_differences(images: np.ndarray, start: Any) -> None:
     begin = images[3] if start == "image" else start
-    result = geometry.average(
-        images, mean_square, start=begin, exponent=1, steps=900, begin=0, pace=5, coarsest=8, key=jax.random.key(0)
+    result = descended(
+        geometry.average,
+        images,
+        mean_square,
+        start=begin,
+        exponent=1,
+        steps=900,
+        begin=0,
+        pace=5,
+        coarsest=8,
+        key=jax.random.key(0),
     )
     np.testing.assert_allclose(result.image, images.mean(axis=0), atol=2e-3)
     np.testing.assert_allclose(result.distances, np.square(images - images.mean(axis=0)).mean((1, 2, 3)), rtol=1e-2)
@@ -49,7 +68,8 @@ def test_it_is_the_mean_under_squared_pixel_differences(images: np.ndarray, star
 
 
 def test_random_metrics_and_random_subsets_lead_to_the_same(images: np.ndarray) -> None:
-    result = geometry.average(
+    result = descended(
+        geometry.average,
         images,
         noisy_mean_square,
         start=images[0],
@@ -67,11 +87,11 @@ def test_random_metrics_and_random_subsets_lead_to_the_same(images: np.ndarray) 
 @pytest.mark.parametrize("exponent", [1, 2])
 def test_what_is_minimised_is_a_power_of_the_mean_distance(images: np.ndarray, exponent: int) -> None:
     """Not its mean square, which is the variance more: a third of the square here."""
-    compared = compared_by(uneven, 1)[1]
+    measured = pair_distance(uneven, 1)[1]
     x = jnp.asarray(images)
     keys = jax.random.split(jax.random.key(0), 4000)
-    spread = _Spread(compared, compared.prepared(x[2:4]), exponent, 2, 2)
-    energy = _Energy(compared, compared.prepared(jnp.stack([x[0], x[3]])), exponent)
+    spread = _Spread(measured, measured.prepared(x[2:4]), exponent, 2, 2)
+    energy = _Energy(measured, measured.prepared(jnp.stack([x[0], x[3]])), exponent)
     steps = mean_square(x[jnp.array([0, 1, 2])], x[jnp.array([1, 2, 3])], None)
     away = jax.vmap(lambda key: spread(x[:1], key))(keys).mean()
     along = jax.vmap(lambda key: energy(x[1:3], key))(keys).mean()
@@ -86,8 +106,16 @@ def uneven(x: Any, y: Any, key: Any) -> Any:
 
 
 def test_of_two_images_it_is_in_the_middle_whatever_the_exponent(images: np.ndarray) -> None:
-    result = geometry.average(
-        images[:2], mean_square, start="noise", exponent=2, steps=2000, begin=0, pace=5, key=jax.random.key(0)
+    result = descended(
+        geometry.average,
+        images[:2],
+        mean_square,
+        start="noise",
+        exponent=2,
+        steps=2000,
+        begin=0,
+        pace=5,
+        key=jax.random.key(0),
     )
     np.testing.assert_allclose(result.image, images[:2].mean(axis=0), atol=5e-3)
 
@@ -98,9 +126,9 @@ def test_by_default_it_gets_there_from_anywhere(start: Any) -> None:
     grey = np.stack([np.full((16, 16, 3), level, np.float32) for level in (0.2, 0.6)])
     begin = np.ones((16, 16, 3), np.float32) if start == "far" else start
     options: dict[str, Any] = {"start": begin, "exponent": 1, "coarsest": 16, "key": jax.random.key(0)}
-    found = geometry.average(grey, mean_square, **options)
+    found = descended(geometry.average, grey, mean_square, **options)
     np.testing.assert_allclose(found.image, 0.4, atol=1e-2)
-    published = geometry.average(grey, mean_square, begin=0, pace=1, **options)
+    published = descended(geometry.average, grey, mean_square, begin=0, pace=1, **options)
     np.testing.assert_array_equal(found.image, published.image)
 
 
@@ -115,7 +143,17 @@ def test_the_schedule_is_the_starts_unless_it_is_given(images: np.ndarray, tmp_p
     for number, (start, options, schedule) in enumerate(cases):
         snapshot = tmp_path / f"{number}.npz"
         key = jax.random.key(0)
-        geometry.average(images, mean_square, start=start, steps=1, snapshot=snapshot, key=key, **options)
+        descended(
+            geometry.average,
+            images,
+            mean_square,
+            start=start,
+            steps=1,
+            snapshot=snapshot,
+            name="mean square",
+            key=key,
+            **options,
+        )
         with np.load(snapshot) as archive:
             run = json.loads(str(archive["run"]))
         assert (run["begin"], run["pace"]) == schedule
@@ -123,19 +161,19 @@ def test_the_schedule_is_the_starts_unless_it_is_given(images: np.ndarray, tmp_p
 
 def test_the_range_of_values_is_the_users(images: np.ndarray) -> None:
     options: dict[str, Any] = {"exponent": 1, "steps": 20, "key": jax.random.key(0), "start": "noise"}
-    unit = geometry.average(images, mean_square, **options)
-    symmetric = geometry.average(2 * images - 1, mean_square, value_range=(-1, 1), **options)
+    unit = descended(geometry.average, images, mean_square, **options)
+    symmetric = descended(geometry.average, 2 * images - 1, mean_square, value_range=(-1, 1), **options)
     np.testing.assert_allclose(symmetric.image, 2 * unit.image - 1, atol=1e-4)
     for values, (black, white) in ((unit.image, (0, 1)), (symmetric.image, (-1, 1))):
         assert black <= float(values.min()) < float(values.max()) <= white
     eight = np.rint(255 * images).astype(np.uint8)
-    of_bytes = geometry.average(eight, mean_square, **options)
-    of_floats = geometry.average(eight / np.float32(255), mean_square, **options)
+    of_bytes = descended(geometry.average, eight, mean_square, **options)
+    of_floats = descended(geometry.average, eight / np.float32(255), mean_square, **options)
     np.testing.assert_allclose(of_bytes.image, of_floats.image, atol=1e-6)
 
 
 def test_under_lpips_it_is_nearer_than_the_mean(metric: rl.Lpips, photographs: np.ndarray) -> None:
-    result = geometry.average(photographs, metric, steps=40, coarsest=64)
+    result = descended(geometry.average, photographs, metric, steps=40, coarsest=64)
     of_mean = rl.distance(photographs, np.stack([photographs.mean(axis=0)] * len(photographs)), metric)
     again = rl.distance(photographs, np.stack([np.asarray(result.image)] * len(photographs)), metric)
     np.testing.assert_allclose(result.distances, again, rtol=1e-4)
@@ -144,7 +182,9 @@ def test_under_lpips_it_is_nearer_than_the_mean(metric: rl.Lpips, photographs: n
 
 def test_a_small_rate_leads_down_at_every_step(images: np.ndarray) -> None:
     rate = functools.partial(constant, 1e-3)
-    result = geometry.average(images, mean_square, start=images[0], steps=60, rate=rate, key=jax.random.key(0))
+    result = descended(
+        geometry.average, images, mean_square, start=images[0], steps=60, rate=rate, key=jax.random.key(0)
+    )
     assert np.all(np.diff(result.objective) < 0)
 
 
@@ -154,15 +194,15 @@ def constant(rate: float, t: Any) -> float:
 
 def test_an_average_of_equal_images_stays(metric: rl.Lpips, photographs: np.ndarray) -> None:
     alike = np.stack([photographs[0]] * 3)
-    result = geometry.average(alike, metric, steps=3)
+    result = descended(geometry.average, alike, metric, steps=3)
     np.testing.assert_allclose(result.image, photographs[0], atol=1 / 255)
     assert np.all(result.objective < 1e-12)
 
 
 def test_gradients_are_those_of_the_objective(metric: rl.Lpips, photographs: np.ndarray) -> None:
-    compared = compared_by(metric, 1)[1]
+    measured = pair_distance(metric, 1)[1]
     x = jnp.asarray(photographs)
-    objective = _Spread(compared, compared.prepared(x), 2, len(x), len(x))
+    objective = _Spread(measured, measured.prepared(x), 2, len(x), len(x))
     image = jnp.clip(x[:1] + 0.1 * jax.random.normal(jax.random.key(0), x[:1].shape), 0, 1)
     value = jax.jit(lambda image: objective(image, jax.random.key(0)))
     gradient = jax.grad(value)(image)
@@ -199,11 +239,12 @@ def test_the_published_rate() -> None:
         ({"steps": 0}, "steps must be a whole number, 1 or more, got 0"),
         ({"steps": (5, 5, 5)}, "one for each of the levels 16x20, got 3"),
         ({"start": "middle"}, "start must be one of mean, noise, or an image"),
-        ({"start": "noise"}, "needs a key"),
+        ({"start": "noise"}, "noise draws at random and needs one key"),
         ({"exponent": 0.5}, "exponent must be a number, 1 or more"),
         ({"images_per_step": 6, "key": jax.random.key(0)}, "images_per_step must be a whole number, from 1 to 5"),
         ({"metric": "lpips-tiny"}, "metric must come from rlpips_jax.load"),
-        ({"metric": mean_square}, "a randomised metric draws at random, and needs a key"),
+        ({"snapshot": "state.npz", "metric": mean_square}, "name the function, as in Descent(snapshot="),
+        ({"metric": mean_square}, "a randomised metric draws at random and needs one key"),
         ({"metric": lambda x, y, key: jnp.mean(x - y), "key": jax.random.key(0)}, "a number for each pair"),
         ({"rate": 0.1}, "rate must be a function of time"),
         ({"pace": -1}, "pace must be a number above 0"),
@@ -213,17 +254,17 @@ def test_the_published_rate() -> None:
 )
 def test_errors_name_what_was_wrong(images: np.ndarray, options: dict[str, Any], words: str, wrong_types: None) -> None:
     first: dict[str, Any] = {"metric": Partial(lambda x, y, key: jnp.zeros(len(x)))} if "metric" not in options else {}
-    if "needs a key" not in words:
+    if "needs one key" not in words:
         first |= {"key": jax.random.key(0)}
     with pytest.raises(rl.GeometryError, match=words.replace("(", r"\(")):
-        geometry.average(images, **(first | options))
+        descended(geometry.average, images, **(first | options))
 
 
 def test_one_image_has_no_average(images: np.ndarray, metric: rl.Lpips) -> None:
     with pytest.raises(rl.GeometryError, match="two or more"):
-        geometry.average(images[:1], mean_square)
+        descended(geometry.average, images[:1], mean_square)
     with pytest.raises(rl.ImageError, match="lpips-tiny needs at least"):
-        geometry.average(images, metric)
+        descended(geometry.average, images, metric)
 
 
 def test_what_is_not_finite_ends_with_an_error(images: np.ndarray) -> None:
@@ -234,6 +275,6 @@ def test_what_is_not_finite_ends_with_an_error(images: np.ndarray) -> None:
         return jnp.sqrt(mean_square(x, y, key)) + 1
 
     with pytest.raises(rl.GeometryError, match="the objective is nan at step 0"):
-        geometry.average(images, broken, steps=2, key=jax.random.key(0))
+        descended(geometry.average, images, broken, steps=2, key=jax.random.key(0))
     with pytest.raises(rl.GeometryError, match="not finite"):
-        geometry.average(np.stack([images[0]] * 2), steep, steps=1, key=jax.random.key(0))
+        descended(geometry.average, np.stack([images[0]] * 2), steep, steps=1, key=jax.random.key(0))

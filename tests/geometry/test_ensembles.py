@@ -1,5 +1,6 @@
 """Ensembles as metrics of averages and paths."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,15 @@ import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.ensemble import Ensemble
+
+FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
+
+
+def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
+    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
+    return function(*arguments, **options, descent=geometry.Descent(**chosen))
+
 
 COARSE = Sequential(
     "coarse", (Convolution(0, 8, 9, stride=4), Convolution(1, 8, 4)), Pooling("max", 2, 2), tapped=(0, 1)
@@ -37,7 +47,7 @@ def test_an_average_goes_between_its_images(
 ) -> None:
     images = photographs[:2, :SIDE, :SIDE]
     seen: list[geometry.Progress] = []
-    result = geometry.average(images, ensemble, start=images[0], watch=seen.append, **options)
+    result = descended(geometry.average, images, ensemble, start=images[0], watch=seen.append, **options)
     assert {progress.size for progress in seen} == {(SIDE, SIDE)}
     again = geometry.distances(result.image[None], images, ensemble, key=options["key"])
     np.testing.assert_allclose(result.distances, again, rtol=1e-4)
@@ -50,7 +60,7 @@ def test_an_average_goes_between_its_images(
 
 def test_a_path_gets_even(ensemble: Ensemble, photographs: np.ndarray, options: dict[str, Any]) -> None:
     a, b = photographs[:2, :SIDE, :SIDE]
-    result = geometry.geodesic(a, b, 3, ensemble, start=np.stack([a, a, b]), **options)
+    result = descended(geometry.geodesic, a, b, 3, ensemble, start=np.stack([a, a, b]), **options)
     begun = geometry.distances(np.stack([a, a]), np.stack([a, b]), ensemble, key=options["key"])
     assert begun[0] == 0
     assert float((result.distances**2).sum()) < 0.85 * float(begun[1] ** 2)
@@ -58,4 +68,4 @@ def test_a_path_gets_even(ensemble: Ensemble, photographs: np.ndarray, options: 
 
 def test_images_too_small_for_it_are_named(ensemble: Ensemble, options: dict[str, Any]) -> None:
     with pytest.raises(rl.ImageError, match="ensemble:drawn-coarse needs at least"):
-        geometry.average(np.zeros((2, 8, 8, 3), np.float32), ensemble, **options)
+        descended(geometry.average, np.zeros((2, 8, 8, 3), np.float32), ensemble, **options)

@@ -1,5 +1,7 @@
 """Paths: their ends, their range, what they are where that is known, and that they can be interrupted."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.geometry import snapshots
+
+FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
+
+
+def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
+    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
+    return function(*arguments, **options, descent=geometry.Descent(**chosen))
 
 
 def mean_square(x: Any, y: Any, key: Any) -> Any:
@@ -30,7 +40,8 @@ def ends() -> Ends:
 def test_under_squared_pixel_differences_it_is_a_crossfade(ends: Ends) -> None:
     """In a flat space straight lines, walked evenly, are shortest; the start is far from one."""
     noise = np.random.default_rng(1).uniform(size=(5, 8, 8, 3)).astype(np.float32)
-    result = geometry.geodesic(
+    result = descended(
+        geometry.geodesic,
         ends[0],
         ends[1],
         5,
@@ -73,7 +84,7 @@ def test_a_crossfade_is_a_straight_line_whatever_its_ends_are_in(ends: Ends, wro
 
 def test_ends_are_fixed_and_frames_in_range(metric: rl.Lpips, photographs: np.ndarray) -> None:
     a, b = 255 * photographs[:2]
-    result = geometry.geodesic(a, b, 4, metric, steps=20, value_range=(0, 255))
+    result = descended(geometry.geodesic, a, b, 4, metric, steps=20, value_range=(0, 255))
     assert result.frames.shape == (4, *a.shape)
     np.testing.assert_array_equal(result.frames[0], a)
     np.testing.assert_array_equal(result.frames[-1], b)
@@ -100,11 +111,16 @@ class Held:
 def test_ends_may_be_any_arrays(ends: Ends, wrong_types: None) -> None:
     bytes_ = [np.rint(255 * end).astype(np.uint8) for end in ends]
     options: dict[str, Any] = {"steps": 1, "key": jax.random.key(0)}
-    known = geometry.geodesic(bytes_[0], bytes_[1], 3, mean_square, **options)
+    known = descended(geometry.geodesic, bytes_[0], bytes_[1], 3, mean_square, **options)
     held: list[Any] = [Held(image) for image in bytes_]
-    found = geometry.geodesic(held[0], held[1], 3, mean_square, **options)
+    found = descended(geometry.geodesic, held[0], held[1], 3, mean_square, **options)
     np.testing.assert_array_equal(found.frames, known.frames)
     np.testing.assert_allclose(found.frames[0], bytes_[0] / 255, rtol=1e-6)
+
+
+def late_change(t: Any) -> Any:
+    """The published rate but for one step."""
+    return jnp.where(t == 2050, 0.1, geometry.published_rate(t))
 
 
 class Stop(Exception):
@@ -116,9 +132,15 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
     def noisy(x: Any, y: Any, key: Any) -> Any:
         return mean_square(x, y, key) * jax.random.uniform(key)
 
-    options: dict[str, Any] = {"steps": (15, 25), "coarsest": 4, "key": jax.random.key(3), "exponent": 1}
+    options: dict[str, Any] = {
+        "steps": (15, 25),
+        "coarsest": 4,
+        "key": jax.random.key(3),
+        "exponent": 1,
+        "name": "noisy",
+    }
     seen: list[geometry.Progress] = []
-    whole = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=seen.append, **options)
+    whole = descended(geometry.geodesic, ends[0], ends[1], 4, noisy, watch=seen.append, **options)
     assert [progress.step for progress in seen] == [10, 15, 25, 35, 40]
     assert [progress.size for progress in seen] == [(4, 4)] * 2 + [(8, 8)] * 3
     assert {progress.steps for progress in seen} == {40}
@@ -129,15 +151,15 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
 
     snapshot = tmp_path / "folder" / "state.npz"
     with pytest.raises(Stop):
-        geometry.geodesic(ends[0], ends[1], 4, noisy, watch=stop, snapshot=snapshot, **options)
+        descended(geometry.geodesic, ends[0], ends[1], 4, noisy, watch=stop, snapshot=snapshot, **options)
     resumed: list[geometry.Progress] = []
-    found = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    found = descended(geometry.geodesic, ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
     assert resumed[0].step > after
-    for name in whole._fields:
+    for name in ("frames", "distances", "objective"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
     # And once more, when all is done.
     resumed.clear()
-    found = geometry.geodesic(ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
+    found = descended(geometry.geodesic, ends[0], ends[1], 4, noisy, watch=resumed.append, snapshot=snapshot, **options)
     assert not resumed
     np.testing.assert_array_equal(found.frames, whole.frames)
     assert [path.name for path in snapshot.parent.iterdir()] == ["state.npz"]
@@ -145,22 +167,24 @@ def test_a_resumed_path_is_the_same_bit_for_bit(ends: Ends, tmp_path: Path, afte
 
 def test_a_snapshot_of_another_run_is_refused(ends: Ends, tmp_path: Path) -> None:
     snapshot = tmp_path / "state.npz"
-    options: dict[str, Any] = {"steps": 2, "key": jax.random.key(0), "snapshot": snapshot}
-    geometry.geodesic(ends[0], ends[1], 3, mean_square, **options)
+    options: dict[str, Any] = {"steps": 2, "key": jax.random.key(0), "snapshot": snapshot, "name": "mean square"}
+    descended(geometry.geodesic, ends[0], ends[1], 3, mean_square, **options)
     before = snapshot.read_bytes()
     others: list[tuple[dict[str, Any], str]] = [
         ({"steps": 3}, r"steps is \[2\] there and \[3\] here"),
         ({"key": jax.random.key(1)}, "key is"),
         ({"exponent": 1}, "exponent is 2 there and 1 here"),
         ({"pace": 1}, "pace is 50.0 there and 1.0 here"),
+        ({"name": "mean square 2"}, 'distance is "mean square" there'),
+        ({"rate": late_change}, "the learning rate at step 1 is 0.0043640. there and 0.1 here"),
     ]
     for other, word in others:
-        with pytest.raises(rl.SnapshotError, match=f"a snapshot of another run.*{word}.*remove it"):
-            geometry.geodesic(ends[0], ends[1], 3, mean_square, **(options | other))
+        with pytest.raises(rl.SnapshotError, match=f"a snapshot of another run.*{word}.*remove the file"):
+            descended(geometry.geodesic, ends[0], ends[1], 3, mean_square, **(options | other))
     with pytest.raises(rl.SnapshotError, match="images is"):
-        geometry.geodesic(ends[1], ends[0], 3, mean_square, **options)
+        descended(geometry.geodesic, ends[1], ends[0], 3, mean_square, **options)
     with pytest.raises(rl.SnapshotError, match='what is "geodesic" there and "average" here'):
-        geometry.average(np.stack(ends), mean_square, **options)
+        descended(geometry.average, np.stack(ends), mean_square, **options)
     assert snapshot.read_bytes() == before
 
 
@@ -182,7 +206,7 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         path.unlink()
         path.mkdir()
-    with pytest.raises(rl.SnapshotError, match="no whole snapshot"):
+    with pytest.raises(rl.SnapshotError, match="is not a complete snapshot"):
         snapshots.read(path, {"what": "test"})
 
 
@@ -196,13 +220,13 @@ def test_no_snapshot_is_none_and_an_unwritable_one_an_error(tmp_path: Path) -> N
 def test_errors_name_what_was_wrong(ends: Ends, metric: rl.Lpips, photographs: np.ndarray) -> None:
     key = jax.random.key(0)
     with pytest.raises(rl.GeometryError, match="frames must be a whole number, 3 or more, got 2"):
-        geometry.geodesic(ends[0], ends[1], 2, mean_square, key=key)
+        descended(geometry.geodesic, ends[0], ends[1], 2, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="a and b must be two images"):
-        geometry.geodesic(ends[0], ends[1][:4], 3, mean_square, key=key)
+        descended(geometry.geodesic, ends[0], ends[1][:4], 3, mean_square, key=key)
     with pytest.raises(rl.ImageError, match="outside value_range"):
-        geometry.geodesic(photographs[0] * 255, photographs[1] * 255, 3, metric)
+        descended(geometry.geodesic, photographs[0] * 255, photographs[1] * 255, 3, metric)
     with pytest.raises(rl.GeometryError, match="start must be the frames"):
-        geometry.geodesic(ends[0], ends[1], 3, mean_square, start=np.stack(ends), key=key)
+        descended(geometry.geodesic, ends[0], ends[1], 3, mean_square, start=np.stack(ends), key=key)
     with pytest.raises(rl.ImageError, match="batches"):
         geometry.distances(ends[0], ends[1], mean_square, key=key)
 
@@ -229,7 +253,7 @@ def test_who_judges_has_draws_that_no_step_had(ends: Ends) -> None:
 
     key = jax.random.key(0)
     options: dict[str, Any] = {"steps": 20, "exponent": 1, "key": key}
-    result = geometry.geodesic(ends[0], ends[1], 3, drawn, **options)
+    result = descended(geometry.geodesic, ends[0], ends[1], 3, drawn, **options)
     jax.effects_barrier()
     of_all = set(seen)
     seen.clear()
@@ -240,3 +264,15 @@ def test_who_judges_has_draws_that_no_step_had(ends: Ends) -> None:
     np.testing.assert_array_equal(again, result.distances)
     steps = {np.asarray(jax.random.key_data(jax.random.fold_in(key, step))).tobytes() for step in range(20)}
     assert steps == of_all - seen
+
+
+def test_a_metric_is_known_by_its_signature_unless_the_caller_names_it(
+    metric: rl.Lpips, photographs: np.ndarray, tmp_path: Path
+) -> None:
+    """A function has none, even where an attribute is missing for another reason; a name stands for the signature."""
+    options: dict[str, Any] = {"steps": 1, "snapshot": tmp_path / "state.npz"}
+    first = descended(geometry.geodesic, *photographs[:2], 3, metric, **options)
+    again = descended(geometry.geodesic, *photographs[:2], 3, metric, **options)
+    np.testing.assert_array_equal(first.frames, again.frames)
+    with pytest.raises(rl.SnapshotError, match=r'another run: distance is "rlpips-jax.*there and "mine" here'):
+        descended(geometry.geodesic, *photographs[:2], 3, metric, name="mine", **options)

@@ -13,7 +13,7 @@ import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.evaluation import evaluate as measure
-from rlpips_jax.evaluation.measurement import Distances
+from rlpips_jax.evaluation.measurement import Conditions, Distances
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import Triplets
 from training import evaluate
@@ -50,22 +50,22 @@ def test_many_devices_measure_what_one_does(tiny) -> None:
     attack = functools.partial(attacks.pgd, norm="l2", steps=2)
     # Batches of one shape, as the attack's start is drawn for all of a batch.
     alone = measure(tiny, draw_triplets(), attack, [0.3], batch=8)
-    placed = measure(everywhere, draw_triplets(), attack, [0.3], batch=8, placement=placement)
+    placed = measure(everywhere, draw_triplets(), attack, [0.3], batch=8, conditions=Conditions(placement=placement))
     for one, other in zip(alone, placed, strict=True):
         np.testing.assert_allclose(one.distances, other.distances, rtol=1e-5)
         assert one.scores == other.scores
     # By lpips-tiny the weaker noise is nearer but once, as 8 of the 11 judgments have it.
     assert placed[0].scores.two_afc.mean == pytest.approx(7 / 11)
     assert placed[1].scores.two_afc.mean < 0.5
-    uneven = measure(everywhere, draw_triplets(), batch=6, placement=placement)
+    uneven = measure(everywhere, draw_triplets(), batch=6, conditions=Conditions(placement=placement))
     np.testing.assert_allclose(uneven[0].distances, alone[0].distances, rtol=1e-5)
 
 
 def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatch) -> None:
     calls = []
 
-    def record(metric: Lpips, triplets: Any, attack: Any, epsilon: float, **options: Any) -> Any:
-        calls.append((triplets.name, attack, epsilon, options["attacked"]))
+    def record(metric: Lpips, triplets: Any, attack: Any, **options: Any) -> Any:
+        calls.append((triplets.name, attack, attack.keywords["epsilon"], options["attacked"]))
         return evaluate.measurement.natural_distances(metric, triplets)
 
     monkeypatch.setattr(evaluate.measurement, "attacked_distances", record)
@@ -76,7 +76,9 @@ def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatc
         ("ordinal", 1 / 255, "both"),
         ("ordinal", 0.25, "both"),
     ]
-    assert all((attack.func, attack.keywords) == (attacks.pgd, {"norm": "l2", "steps": 7}) for _, attack, *_ in calls)
+    for _, attack, radius, _ in calls:
+        assert attack.func is attacks.pgd
+        assert attack.keywords == {"norm": "l2", "steps": 7, "epsilon": radius}
     assert found["ordinal"].keys() == {"natural", "2/255", "0.5"}
     assert found["crossed"].keys() == {"natural", "sure"}
 

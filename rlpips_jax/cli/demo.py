@@ -1,7 +1,7 @@
-"""What a perceptual distance sees that pixel error does not: `python -m rlpips_jax.demo`, or `make demo`.
+"""A demonstration of what pixel error does not see: `python -m rlpips_jax.cli.demo`, or `make demo`.
 
-Nothing is downloaded. "lpips-tiny" is part of this library; the official metrics join in where their weights
-are on this machine. The photographs are those that scikit-image brings along, or the reader's own.
+Nothing is downloaded. "lpips-tiny" is part of this library; the official metrics are shown too if their weights
+are on this machine. The photographs are those of scikit-image, or the reader's own.
 """
 
 import importlib.util
@@ -34,11 +34,11 @@ SHIPPED = "lpips-tiny"
 OFFICIAL = ("lpips-alex", "lpips-squeeze", "lpips-vgg")
 
 MILD, HARSH = ("brightness", "contrast"), ("warp", "jpeg", "noise", "blur")
-"""Distortions that people hardly mind, and some that they do."""
+"""Distortions that people hardly notice, and some that they do."""
 
 LARGEST_ERROR = 0.05
 SURPLUS = 1.5
-"""How many times the pixel error of the harsh distortions the mild ones get."""
+"""Pixel error of the mild distortions over that of the harsh ones."""
 
 STEPS = 60
 
@@ -63,7 +63,7 @@ class Demo:
     """Folder for the pictures."""
 
     images: Path | None = None
-    """Folder with photographs of your own, of which the first eight are shown."""
+    """Folder with your own photographs; the first eight are shown."""
 
     def run(self) -> int:
         started = time.perf_counter()
@@ -99,7 +99,7 @@ def main() -> None:
 
     import tyro
 
-    sys.exit(guarded(lambda: tyro.cli(Demo, prog="python -m rlpips_jax.demo").run()))
+    sys.exit(guarded(lambda: tyro.cli(Demo, prog="python -m rlpips_jax.cli.demo").run()))
 
 
 def photographs(folder: Path | None) -> dict[str, Photograph]:
@@ -119,13 +119,13 @@ def photographs(folder: Path | None) -> dict[str, Photograph]:
         package = importlib.util.find_spec("skimage")
         if package is None or package.origin is None:
             raise ImageFileError(
-                "there are no photographs to show: pip install scikit-image, which brings some, or give a "
-                "folder of your own by --images"
+                "there are no photographs to show: pip install scikit-image, which contains some, or give a "
+                "folder by --images"
             )
         data = Path(package.origin).parent / "data"
         paths = [path for name in PHOTOGRAPHS if (path := data / name).is_file()]
         if not paths:
-            raise ImageFileError(f"{data} lacks scikit-image's photographs; give a folder of your own by --images")
+            raise ImageFileError(f"{data} lacks scikit-image's photographs; give a folder by --images")
     named = {path.stem.removesuffix("_left") if folder is None else path.name: path for path in paths}
     return {name: _middle(load_image(path)) for name, path in named.items()}
 
@@ -143,7 +143,7 @@ def _middle(image: np.ndarray) -> Photograph:
 
 
 def _metrics() -> dict[str, Metric]:
-    """The metric that ships, and the official ones whose weights are here."""
+    """The shipped metric, and the official ones whose weights are on this machine."""
     here = [name for name in OFFICIAL if availability(find(name), None).ready]
     return {name: load(name) for name in (SHIPPED, *here)}
 
@@ -154,7 +154,7 @@ def pixel_error(x: Photograph, y: Photograph) -> float:
 
 
 def _sorted_by_distance(original: Photograph, metrics: dict[str, Metric]) -> list[Distorted]:
-    """The photograph distorted in every way, nearest first; pixel error says the contrary."""
+    """The photograph distorted in every way, nearest first; pixel error orders them the other way."""
     rng = np.random.default_rng(0)
     draws = {kind: distortions.draw(kind, original.shape, rng) for kind in MILD + HARSH}
     strongest = min(pixel_error(original, distortions.apply(original, kind, 1.0, draws[kind])) for kind in HARSH)
@@ -243,7 +243,7 @@ def _contact_sheet(originals: dict[str, Photograph], shown: dict[str, list[Disto
 
 
 def _heat_map(original: Photograph, metric: Metric) -> Sheet:
-    """A disc of the photograph is blurred; everything else is as it was."""
+    """A photograph in which a disc alone is blurred."""
     blurred = distortions.distort(original, "blur", 1.0, np.random.default_rng(0)).astype(np.float64)
     rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
     away = np.hypot(rows - 0.35, columns - 0.45)
@@ -265,8 +265,8 @@ def descend(
 ) -> Float[Array, "h w 3"]:
     """Moves an image towards another by gradient descent on their distance.
 
-    Steps are of one length that falls to 0, with momentum: signs of gradients, or Adam's quotients, would
-    move every pixel alike and leave noise where the distance asks for none.
+    The length of the steps falls to 0, with momentum: signs of gradients, or Adam's quotients, would move all pixels
+    by the same amount and leave noise.
 
     Args:
         start: in [0, 1].
@@ -310,7 +310,7 @@ def _descent(original: Photograph, metric: Metric) -> Sheet:
 
 
 def _range_mistake(original: Photograph, metric: Metric) -> None:
-    """The commonest mistake with such metrics, and what becomes of it here."""
+    """Shows the error for the commonest mistake with such metrics: a wrong range of values."""
     symmetric = np.asarray(original, np.float32) / 127.5 - 1
     try:
         distance(symmetric, symmetric, metric)
