@@ -86,7 +86,7 @@ def prepare(shared: Path, folder: Path) -> None:
     """Writes the weights in the layout that jaxlpips downloads, for the networks whose weights are there."""
     from safetensors.numpy import save_file
 
-    from rlpips_jax.backbones import BACKBONES
+    from rlpips_jax.backbones import BACKBONES, Sequential
     from rlpips_jax.weights.parameters import from_pytorch
     from rlpips_jax.weights.pytorch import read_checkpoint
 
@@ -98,6 +98,7 @@ def prepare(shared: Path, folder: Path) -> None:
         for file in files:
             parameters |= from_pytorch(read_checkpoint(file), architecture, str(file))
         names = jaxlpips_names(network)
+        assert isinstance(architecture, Sequential)
         tensors = {
             f"{name}.{kind}": np.ascontiguousarray(parameters["backbone"][path[0]][kind])
             for name, (path, _) in zip(names, architecture.convolutions(), strict=True)

@@ -13,7 +13,7 @@ import rlpips_jax as rl
 class Size(NamedTuple):
     """A number of square images."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     side: int
 
     @staticmethod

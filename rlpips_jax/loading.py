@@ -31,8 +31,8 @@ PREFIX = "ensemble:"
 EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 
 
-@overload
-def load(
+@overload  # These few strings come first.
+def load(  # pyright: ignore[reportOverlappingOverload]
     name: EnsembleName,
     *,
     weights_dir: str | os.PathLike[str] | None = None,

@@ -129,7 +129,7 @@ def estimate(
         reach = stats.t.ppf(1 - (1 - LEVEL) / 2 / _looks(most), len(blocks) - 1) * error
         if np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
             break
-    return Estimate(mean, error, len(blocks) * size)
+    return Estimate(mean, error, len(blocks) * size)  # pyright: ignore[reportPossiblyUnbound]: the last call is a look
 
 
 def compare(
@@ -205,7 +205,7 @@ def compare(
             progress(result)
         if look and found.confidence >= confidence:
             break
-    return result
+    return result  # pyright: ignore[reportPossiblyUnbound]: the last call is a look
 
 
 def _distinct(images: Images) -> tuple[list[int], list[int]]:

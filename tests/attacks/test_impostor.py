@@ -112,6 +112,7 @@ def test_the_range_is_a_matter_of_units(metric) -> None:
 
 
 def test_all_batches_are_one_program(metric) -> None:
+    before = None
     for seed in range(3):
         rl.attacks.impostor(metric, pictures(2, seed), key=jax.random.key(seed), bound=0.01 * seed, steps=3)
         if seed == 0:

@@ -97,6 +97,7 @@ def test_a_ball_of_no_size_holds_the_image_alone_and_fails(metric) -> None:
 
 
 def test_all_batches_are_one_program(metric) -> None:
+    before = None
     for seed in range(3):
         images, references = pictures(4, seed), pictures(4, seed + 10)
         rl.attacks.semantic(metric, images, references, key=KEY, epsilon=0.1 * seed, steps=STEPS)

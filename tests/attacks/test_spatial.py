@@ -160,6 +160,7 @@ def test_without_a_random_start_the_key_is_of_no_account(triplets) -> None:
 
 
 def test_all_batches_are_one_program(metric) -> None:
+    before = None
     for seed in range(3):
         objective, closer = objective_and_images(metric, seed)
         options = {"epsilon": np.full(3, 0.1 * seed), "smoothness": 0.5 * seed}

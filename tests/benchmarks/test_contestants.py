@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from benchmarks import contestants
 from benchmarks.contestants import Absent, Setting, jaxlpips_names, make, of_jax, prepare, require
-from rlpips_jax.backbones import BACKBONES
+from rlpips_jax.backbones import BACKBONES, Sequential
 
 
 @pytest.fixture
@@ -50,8 +50,9 @@ def test_weights_that_are_not_there(name, module, setting, monkeypatch) -> None:
 
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_jaxlpips_has_a_name_for_every_convolution(network) -> None:
-    names = jaxlpips_names(network)
-    assert len(set(names)) == len(names) == len(list(BACKBONES[network].convolutions()))
+    names, backbone = jaxlpips_names(network), BACKBONES[network]
+    assert isinstance(backbone, Sequential)
+    assert len(set(names)) == len(names) == len(list(backbone.convolutions()))
 
 
 @pytest.mark.shared

@@ -52,7 +52,8 @@ def test_results_are_sharded_as_the_argument_along_the_axes_they_share(axis: str
 
 def test_arrays_without_a_mesh_are_passed_as_they_are() -> None:
     x = jnp.ones((8, 4, 3))
-    plain = jax.make_jaxpr(parts.__wrapped__, static_argnums=1)(x, 3)
+    wrapped = parts.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+    plain = jax.make_jaxpr(wrapped, static_argnums=1)(x, 3)
     assert str(jax.make_jaxpr(parts, static_argnums=1)(x, 3)) == str(plain)
 
 

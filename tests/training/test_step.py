@@ -122,7 +122,7 @@ def test_heads_stay_non_negative_averages_follow_and_nothing_follows_a_loss_that
     config = Natural(rate=0.5, average=0.7, initial_heads="drawn", loss="head")
     step, state = begin(config, tiny)
     assert any((np.asarray(head) < 0).any() for head in state.trained["heads"])
-    expected = copied(state.average)
+    expected = trained = copied(state.average)
     for number in range(12):
         state, report = step(state, tiny, groups)
         assert bool(report.finite)

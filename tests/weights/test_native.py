@@ -109,6 +109,7 @@ def test_the_header_is_sorted_and_the_tensors_are_aligned(path: Path) -> None:
 
 
 def test_floors_are_kept(tmp_path: Path) -> None:
+    path = tmp_path
     floors = {"floors": (np.float32(0), np.float32(0.1))}
     for number, parameters in enumerate((drawn() | floors, {"heads": drawn()["heads"]} | floors, floors)):
         path = tmp_path / f"{number}.safetensors"

@@ -103,7 +103,7 @@ class Handler(SimpleHTTPRequestHandler):
         server.asked.append(self.path)
         super().do_GET()
 
-    def log_message(self, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing on stderr."""
 
 
