@@ -1,6 +1,7 @@
 """The trade-off's runs, and the table and curves of what they reached."""
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,6 @@ def test_folders_are_known_by_their_last_names(recorded, given, expected) -> Non
 
 
 def test_another_version_of_the_library_has_the_same_teacher(learn, teacher, photographs, monkeypatch) -> None:
-    monkeypatch.setattr(rl, "__version__", "99.0")
+    monkeypatch.setattr(sys.modules[type(teacher).__module__], "__version__", "99.0")
     assert teacher.signature.startswith("rlpips-jax 99.0 ")
     tradeoff._make(learn, photographs, 4, 0, teacher)
