@@ -129,6 +129,7 @@ def test_the_map_is_high_where_the_images_differ(metric) -> None:
     assert np.all(difference[:, corner].mean(axis=1) > 3 * difference[:, ~corner].mean(axis=1))
 
 
+@pytest.mark.slow
 def test_blocks_bound_memory(tiny) -> None:
     """Forward and in the gradient, what is held beside the images does not grow with their number."""
 
@@ -155,6 +156,7 @@ def test_blocks_change_no_result(tiny) -> None:
         np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, tiny), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
     def gradient(metric: Lpips) -> jax.Array:
         return jax.grad(lambda y: rl.distance(X / 255, y, metric).sum())(Y / np.float32(255))
@@ -181,6 +183,7 @@ def test_pairwise_is_every_distance(max_memory, tiny) -> None:
     assert rl.pairwise(xs[:0], ys, tiny).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_pairwise_is_that_of_the_distances(tiny) -> None:
     xs, ys = (as_floats(photographs(count, 31, 33, 3, seed=seed)) for count, seed in ((3, 12), (2, 13)))
     weights = np.array([[1, -2], [3, 0.5], [0, 1]], np.float32)
@@ -525,6 +528,7 @@ def test_features_of_other_sizes_or_metrics_are_refused(tiny, drawn) -> None:
         tiny.between(tiny.features(X), drawn(ALEX).features(Y))
 
 
+@pytest.mark.slow
 def test_vgg_too_is_its_definition(drawn) -> None:
     """Apart from the others, as it is slow."""
     metric = drawn(VGG)

@@ -324,6 +324,7 @@ def drawn_triplets(number: int) -> Judged:
     return Judged(**images, judgment=np.arange(number) % 2 / 1.0)
 
 
+@pytest.mark.slow
 def test_triplets_are_certified_as_their_objective_is_in_whatever_batches():
     triplets, metric = drawn_triplets(5), rl.load("lpips-tiny")
     options = {"key": KEY, "sigma": SIGMA, "samples": 40, "selection_samples": 10}

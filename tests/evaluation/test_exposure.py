@@ -67,6 +67,7 @@ def test_what_is_usual(plain: Triplets) -> None:
     assert spread(found, plain).mean == pytest.approx(2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_ratio_holds_it_as_often_as_stated() -> None:
     """Were what is usual taken for exact, four of ten would miss."""
     rng, count, held = np.random.default_rng(1), 60, 0

@@ -88,6 +88,7 @@ def test_only_whom_it_should_move(metric: rl.Lpips, triplets: Triplets, side: st
     assert np.all(after > before) if side == "closer" else after.mean() < before.mean()
 
 
+@pytest.mark.slow
 def test_the_worst_of_several_sides(metric: rl.Lpips, triplets: Triplets) -> None:
     def margin(attacked: str | tuple[str, ...]) -> np.ndarray:
         options = {"attacked": attacked, "key": jax.random.key(0), "batch": 3}
@@ -220,6 +221,7 @@ def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
     assert np.all(np.isfinite(shifted.distances.d0))
 
 
+@pytest.mark.slow
 def test_triplets_that_share_images_are_measured_by_an_ensemble_one_by_one(
     drawn: Callable[..., rl.Lpips], triplets: Triplets
 ) -> None:
