@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.attacks import PUBLISHED_STEP, Plan, Pytorch, Triplets, published_attack, threads, triplets
+from benchmarks.attacks import PUBLISHED_STEP, Plan, Pytorch, TripletImages, published_attack, threads, triplets
 from benchmarks.contestants import Absent, Setting, load_ours
 from benchmarks.images import Size
 from benchmarks.process import device_peak, forget_peak, resident
@@ -73,7 +73,7 @@ class Steps:
     steps: int = 50
     """PGD steps of the attack inside a step."""
     batch: int = 50
-    """Triplets a step."""
+    """Triplets per step."""
     size: int = 64
     """Height and width of the images."""
     repeats: int = 5
@@ -187,7 +187,7 @@ def published_step(
     ranking: Callable[[Any, Any, Any], Any],
     ranking_loss: Callable[[], Callable[[Any, Any, Any], Any]],
     optimiser: Any,
-    batch: Triplets,
+    batch: TripletImages,
     judgment: Any,
     plan: Plan,
 ) -> Any:
@@ -300,7 +300,7 @@ def published(setting: Setting, batch: Batch, start: Sequence[np.ndarray], steps
         Absent: package or weights are not there, or PyTorch and JAX would compute on different devices.
     """
     images = (each.astype(np.float32) / 127.5 - 1 for each in batch[:3])
-    pytorch = Pytorch(setting, Triplets(*images))
+    pytorch = Pytorch(setting, TripletImages(*images))
     if (pytorch.device.type == "cuda") != on_gpu():
         raise Absent(f"PyTorch would compute on {pytorch.device.type}, JAX on {jax.default_backend()}")
     import lpips

@@ -22,7 +22,7 @@ from benchmarks.attacks import (
     Attacks,
     Contestant,
     Plan,
-    Triplets,
+    TripletImages,
     cached_attack,
     compare,
     difference,
@@ -33,14 +33,14 @@ from rlpips_jax.backbones import TINY
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory) -> Triplets:
+def batch(tmp_path_factory) -> TripletImages:
     return attacks.triplets(tmp_path_factory.mktemp("no photographs"), Size(3, 32))
 
 
-def as_tensors(batch: Triplets) -> Triplets:
+def as_tensors(batch: TripletImages) -> TripletImages:
     import torch
 
-    return Triplets(*(torch.from_numpy(np.moveaxis(images, -1, 1).copy()) for images in batch))
+    return TripletImages(*(torch.from_numpy(np.moveaxis(images, -1, 1).copy()) for images in batch))
 
 
 def squared(x: Any, y: Any) -> Any:

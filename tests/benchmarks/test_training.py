@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import training
-from benchmarks.attacks import EPSILON, Plan, Triplets
+from benchmarks.attacks import EPSILON, Plan, TripletImages
 from benchmarks.contestants import Absent
 from benchmarks.images import Size
 from benchmarks.training import LIKE, OURS, PUBLISHED, RATE, Contestant, Ours, Published, Steps, Updated, recipe
@@ -75,7 +75,7 @@ def in_pytorch(metric: Lpips, batch: Batch) -> Any:
         torch.from_numpy(np.moveaxis(np.asarray(each) / np.float32(127.5) - 1, -1, 1).copy()) for each in batch[:3]
     )
     judgment = torch.from_numpy(np.asarray(batch.judgment)).reshape(-1, 1, 1, 1)
-    return SimpleNamespace(module=module, batch=Triplets(*images), judgment=judgment, finish=lambda result: result)
+    return SimpleNamespace(module=module, batch=TripletImages(*images), judgment=judgment, finish=lambda result: result)
 
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
