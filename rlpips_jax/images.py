@@ -89,6 +89,11 @@ def check_images(
     return tuple(arrays.values())
 
 
+def float_dtype(images: Any) -> Any:
+    """What images are computed in: float64 if they are, else float32. Correct under strict promotion of types too."""
+    return jnp.float64 if images.dtype == np.float64 else jnp.float32
+
+
 def to_symmetric(image: Images, value_range: ValueRange, dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """Maps images to [-1, 1], the range in which LPIPS is defined: 2 (x - black) / (white - black) - 1.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.arguments import whole_number
 from rlpips_jax.errors import AttackError, ImageError
-from rlpips_jax.images import Images, ValueRange, check_images, check_value_range
+from rlpips_jax.images import Images, ValueRange, check_images, check_value_range, float_dtype
 
 Radius = ArrayLike | Sequence[float | int]
 """One number, or one for each example."""
@@ -32,7 +32,7 @@ def as_floats(images: Images, value_range: ValueRange) -> tuple[Float[Array, "n 
     array = jnp.asarray(images)
     if array.dtype == jnp.uint8:
         array = black + array.astype(jnp.float32) * ((white - black) / 255)
-    return jnp.clip(array.astype(jnp.promote_types(array.dtype, jnp.float32)), black, white), value_range
+    return jnp.clip(array.astype(float_dtype(array)), black, white), value_range
 
 
 def check_counts(**counts: int) -> None:

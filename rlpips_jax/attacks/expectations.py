@@ -37,7 +37,7 @@ from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Features, Metric, RandomMetric, is_random
 from rlpips_jax.ensemble import distances
 from rlpips_jax.errors import EnsembleError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
 
 DRAWS = 16
 """Transformations that each step averages."""
@@ -267,7 +267,7 @@ def _objective(
 def _unit(images: Images, value_range: ValueRange) -> Float[Array, "..."]:
     """Images in [0, 1], in float32 at least."""
     wide = jnp.issubdtype(images.dtype, jnp.floating)
-    return to_unit(images, value_range, jnp.promote_types(images.dtype, jnp.float32) if wide else jnp.float32)
+    return to_unit(images, value_range, float_dtype(images) if wide else jnp.float32)
 
 
 def _units(metric: RandomMetric, value_range: ValueRange, **images: Images) -> Float[Array, "n k h w 3"]:

@@ -22,7 +22,7 @@ from rlpips_jax.attacks.arguments import check_counts
 from rlpips_jax.attacks.keys import Key
 from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.errors import AttackError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range, float_dtype
 
 Objective = Callable[..., Float[Array, " n"]]
 """`images -> (n,)`: a function of images `(n, ..., h, w, 3)`, or one of the objectives of this module."""
@@ -142,7 +142,7 @@ class Classification(TracedObjective):
                 f"apply must give a row of logits for each label, ({self.labels.shape[0]}, classes), and gives "
                 f"{type(logits).__name__ if shape is None else shape} for images {images.shape}"
             )
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return logits.astype(float_dtype(logits))
 
     def succeeded(self, images: Images, before: Float[Array, " n"], after: Float[Array, " n"]) -> Bool[Array, " n"]:
         """Whether another class has a larger logit than the label, whatever the loss."""

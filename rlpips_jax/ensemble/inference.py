@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -22,7 +21,8 @@ from rlpips_jax.ensemble.ensemble import FeaturesOf, check_samples, distances
 from rlpips_jax.ensemble.sampling import at_once
 from rlpips_jax.ensemble.transformations import check_key
 from rlpips_jax.errors import EnsembleError, ImageError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
+from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import filled_blocks
 
 BLOCK = 8
@@ -293,6 +293,7 @@ def _comparison(blocks: Float[np.ndarray, "blocks k"], looks: int, samples: int)
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
+@automatic_axes()
 def _distance_blocks(
     ensemble: RandomMetric, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks ..."]:
@@ -303,14 +304,12 @@ def _distance_blocks(
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
+@automatic_axes()
 def _comparison_blocks(
     ensemble: RandomMetric, reference: Images, images: Images, key: Any, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks k"]:
     images = images[None]
-    arguments = tuple(
-        to_unit(each, value_range, jnp.promote_types(each.dtype, jnp.float32))
-        for each in (reference[None, None], images)
-    )
+    arguments = tuple(to_unit(each, value_range, float_dtype(each)) for each in (reference[None, None], images))
 
     def block(key: Any) -> Float[Array, " k"]:
         return ensemble.expectation(_to_reference, arguments, key=key, samples=samples)[0]

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.errors import EnsembleError, ImageError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_unit
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
 
 SHIFTS = 8
 """Offsets of the second step, along each axis."""
@@ -180,7 +180,7 @@ def transform(
     if images.ndim != 4:
         raise ImageError(f"a transformation takes a batch (n, h, w, 3), got {images.shape}: pass images[None]")
     images = jnp.asarray(images)
-    units = to_unit(images, value_range, jnp.promote_types(images.dtype, jnp.float32))
+    units = to_unit(images, value_range, float_dtype(images))
     return transform_units(units, transformation)
 
 

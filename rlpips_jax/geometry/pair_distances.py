@@ -19,7 +19,7 @@ from rlpips_jax.arguments import check_key
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Features, Metric, RandomMetric, is_random
 from rlpips_jax.errors import GeometryError, ImageError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
+from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype
 from rlpips_jax.loading import load
 
 JUDGMENTS = 16
@@ -219,7 +219,7 @@ def unit_range(
     array = jnp.asarray(checked(images, value_range, name, metric))
     if array.dtype == jnp.uint8:
         return array.astype(jnp.float32) / 255
-    array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    array = array.astype(float_dtype(array))
     return jnp.clip((array - black) / (white - black), 0, 1)
 
 
