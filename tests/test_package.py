@@ -166,6 +166,23 @@ def test_every_dependency_is_pinned() -> None:
     assert sorted(reached - set(here)) == []
 
 
+@pytest.mark.parametrize(("folder", "extras"), [(PACKAGE, ["viz"]), ("training", ["train"])])
+def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
+    """Third-party modules come from distributions that the project names, not from what those happen to bring."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    known = modules(folder)
+    own = {PACKAGE, "training", "__future__", *sys.stdlib_module_names}
+    names = {module.partition(".")[0] for name, path in known.items() for module in imports(name, path, known)} - own
+    providers = importlib.metadata.packages_distributions()
+    undeclared = {
+        name: providers.get(name, [])
+        for name in sorted(names)
+        if not declared & {canonicalize_name(one) for one in providers.get(name, [name])}
+    }
+    assert undeclared == {}
+
+
 def modules(folder: str) -> dict[str, Path]:
     """Every module under a folder of the checkout, by its full name."""
     found = {}

@@ -46,6 +46,11 @@ OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """The beginning of a URL, of which `Path` makes two slashes one."""
 
+OTHER_LIBRARY = (
+    "save it with 8 or 16 unsigned bits, or read it with another library (tifffile.imread) and pass the array with its "
+    "value_range"
+)
+
 # Tags of TIFF and EXIF.
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR_CONFIGURATION = 258, 262, 274, 284
 WHITE_IS_ZERO, PLANAR = 0, 2
@@ -111,6 +116,11 @@ def _read(path: Path) -> _Picture:
             raise ImageFileError(f"{path} looks like a URL, and URLs are not read: download the image") from error
         raise ImageFileError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
+        if _begins_as_tiff(path):
+            raise ImageFileError(
+                f"{path} is a TIFF of a kind that Pillow does not read, such as floating-point, signed or 32-bit "
+                f"colours; {OTHER_LIBRARY}"
+            ) from error
         raise ImageFileError(
             f"{path} is not an image in a format read here ({', '.join(FORMATS)}), whatever its name says"
         ) from error
@@ -143,6 +153,11 @@ def _decode(path: Path, file: IO[bytes]) -> _Picture:
     return _Picture(_upright(values, orientation), white, remarks)
 
 
+def _begins_as_tiff(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*")
+
+
 def _open(path: Path, file: IO[bytes]) -> "ImageFile":
     from PIL import Image
 
@@ -166,10 +181,7 @@ def _limit_advice() -> str:
 def _decode_bytes(path: Path, image: "ImageFile") -> UInt8[np.ndarray, "h w c"]:
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
-        raise ImageFileError(
-            f"{path} holds {kind} values, whose black and white are not agreed on; save it with 8 or 16 "
-            "unsigned bits, or read it with a library of your choice and pass the array with its value_range"
-        )
+        raise ImageFileError(f"{path} holds {kind} values, whose black and white are not agreed on; {OTHER_LIBRARY}")
     transparent = image.has_transparency_data
     # Pillow has no other way from premultiplied grey.
     source = image.convert("LA") if image.mode == "La" else image

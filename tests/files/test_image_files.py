@@ -689,3 +689,14 @@ def test_what_is_not_a_file_is_told_apart(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(ImageFileError, match=r"b\.png does not exist"):
         load_image("a:b.png")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_floating_point_colours_is_called_what_it_is(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "float.tif"
+    tags = {256: 1, 257: 1, 258: 32, 259: 1, 262: 2, 273: 8 + 2 + 12 * 10 + 4, 277: 3, 278: 1, 279: 12, 339: 3}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    path.write_bytes(start + entries + bytes(4) + struct.pack(f"{order}3f", 0.1, 0.2, 0.3))
+    with pytest.raises(ImageFileError, match=r"float.tif is a TIFF .* floating-point.*tifffile.imread.*value_range"):
+        load_image(path)
