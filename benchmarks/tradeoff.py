@@ -31,7 +31,7 @@ from rlpips_jax.evaluation.triplets import AnyTriplets, crossed, ordinal
 from rlpips_jax.weights import native
 from training import evaluate
 from training.config import Lin, Training, Tune
-from training.loop import train
+from training.train import train
 
 MODES: Mapping[str, type[Training]] = {"lin": Lin, "tune": Tune}
 

@@ -8,7 +8,7 @@ import tyro
 from rlpips_jax.errors import RlpipsError
 from training.config import Lin, Natural, Training, Tune
 from training.distill import Distill, distill
-from training.loop import train
+from training.train import train
 
 PROGRAM = "python -m training"
 IMPOSSIBLE = 2

@@ -1,7 +1,7 @@
-"""The attack inside a training step: triplets moved so that the metric's order of p0 and p1 is reversed.
+"""The attack inside a training step: it changes triplets so that the metric's order of p0 and p1 is reversed.
 
 `protocol="corrected"` ascends the difference of the metric's own distances by any attack of `rlpips_jax.attacks`, keeps
-images in [-1, 1], and moves whichever image people find closer (or farther, or both, or the reference).
+images in [-1, 1], and moves the image that people find closer (or the farther one, or both, or the reference).
 
 `protocol="published"` is the attack inside R-LPIPS's published training code, with its quirks:
 
@@ -9,10 +9,10 @@ images in [-1, 1], and moves whichever image people find closer (or farther, or 
 - Its step (1e4) is far larger than the ball, so that l-inf perturbations jump from corner to corner.
 - It does not keep images in [-1, 1].
 - In l2 it takes the sign of the gradient, and then shortens the perturbation to the radius.
-- It moves p0 (or p1, or the reference), whichever of the two is closer; of both, p1 against the already moved p0.
+- It moves p0 (or p1, or the reference) whether or not p0 is closer; "both" moves p0, then p1 against the moved p0.
 - Dropout is on inside it, and its last iterate counts, not its best.
 
-Source: Ghazanfari et al. 2023, "R-LPIPS: An Adversarially Robust Perceptual Similarity Lpips", and its code.
+Source: Ghazanfari et al. 2023, "R-LPIPS: An Adversarially Robust Perceptual Similarity Metric", and its code.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax import attacks
 from rlpips_jax.attacks.balls import BALLS
-from rlpips_jax.distances.lpips import Features, Lpips
+from rlpips_jax.distances.protocol import Features, Metric
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit
 from training.config import Training
 
@@ -33,7 +33,7 @@ VALUE_RANGE = (-1.0, 1.0)
 PUBLISHED_STEP = 1e4
 
 PUBLISHED_SIDES = {"closer": ("p0",), "farther": ("p1",), "both": ("p0", "p1"), "reference": ("reference",)}
-"""Which images the published attack moves, one after another, for what the corrected one calls them."""
+"""The images that the published attack moves, one after another, by the corrected one's word for the choice."""
 
 RANKED = ("reference", "closer", "farther")
 
@@ -42,7 +42,7 @@ Images = tuple[Float[Array, "n h w 3"], Float[Array, "n h w 3"], Float[Array, "n
 
 
 def attacked_distances(
-    config: Training, metric: Lpips, images: Images, judgment: Float[Array, " n"], key: Any
+    config: Training, metric: Metric, *, images: Images, judgment: Float[Array, " n"], key: Any
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Distances of p0 and p1 from the reference after the attack that the configuration names.
 
@@ -58,19 +58,19 @@ def attacked_distances(
     drawn, first, second = jax.random.split(key, 3)
     if config.protocol == "published":
         reference, p0, p1 = _published(config, metric, images, judgment, drawn)
-        d0 = dropped_distance(metric, reference, p0, first, config.recipe.dropout)
-        return d0, dropped_distance(metric, reference, p1, second, config.recipe.dropout)
+        d0 = dropped_distance(metric, reference, p0, key=first, rate=config.recipe.dropout)
+        return d0, dropped_distance(metric, reference, p1, key=second, rate=config.recipe.dropout)
     swapped = judgment > 0.5
     reference, closer, farther = _corrected(config, metric, images, swapped, drawn)
-    near = dropped_distance(metric, reference, closer, first, config.recipe.dropout)
-    far = dropped_distance(metric, reference, farther, second, config.recipe.dropout)
+    near = dropped_distance(metric, reference, closer, key=first, rate=config.recipe.dropout)
+    far = dropped_distance(metric, reference, farther, key=second, rate=config.recipe.dropout)
     return jnp.where(swapped, far, near), jnp.where(swapped, near, far)
 
 
 def _corrected(
-    config: Training, metric: Lpips, images: Images, swapped: Bool[Array, " n"], key: Any
+    config: Training, metric: Metric, images: Images, swapped: Bool[Array, " n"], key: Any
 ) -> tuple[Features, Features, Features]:
-    """Features of reference, closer and farther image, those that the attack moves after it."""
+    """Features of the reference, the closer and the farther image after the attack."""
     reference, p0, p1 = images
     chosen = swapped[:, None, None, None]
     ranked = reference, jnp.where(chosen, p1, p0), jnp.where(chosen, p0, p1)
@@ -95,9 +95,9 @@ def _corrected(
 
 
 def _published(
-    config: Training, metric: Lpips, images: Images, judgment: Float[Array, " n"], key: Any
+    config: Training, metric: Metric, images: Images, judgment: Float[Array, " n"], key: Any
 ) -> tuple[Features, Features, Features]:
-    """Features of reference, p0 and p1, those that the attack moves after it."""
+    """Features of the reference, p0 and p1 after the attack."""
     places = {"reference": 0, "p0": 1, "p1": 2}
     features = [metric.features(image, value_range=VALUE_RANGE) for image in images]
     for side in PUBLISHED_SIDES[config.attacked]:
@@ -111,22 +111,22 @@ def _published(
 
 def _published_perturbation(
     config: Training,
-    metric: Lpips,
+    metric: Metric,
     features: list[Features],
     place: int,
     image: Float[Array, "n h w 3"],
     judgment: Float[Array, " n"],
     key: Any,
 ) -> Float[Array, "n h w 3"]:
-    """What the attack adds to the image at a place among reference, p0 and p1, whose other two are still."""
+    """The attack's change of one image, at a place among reference, p0 and p1; the other two do not move."""
     epsilon = config.recipe.radius
 
     def loss(delta: Float[Array, "n h w 3"], key: Any) -> Float[Array, ""]:
         placed = list(features)
         placed[place] = metric.features(image + delta, value_range=VALUE_RANGE)
         head, first, second = jax.random.split(key, 3)
-        d0 = dropped_distance(metric, placed[0], placed[1], first, config.recipe.dropout)
-        d1 = dropped_distance(metric, placed[0], placed[2], second, config.recipe.dropout)
+        d0 = dropped_distance(metric, placed[0], placed[1], key=first, rate=config.recipe.dropout)
+        d1 = dropped_distance(metric, placed[0], placed[2], key=second, rate=config.recipe.dropout)
         return judgment_loss(ranking_head_logit(draw_ranking_head(head), d0, d1), judgment).mean()
 
     def step(delta: Float[Array, "n h w 3"], key: Any) -> tuple[Float[Array, "n h w 3"], None]:
@@ -139,8 +139,8 @@ def _published_perturbation(
     return jax.lax.scan(step, jnp.zeros_like(image), jax.random.split(key, config.recipe.attack_steps))[0]
 
 
-def dropped_distance(metric: Lpips, features: Features, others: Features, key: Any, rate: float) -> Float[Array, " n"]:
-    """`Lpips.between` after dropping a share of the squared differences and enlarging the others accordingly."""
+def dropped_distance(metric: Any, features: Features, others: Features, *, key: Any, rate: float) -> Float[Array, " n"]:
+    """`metric.between` after dropping a share of the squared differences and rescaling the others to make up for it."""
     if not rate:
         return metric.between(features, others)
     kept = [

@@ -1,4 +1,4 @@
-"""What a training run is told: frozen dataclasses, which `python -m training` turns into options.
+"""The configuration of a training run: frozen dataclasses, which `python -m training` turns into options.
 
 Radii are in units of [-1, 1], as R-LPIPS states them: 8/255 there is 4/255 of the whole range of values.
 """
@@ -15,39 +15,46 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from rlpips_jax.attacks.arguments import read_radius
+from rlpips_jax.attacks.balls import BALLS
+from rlpips_jax.attacks.objectives import ATTACKED
 from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.errors import TrainingError
 
 NO_ATTACK = "none"
-Attack = Annotated[
-    str,
-    tyro.conf.arg(constructor_factory=lambda: tyro.extras.literal_type_from_choices((*names("objective"), NO_ATTACK))),
-]
-"""Name of an attack on triplets in `rlpips_jax.attacks.table`, or "none"."""
+
+
+def choice(*values: str) -> Any:
+    """Makes an option of text offer these values, and refuse others."""
+    return tyro.conf.arg(constructor_factory=lambda: tyro.extras.literal_type_from_choices(values))
+
+
+AttackName = Annotated[str, choice(*names("objective"), NO_ATTACK)]
+AttackedName = Annotated[str, choice(*ATTACKED)]
+NormName = Annotated[str, choice(*BALLS)]
 
 NOT_DECISIVE = (
     *("out", "weights_dir", "data_dir", "manual_dir", "workers", "prefetch", "checkpoint_every", "keep"),
     *("distributed", "coordinator", "processes", "process"),
 )
-"""Options that change where things are and how fast it goes, but not the result."""
+"""Options that change places and speed, but not the result."""
 
 COUNTS = (
     *("batch", "accumulate", "triplets", "validation_triplets", "size", "checkpoint_every", "keep"),
     *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples"),
 )
-"""Options that are 1 or more."""
+"""Options that must be 1 or more."""
 NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
 RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight", "first_layer")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the protocols differ in; `Training` says what each is.
+    """The options in which the protocols differ; `Training` explains each.
 
     Attributes:
         initial_heads: "metric", "equal" or "drawn".
         loss: "ratio" or "head".
-        epsilon: radius of the attack, as it was stated.
+        epsilon: radius of the attack, as the user wrote it.
         attack_steps: of the attack.
         natural_weight: of the loss without attack.
         dropout: before each head.
@@ -55,7 +62,7 @@ class Recipe:
         decay_epochs: of the falling rate.
         rate: of heads and ranking head.
         b1: of Adam.
-        batch: triplets a step.
+        batch: triplets per step.
         backbone_rate: of the backbone.
     """
 
@@ -89,48 +96,48 @@ TUNED: Mapping[str, Mapping[str, Any]] = {
     "corrected": {"natural_weight": 1.5, "rate": 1e-2, "backbone_rate": 3e-3, "batch": 50},
     "published": {"backbone_rate": 1e-4},
 }
-"""What is otherwise where the backbone is trained too, by protocol."""
+"""Differences from `RECIPES` where the backbone is trained too, by protocol."""
 
 L2_RADII = {"corrected": "1", "published": "3"}
 """Radii in l2, by protocol."""
 FLOW = "0.5"
 """Radius of flows, in pixels."""
 EVALUATION_RADII = {"linf": ("2/255", "4/255"), "l2": ("0.5", "1")}
-"""Of evaluation's attack, by norm."""
+"""Radii of evaluation's attack, by norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What all runs have in common."""
+    """The options that all runs have."""
 
     data: str = "photographs"
     """Judged triplets to learn from: "bapps", "photographs" (triplets made of --photographs), or the path of an .npz
     file or folder of triplets."""
     out: Path = Path("runs/rlpips")
-    """Folder for checkpoints, logs and the trained metric. An interrupted run goes on from here."""
+    """Folder for checkpoints, logs and the trained metric. An interrupted run resumes from it."""
     metric: str = "lpips-alex"
     """Metric to start from, by name or path; of natural also an ensemble, such as elpips-squeeze."""
     samples: int | None = None
-    """Of an ensemble, transformations that the distances of a step average, by default 1; the same for both of a
-    triplet."""
+    """Transformations over which an ensemble averages the distances of a step, by default 1; the same for both
+    distances of a triplet."""
     weights_dir: Path | None = None
     """Folder to look for weights in first."""
     photographs: Path | None = None
-    """Folder of photographs to make triplets of, half of one distortion at two strengths (ordinal), half of two
+    """Folder of photographs to make triplets from: half with one distortion at two strengths (ordinal), half with two
     distortions (crossed), judged by the teacher."""
     validation: Path | None = None
-    """Triplets to evaluate on, or photographs to make them of. Without it, BAPPS's validation splits with --data bapps,
-    else nothing."""
+    """Triplets to evaluate on, or photographs to make them from; by default, with --data bapps, its validation splits,
+    else none."""
     triplets: int = 8000
-    """Triplets of each sort that are made of photographs."""
+    """Triplets of each sort to make from photographs."""
     validation_triplets: int | None = None
-    """At most so many triplets of each validation set; by default all, of photographs 600 of each sort."""
+    """The most triplets to use of each validation set; by default all, and of photographs 600 of each sort."""
     teacher: str = "lpips-alex"
     """Metric that judges crossed triplets."""
     data_dir: Path = Path("~/tensorflow_datasets")
-    """Where BAPPS is kept; it is downloaded and built there if it is not."""
+    """Folder in which BAPPS is kept; it is downloaded and built there if necessary."""
     manual_dir: Path | None = None
-    """Folder with BAPPS's archives, or what they hold; nothing is downloaded then."""
+    """Folder with BAPPS's archives, or their contents; nothing is downloaded then."""
     split: tuple[str, ...] = ()
     """Splits to train on: of BAPPS, by default train_traditional, train_cnn and train_mix; of a folder of votes, by
     default train."""
@@ -138,44 +145,44 @@ class Training:
     """Height and width of the images, by default 64; those of an .npz file are taken as they are."""
 
     protocol: Literal["corrected", "published"] = "corrected"
-    """Options whose default is "by the protocol" differ between the two. And the published recipe has quirks: its
-    attack ascends the loss of a ranking head drawn anew at each step, by steps that reach a corner of the ball, moves
-    p0 whoever is closer, leaves [-1, 1], and in l2 takes the gradient's sign; tune clips all 1x1 kernels to 0 or more;
-    evaluations also count agreement with the majority."""
+    """Chooses the defaults of the options that name two. The published recipe also has quirks: its attack ascends the
+    loss of a ranking head drawn anew at each step, by steps that reach a corner of the ball, moves p0 whether or not it
+    is closer, leaves [-1, 1], and in l2 takes the gradient's sign; tune clips all 1x1 kernels to 0 or more; evaluations
+    also count agreement with the majority."""
     initial_heads: Literal["metric", "equal", "drawn"] | None = None
     """Start from the metric's heads, from equal weights of all channels, or (published) from heads drawn at random."""
     first_layer: float = 1.0
-    """Share of the first layer's weights to start from, unless heads are drawn. Attacks leave most weight there, and it
-    says least about anything but distortions; --head-range keeps it low."""
+    """Factor on the first layer's weights at the start, unless heads are drawn. Attacks leave most weight on it, though
+    it says little about anything but distortions; --head-range keeps it low."""
     head_range: float | None = None
-    """Keep every weight of the heads within this factor of its start, up and down; without it they need only be 0 or
-    more. Attacks otherwise leave little weight but on the first layers."""
+    """Keep every weight of the heads within this factor of its start, up and down; by default weights need only be 0 or
+    more, and attacks then leave little weight on any but the first layers."""
     loss: Literal["ratio", "head"] | None = None
-    """How two distances become a judgment: by their ratio, or (published) by a ranking head that is learnt too."""
-    attack: Attack = "pgd"
+    """How two distances become a judgment: by their ratio, or (published) by a ranking head, which is learnt too."""
+    attack: AttackName = "pgd"
     """Attack of `rlpips_jax.attacks` inside each step."""
-    attacked: Literal["closer", "farther", "both", "reference"] = "closer"
-    """Which image it moves. The published protocol's are p0, p1, both (p0, then p1 against the moved p0), and the
-    reference."""
-    norm: Literal["linf", "l2"] = "linf"
+    attacked: AttackedName = "closer"
+    """Which image the attack moves. In the published protocol these mean p0, p1, both (p0, then p1 against the moved
+    p0), and the reference."""
+    norm: NormName = "linf"
     """Norm of the ball."""
     epsilon: str | None = None
-    """Its radius in units of [-1, 1], by default 3/255, in l2 1; published 8/255, in l2 3. Of spatial, pixels: 0.5."""
+    """Its radius in units of [-1, 1], by default 3/255, in l2 1; published 8/255, in l2 3. For spatial, 0.5 pixels."""
     attack_steps: int | None = None
     """Steps of the attack, by default 4; published 50."""
     attack_judged: bool = False
-    """Attack judged triplets too where there are ordinal ones. Otherwise the attack is on these, whose order is beyond
-    doubt, and the loss without attack on the others."""
+    """Attack judged triplets even where there are ordinal ones. By default the attack is on the ordinal ones, whose
+    order is beyond doubt, and the loss without attack on the judged ones."""
     natural_weight: float | None = None
-    """Weight of the loss on judged triplets as they are, beside 1 of the attacked ones; by default 2, of tune
+    """Weight of the loss on judged triplets as they are, beside 1 for the attacked ones; by default 2, of tune
     1.5; published 0."""
     ordinal_share: float = 0.5
     """Share of a batch that is ordinal, where there are both sorts."""
     dropout: float | None = None
-    """Share of squared differences that are dropped before each head, by default 0; published 0.5."""
+    """Share of the squared differences to drop before each head, by default 0; published 0.5."""
 
     batch: int | None = None
-    """Triplets a step, over all devices, by default 80, of tune 50; published 50."""
+    """Triplets per step, over all devices, by default 80, of tune 50; published 50."""
     accumulate: int = 1
     """Parts in which a batch passes through the network, to bound memory."""
     epochs: int | None = None
@@ -183,30 +190,30 @@ class Training:
     decay_epochs: int | None = None
     """Passes over which the rate falls linearly to 0, by default 2; published 5."""
     steps: int | None = None
-    """Steps, instead of whole epochs; their last share decay_epochs / (epochs + decay_epochs) is the fall."""
+    """Steps, in place of whole epochs; the rate falls over the last share decay_epochs / (epochs + decay_epochs)."""
     rate: float | None = None
     """Learning rate of Adam for heads and ranking head, by default 3e-2, of tune 1e-2; published 1e-4."""
     backbone_rate: float | None = None
-    """Learning rate for the backbone, which 0 leaves as it is; by default 0, of tune 3e-3, published 1e-4."""
+    """Learning rate of the backbone; 0 leaves it unchanged. By default 0, of tune 3e-3, published 1e-4."""
     b1: float | None = None
     """Adam's decay of the first moment, by default 0.9; published 0.5."""
     floor: float = 0.0
-    """Where above 0, norms have a floor that is learnt: f / sqrt(|f|^2 + c^2) at each tap. It starts at this share of
-    the median norm."""
+    """Above 0: learn a floor c of the norms at each tap, f / sqrt(|f|^2 + c^2), which starts at this multiple of the
+    median norm."""
     floor_rate: float = 2e-2
     """Learning rate of the floors' logarithms."""
     average: float = 0.0
-    """Decay of an exponential moving average of what is trained, which is then what is evaluated and exported; 0 for
-    none."""
+    """Decay of an exponential moving average of the trained parameters, which is then evaluated and exported in their
+    place; 0 for none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in."""
+    """Data type in which the network computes."""
     precision: Literal["default", "high", "highest"] = "default"
-    """Of its convolutions while training; evaluation is at the highest."""
+    """Precision of its convolutions while training; evaluation always has the highest."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random draws."""
 
     evaluate_every: int | None = None
-    """Steps between evaluations; by default an epoch."""
+    """Steps between evaluations; by default one epoch."""
     evaluation_epsilons: tuple[str, ...] = ()
     """Radii of evaluation's attack, in units of [-1, 1]; by default 2/255 and 4/255, in l2 0.5 and 1."""
     evaluation_steps: int = 20
@@ -214,29 +221,29 @@ class Training:
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints that are kept beside the best."""
+    """Checkpoints to keep beside the best."""
     export: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the metric: the last, or the one whose validation scores are best in the mean."""
+    """Which checkpoint becomes the metric: the last, or the one with the best mean of validation scores."""
     workers: int = 0
     """Processes that read data; 0 for threads."""
     prefetch: int = 4
-    """Batches that are read ahead."""
+    """Batches to read ahead."""
 
     distributed: bool = False
-    """Work together with the other processes of a TPU pod or a Slurm job, which JAX finds by itself."""
+    """Train together with the other processes of a TPU pod or a Slurm job, which JAX finds by itself."""
     coordinator: str | None = None
     """host:port of process 0, where JAX cannot find it; with --processes and --process."""
     processes: int | None = None
-    """How many processes work together."""
+    """Number of processes that train together."""
     process: int | None = None
-    """Which one this is, from 0."""
+    """Number of this process, from 0."""
 
     changes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What the mode has otherwise than `RECIPES`, by protocol."""
+    """Differences of the mode from `RECIPES`, by protocol."""
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The protocol's recipe with what was given in place of its own."""
+        """The protocol's recipe, with the options that were given in place of its own."""
         recipe = dataclasses.replace(RECIPES[self.protocol], **self.changes.get(self.protocol, {}))
         if self.attack != NO_ATTACK and ATTACKS[self.attack].unit == "pixels":
             recipe = dataclasses.replace(recipe, epsilon=FLOW)
@@ -248,7 +255,7 @@ class Training:
 
     @property
     def evaluation_radii(self) -> tuple[str, ...]:
-        """Radii of evaluation's attack, as they were stated."""
+        """Radii of evaluation's attack, as the user wrote them."""
         return self.evaluation_epsilons or EVALUATION_RADII[self.norm]
 
     def __post_init__(self) -> None:
@@ -273,9 +280,9 @@ class Training:
         for text in (self.recipe.epsilon, *self.evaluation_epsilons):
             radius(text, "--epsilon" if text is self.recipe.epsilon else "--evaluation-epsilons")
         if self.recipe.epochs + self.recipe.decay_epochs < 1:
-            raise TrainingError("--epochs 0 and --decay-epochs 0 make no run")
+            raise TrainingError("--epochs 0 and --decay-epochs 0 leave no step; give one of them 1 or more")
         if self.protocol == "published" and self.attack not in ("pgd", NO_ATTACK):
-            raise TrainingError(f"--protocol published knows PGD alone, not {self.attack}")
+            raise TrainingError(f"--protocol published has the attack pgd alone, not {self.attack}")
         if self.attack == NO_ATTACK and not self.recipe.natural_weight:
             raise TrainingError("without attack, --natural-weight must be more than 0")
         if self.photographs is not None and self.data != "photographs":
@@ -286,7 +293,7 @@ class Training:
             raise TrainingError(f"--ordinal-share must lie between 0 and 1, got {self.ordinal_share:g}")
 
     def document(self) -> dict[str, Any]:
-        """What decides the result of a run, as JSON has it."""
+        """The options that decide the result of a run, as JSON values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | vars(self.recipe)
         for name in NOT_DECISIVE:
             del fields[name]
@@ -295,12 +302,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Lin(Training):
-    """R-LPIPS (lin): train the heads against attacks; the backbone stays as it is."""
+    """R-LPIPS (lin): train the heads against attacks; the backbone does not change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recipe.backbone_rate:
-            raise TrainingError("lin leaves the backbone as it is; give no --backbone-rate, or use tune")
+            raise TrainingError("lin does not train the backbone; give no --backbone-rate, or use tune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +324,7 @@ class Natural(Training):
     """LPIPS: train the heads on triplets as they are."""
 
     out: Path = Path("runs/lpips")
-    attack: Attack = NO_ATTACK
+    attack: AttackName = NO_ATTACK
     natural_weight: float | None = 1.0
 
     def __post_init__(self) -> None:
@@ -327,7 +334,7 @@ class Natural(Training):
 
 
 def radius(text: str, option: str) -> float:
-    """A radius stated as a number or a fraction, "2/255".
+    """The value of a radius written as a number or a fraction, "2/255".
 
     Raises:
         TrainingError: it is neither, or negative.

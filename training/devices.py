@@ -1,22 +1,28 @@
-"""All devices of all processes as one mesh: batches are cut along it, everything else is on each of them.
+"""Devices and processes: batches are cut over all devices, and everything else is on each of them.
 
-The same code runs on one CPU, on several GPUs, and on TPU pods: under `jit` the compiler divides the work by where its
-arguments lie.
+The same code runs on one CPU, on several GPUs, and on TPU pods: under `jit` the compiler divides the work according to
+the placement of its arguments.
 """
 
-from typing import Any
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
+from tqdm import tqdm
 
-from rlpips_jax.errors import TrainingError
+from rlpips_jax.errors import RlpipsError, TrainingError
 from training.config import Training
+
+T = TypeVar("T")
 
 
 def join(config: Training) -> None:
-    """Joins the other processes that the configuration speaks of. Before any computation.
+    """Joins the other processes that the configuration names; must come before any computation.
 
     Raises:
         TrainingError: the options do not fit together, or the others cannot be reached.
@@ -33,7 +39,7 @@ def join(config: Training) -> None:
 
 
 def replicate(tree: Any, rows: NamedSharding) -> Any:
-    """Arrays that every process has, as arrays of which each device has a whole copy.
+    """Arrays that every process has, as arrays with a whole copy on each device.
 
     Args:
         tree: of arrays.
@@ -55,3 +61,35 @@ def check_batch(count: int, parts: int, what: str) -> None:
             f"{what} cannot be cut evenly over {jax.device_count()} device(s) in {parts} part(s) (--accumulate); make "
             f"that a multiple of {least}"
         )
+
+
+def on_first(action: Callable[[], T], failure: type[RlpipsError]) -> T:
+    """The result of an action of the first process, on every process.
+
+    Args:
+        action: returns a value that JSON can say.
+        failure: the error that every process raises where the first one's action raises an error of the library's, or
+            an `OSError`.
+    """
+    outcome: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            outcome = {"value": action()}
+        except (RlpipsError, OSError) as error:
+            if jax.process_count() == 1:
+                raise error if isinstance(error, failure) else failure(str(error)) from error
+            outcome = {"error": str(error)}
+    if jax.process_count() > 1:
+        content = json.dumps(outcome).encode()
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+        sent = np.frombuffer(content.ljust(size)[:size], np.uint8)
+        outcome = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
+    if "error" in outcome:
+        raise failure(outcome["error"])
+    return outcome["value"]
+
+
+def say(text: str) -> None:
+    """Prints a line above the progress bar, once for all processes."""
+    if jax.process_index() == 0:
+        tqdm.write(text)

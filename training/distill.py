@@ -6,8 +6,8 @@ a network of its own drawn at random with the same form of distance, learns ever
     e(d, t) = huber(log(d + c) - log(t + c)),        c = FLOOR
     loss = mean over pairs of e(d, t) + mean over taps l of e(d_l, t_l) / 2
 
-so that relative errors count alike for faint and for strong distortions. d_l and t_l are the parts of each tap; the
-teacher's last taps, more than the student has, are summed into one. Everything is drawn from `seed`.
+so that relative errors count alike for faint and for strong distortions. d_l and t_l are the shares of each tap; the
+teacher has more taps than the student, and its last ones are summed into one. All random draws come from `seed`.
 """
 
 import functools
@@ -42,7 +42,7 @@ from training import procedural, run_folder
 FLOOR = 1e-3
 
 WHERE = ("out", "workers")
-"""Options that do not change the result."""
+"""Options that do not affect the result."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +52,35 @@ class Distill:
     photographs: Path
     """Folder of photographs to cut training patches from."""
     validation: Path
-    """Folder of other photographs, on which it is reported how well the student follows."""
+    """Folder of other photographs, on which the student is compared with the teacher."""
     out: Path = Path("runs/lpips-tiny")
-    """Folder for checkpoints and the finished lpips-tiny.safetensors; an interrupted run resumes here."""
+    """Folder for checkpoints and the finished lpips-tiny.safetensors; an interrupted run resumes from it."""
     teacher: str = "lpips-alex"
-    """Lpips to reproduce."""
+    """Metric to reproduce."""
     weights_dir: Path | None = None
-    """Folder with the teacher's weights, if they are not in a usual place."""
+    """Folder to look for the teacher's weights in first."""
     patches: int = 12_000
-    """Patches cut from the photographs."""
+    """Patches to cut from the photographs."""
     procedural: int = 3_000
-    """Procedural images (dead leaves, noise, gratings, strokes) beside them."""
+    """Procedural images (dead leaves, noise, gratings, strokes) to add."""
     versions: int = 3
     """Distorted versions of each patch."""
     size: int = 64
     """Side of a patch, in pixels."""
     batch: int = 16
-    """Groups (a patch and its versions) a step."""
+    """Groups (a patch and its versions) per step."""
     steps: int = 5_000
     """Training steps."""
     report_every: int = 250
     """Steps between checkpoints, and between reports on held-out images."""
     held_out: int = 1_000
-    """Patches of the validation photographs to report on."""
+    """Patches of the validation photographs in a report."""
     rate: float = 2e-3
-    """Peak learning rate of Adam; rises over the first 2 %, then falls to 0 as a cosine."""
+    """Peak learning rate of Adam; it rises over the first 2 % of the steps, then falls to 0 as a cosine."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random draws."""
     workers: int | None = None
-    """Processes that make the images; None for one a core. The images do not depend on it."""
+    """Processes that make the images; None for one per core. The images do not depend on it."""
 
 
 class State(NamedTuple):
@@ -95,7 +95,7 @@ Groups = UInt8[np.ndarray, "n members h w 3"]
 
 
 def draw_student(key: Array, architecture: Backbone = TINY) -> Lpips:
-    """A metric with kernels drawn as He et al. 2015 do, and heads that weigh all channels alike."""
+    """A metric with kernels drawn as in He et al. 2015, and heads that weigh all channels alike."""
 
     def draw(scope: Scope) -> None:
         for name, shape in architecture.shapes.items():
@@ -111,7 +111,7 @@ def draw_student(key: Array, architecture: Backbone = TINY) -> Lpips:
 
 
 def group_distances(metric: Lpips, groups: UInt8[Array, "n members h w 3"], taps: int) -> Float[Array, "n pairs taps"]:
-    """Distance of every pair inside each group, by tap, pairs in the order of `itertools.combinations`.
+    """Distance of every pair inside each group, per tap; pairs in the order of `itertools.combinations`.
 
     A metric with more than `taps` taps has its last ones summed into one.
     """
@@ -124,7 +124,10 @@ def group_distances(metric: Lpips, groups: UInt8[Array, "n members h w 3"], taps
 
 
 def make_groups(config: Distill, folder: Path, count: int, made: int, seed: int) -> Groups:
-    """Patches of photographs, then procedural images, each with its distorted versions; a few with a stranger."""
+    """Patches of photographs, then procedural images, each with its distorted versions.
+
+    In 5 % of the groups the last version is another group's patch, so that large distances are learnt too.
+    """
     rng = np.random.default_rng(seed)
     originals = [patches(folder, count, size=config.size, rng=rng)]
     if made:
@@ -147,7 +150,7 @@ def teach(metric: Lpips, groups: Groups, batch: int = 128) -> Float[np.ndarray, 
 def loss(
     student: Lpips, groups: UInt8[Array, "n members h w 3"], distances: Float[Array, "n pairs taps"]
 ) -> Float[Array, ""]:
-    """The loss that the top of this file defines; `distances` are the teacher's."""
+    """The loss defined at the top of this module; `distances` are the teacher's."""
 
     def error(d: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, ""]:
         return jnp.mean(optax.losses.huber_loss(jnp.log(d + FLOOR), jnp.log(t + FLOOR)))
@@ -159,7 +162,7 @@ def loss(
 def make_step(
     student: Lpips, optimiser: optax.GradientTransformation
 ) -> Callable[[State, Groups, Float[np.ndarray, "n pairs taps"]], tuple[State, Float[Array, ""]]]:
-    """A jitted function that takes one step. No loop on the device: XLA's CPU gradients are slow inside one."""
+    """A jitted function that takes one step; no loop on the device, in which XLA's CPU gradients are slow."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(

@@ -8,38 +8,36 @@ import jax
 import numpy as np
 
 from rlpips_jax import attacks, reports
-from rlpips_jax.distances.lpips import Lpips
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.evaluation import measurement
 from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from training.config import Training, radius
+from training.stopping import Interrupted
 
 T = TypeVar("T")
 
 Scores = dict[str, dict[str, float]]
-"""Of each set, by "natural" and by radius as it was stated: 2AFC; "sure": accuracy where the judgment is clear. By the
-published protocol also "majority", and "majority 8/255" under attack: agreement with more than half of the people."""
+"""By set: under "natural" and under each radius as it was stated, the 2AFC score; under "sure", the accuracy where the
+judgment is clear. With the published protocol also under "majority", and "majority 8/255" under attack, the agreement
+with more than half of the people."""
 
 MAJORITY = "majority"
 
 
-class Interrupted(Exception):
-    """An evaluation was left off before its end."""
-
-
 def scores(
     config: Training,
-    metric: Lpips | Ensemble,
+    metric: Metric | RandomMetric,
     sets: Mapping[str, AnyTriplets],
+    *,
     placement: Placement = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Scores:
-    """Evaluates a metric on sets of triplets by the attack that the configuration names for it.
+    """Evaluates a metric on sets of triplets with the attack that the configuration names for it.
 
-    Crossed triplets, of two distortions each, which a teacher judged, are not attacked: their order is an opinion. Nor
-    are ensembles, whose attacks take long: `rlpips evaluate` does that.
+    Crossed triplets, which show two distortions and were judged by a teacher, are not attacked: their order is an
+    opinion. Nor are random metrics, whose attacks take long: `rlpips evaluate` does that.
 
     Args:
         config: of the run.
@@ -55,19 +53,18 @@ def scores(
     for name, triplets in sets.items():
         if interrupted():
             raise Interrupted
-        found[name] = _scores(config, metric, triplets, placement, interrupted)
+        found[name] = _scores(config, metric, triplets, placement=placement, interrupted=interrupted)
     return found
 
 
 def _scores(
     config: Training,
-    metric: Lpips | Ensemble,
+    metric: Any,
     triplets: AnyTriplets,
+    *,
     placement: Placement,
     interrupted: Callable[[], bool],
 ) -> dict[str, float]:
-    crossed = all(_is_of_two(kind) for kind in triplets.kinds)
-    epsilons: Sequence[str] = () if crossed or isinstance(metric, Ensemble) else config.evaluation_radii
     attack = functools.partial(attacks.pgd, norm=config.norm, steps=config.evaluation_steps)
     common: dict[str, Any] = {
         "key": jax.random.key(0),
@@ -83,7 +80,7 @@ def _scores(
     if triplets.sure is not None:
         found["sure"] = natural.sure.mean
     majority = {MAJORITY: natural.majority.mean}
-    for text in epsilons:
+    for text in _radii(config, metric, triplets):
         # Evaluation has images in [0, 1], radii are stated in [-1, 1].
         epsilon = radius(text, "--evaluation-epsilons") / 2
         bounded = functools.partial(attack, epsilon=epsilon)
@@ -94,12 +91,35 @@ def _scores(
     return found | majority if config.protocol == "published" and natural.majority.count else found
 
 
+def _radii(config: Training, metric: Any, triplets: AnyTriplets) -> Sequence[str]:
+    """The radii of the attacks on a set; none where it is not attacked."""
+    crossed = all(_is_of_two(kind) for kind in triplets.kinds)
+    return () if crossed or is_random(metric) else config.evaluation_radii
+
+
 def _unless(interrupted: Callable[[], bool], parts: Iterator[T]) -> Iterator[T]:
-    """The parts, until somebody interrupts."""
+    """The parts until somebody interrupts."""
     for part in parts:
         yield part
         if interrupted():
             raise Interrupted
+
+
+def flat(scores: Scores) -> dict[str, float]:
+    """Scores as a record of the log has them, under names such as "kodak ordinal/natural"."""
+    return {
+        f"{name.replace('/', '-')}/{column}": value for name, one in scores.items() for column, value in one.items()
+    }
+
+
+def nested(record: Mapping[str, Any]) -> Scores:
+    """The scores in a record of the log."""
+    found: Scores = {}
+    for key, value in record.items():
+        name, slash, column = key.partition("/")
+        if slash:
+            found.setdefault(name, {})[column] = value
+    return found
 
 
 def summary(scores: Scores) -> float:
@@ -114,7 +134,7 @@ def summary(scores: Scores) -> float:
 
 
 def table(before: Scores, after: Scores, names: tuple[str, str]) -> str:
-    """Scores of two metrics side by side, a line for each set, in percent."""
+    """Scores of two metrics side by side in percent, one line per set."""
     columns = list(dict.fromkeys(column for one in after.values() for column in one))
     heading = ["set"] + [f"{name} {column}" for column in columns for name in names]
     rows = []
@@ -134,5 +154,5 @@ def _is_of_two(kind: str) -> bool:
 
 
 def document(scores: Scores) -> dict[str, Any]:
-    """Scores as JSON has them, rounded to what they are worth."""
+    """Scores for the model card, rounded to what they are worth."""
     return {name: {column: round(value, 6) for column, value in one.items()} for name, one in scores.items()}

@@ -9,40 +9,40 @@ import jax
 import numpy as np
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Lpips
-from rlpips_jax.ensemble import Ensemble
+from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import TrainingError, WeightsError
 from rlpips_jax.loading import recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
 from rlpips_jax.weights.registry import BACKBONE_PARTS
-from training.step import AnyMetric, drawn_metric, with_parameters
+from training.step import AnyMetric, trained_part, with_parameters
 
 PAIRS_AT_ONCE = 32
 
 
-def path_of(metric: Lpips | Ensemble, folder: Path, *, robust: bool) -> Path:
-    """Where the weight file of a trained metric lies: by the name of the published one that it takes the place of.
+def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
+    """The path of a trained metric's weight file, which has the name of the published metric of the same kind.
 
     Raises:
         TrainingError: no published metric has such a network.
     """
-    ensemble, metric = isinstance(metric, Ensemble), drawn_metric(metric)
-    family = metric.backbone.name
-    sort = "elpips" if ensemble else "rlpips" if robust else "lpips"
-    for name in (f"{sort}-{family}",) if ensemble else (f"{sort}-{family}", metric.name):
+    part = trained_part(metric)
+    family = part.backbone.name
+    sort = "elpips" if is_random(metric) else "rlpips" if robust else "lpips"
+    for name in (f"{sort}-{family}",) if is_random(metric) else (f"{sort}-{family}", metric.name):
         recipe = recipes().get(name)
-        if recipe and (recipe.architecture, recipe.version) == (metric.backbone, metric.version):
+        if recipe and (recipe.architecture, recipe.version) == (part.backbone, part.version):
             return folder / f"{name}.safetensors"
     raise TrainingError(
-        f"what {metric.name} (network {family}, version {metric.version}) is trained to has no name to be loaded as; "
-        f"start from another metric, such as lpips-{family}"
+        f"a metric trained from {metric.name} (network {family}, version {part.version}) could not be loaded by any "
+        f"name; start from another metric, such as lpips-{family}"
     )
 
 
-def has_official_backbone(metric: Lpips, weights_dir: Path | None) -> bool:
+def has_official_backbone(metric: AnyMetric, weights_dir: Path | None) -> bool:
     """Whether a metric's backbone is the one that is published for its network."""
+    metric = trained_part(metric)
     part = BACKBONE_PARTS.get(metric.backbone.name)
     if part is None:
         return False
@@ -54,19 +54,19 @@ def has_official_backbone(metric: Lpips, weights_dir: Path | None) -> bool:
     return digest(own) == digest({"backbone": official["backbone"]})
 
 
-def export(metric: Lpips, path: Path, *, with_backbone: bool, card: dict[str, Any]) -> list[Path]:
+def export(metric: AnyMetric, path: Path, *, with_backbone: bool, card: dict[str, Any]) -> list[Path]:
     """Writes a weight file, and beside it a `.pth` for the `lpips` package where that can express the metric.
 
     Args:
         metric: with its trained parameters.
         path: from `path_of`.
-        with_backbone: whether its backbone is its own, and so belongs into the files.
+        with_backbone: whether to write its backbone too, as it is not the published one.
         card: data, attack and scores, kept in the file's metadata as JSON.
 
     Returns:
         The files.
     """
-    name = path.stem
+    metric, name = trained_part(metric), path.stem
     parameters = jax.device_get(metric.parameters)
     # A network that nobody publishes travels with its heads.
     if not with_backbone and recipes()[name].backbone is not None:
@@ -80,8 +80,8 @@ def export(metric: Lpips, path: Path, *, with_backbone: bool, card: dict[str, An
     return [path, checkpoint]
 
 
-def rescaled(metric: AnyMetric, start: Lpips | Ensemble, triplets: Sequence[Any]) -> AnyMetric:
-    """The metric with its heads times one factor, so that its distances are about those of the metric it started from.
+def rescaled(metric: AnyMetric, start: AnyMetric, triplets: Sequence[Any]) -> AnyMetric:
+    """The metric with its heads times one factor, so that its distances are as large as those of its start.
 
     The factor is the median ratio of the two over the pairs of some triplets.
     """
@@ -95,11 +95,11 @@ def rescaled(metric: AnyMetric, start: Lpips | Ensemble, triplets: Sequence[Any]
             usable = (found > 0) & (wanted > 0)
             ratios.append(wanted[usable] / found[usable])
     factor = np.float32(np.median(np.concatenate(ratios))) if sum(map(len, ratios)) else np.float32(1)
-    heads = tuple(head * factor for head in drawn_metric(metric).parameters["heads"])
+    heads = tuple(head * factor for head in trained_part(metric).parameters["heads"])
     return with_parameters(metric, heads=heads)
 
 
-def _distance(x: np.ndarray, y: np.ndarray, metric: Lpips | Ensemble) -> jax.Array:
-    """With the same draws for all that is compared: then a few are enough to tell a ratio."""
-    draws = {"key": jax.random.key(0), "samples": 4} if isinstance(metric, Ensemble) else {}
+def _distance(x: np.ndarray, y: np.ndarray, metric: AnyMetric) -> jax.Array:
+    """By a random metric always with the same draws, of which a few are then enough for a ratio."""
+    draws = {"key": jax.random.key(0), "samples": 4} if is_random(metric) else {}
     return rl.distance(x, y, metric, **draws)

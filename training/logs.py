@@ -1,7 +1,7 @@
-"""What a run measures: a line of JSON for each record, and the same for TensorBoard.
+"""The log of a run: a line of JSON per record, and the same for TensorBoard.
 
 No step is lost or doubled when a run is killed and resumed: `MetricLog.flush` before a checkpoint puts all records up
-to it on the disk, and a log that is opened for a run resumed at a checkpoint drops what came after.
+to it on the disk, and the log of a run that resumes at a checkpoint drops the later ones.
 """
 
 import contextlib
@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import IO, Any, SupportsFloat
 
 import jax
-import numpy as np
 
 from rlpips_jax.errors import LogError, RlpipsError
-from training.checkpoint import is_full, settle
+from rlpips_jax.files.atomic import replacing, sync
+from training.checkpoint import is_full
+from training.devices import on_first
 
 RECORDS = "metrics.jsonl"
 EVENTS = "tensorboard"
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How records say the numbers that JSON cannot: as strings, which are read as numbers again."""
+"""Strings that stand for the numbers that JSON does not have; they are read as numbers again."""
 
-SECONDS_UNSEEN = 10
-"""The longest that TensorBoard waits for a step, in seconds, while steps come."""
+FLUSH_SECONDS = 10
+"""How long events for TensorBoard stay in memory while steps come."""
 
 Value = SupportsFloat | str
 """A number, which may be an array without axes, or a word."""
@@ -35,14 +36,17 @@ Value = SupportsFloat | str
 class MetricLog:
     """The records of a run, in `metrics.jsonl` and, for TensorBoard, in `tensorboard/`.
 
-    Each record says its step, its kind ("train", or what was evaluated), and numbers or words by name. Of a run of
-    several processes, the first alone writes.
+    Each record has a step, a kind ("step", or what was evaluated), and numbers or words by name. In a run of several
+    processes the first alone writes.
 
     Args:
         folder: of the run; made if it is not there.
         resumed_at: step of the checkpoint that the run goes on from; records of later steps are dropped. None for a
-            run that begins, before which there is nothing to keep.
-        intact: what an error says of the run's checkpoints, asked for when there is one.
+            run that begins, which keeps none.
+        intact: the sentence on the run's checkpoints with which an error ends.
+
+    Attributes:
+        kept: the records of earlier parts of the run; empty on all processes but the first.
 
     Raises:
         RlpipsError: a file is not a log.
@@ -56,22 +60,20 @@ class MetricLog:
         resumed_at: int | None = None,
         intact: Callable[[], str] = lambda: "checkpoints are as they were",
     ) -> None:
+        self.kept: list[dict[str, Any]] = []
         self._records: IO[bytes] | None = None
-        self._latest: dict[str, int] = {}
         self._intact = intact
         if jax.process_index() != 0:
             return
-        self._path = folder / RECORDS
-        with contextlib.ExitStack() as opened:
-            with self._told(self._path):
-                folder.mkdir(parents=True, exist_ok=True)
-                for record in _keep(self._path, resumed_at):
-                    self._latest[record["kind"]] = record["step"]
-                records = opened.enter_context(self._path.open("ab"))
-            with self._told(folder / EVENTS):
-                self._events = _Events(folder / EVENTS, first=0 if resumed_at is None else resumed_at + 1)
-            opened.pop_all()
-        self._records = records
+        self._path, events = folder / RECORDS, folder / EVENTS
+        with self._told(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.kept = _keep(self._path, resumed_at)
+        self._latest = {record["kind"]: record["step"] for record in self.kept}
+        with self._told(events):
+            self._events = _Events(events, first=0 if resumed_at is None else resumed_at + 1)
+        with self._told(self._path):
+            self._records = self._path.open("ab")
 
     def __enter__(self) -> "MetricLog":
         return self
@@ -80,7 +82,7 @@ class MetricLog:
         if self._records is None:
             return
         failures: list[LogError] = []
-        # What cannot be written fails again when its file is closed, which closes it all the same.
+        # A file that cannot be written is closed all the same, and fails once more.
         for path, end in (
             (self._path, self._flush_records),
             (self._path, self._records.close),
@@ -128,12 +130,7 @@ class MetricLog:
 
     def has(self, step: int, kind: str) -> bool:
         """Whether there is a record of this kind at this step or later; the same on every process."""
-        found = self._latest.get(kind, -1) >= step
-        if jax.process_count() == 1:
-            return found
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
+        return on_first(lambda: self._latest.get(kind, -1) >= step, LogError)
 
     def flush(self) -> None:
         """Returns when all records are on the disk; a checkpoint is written after this.
@@ -214,13 +211,8 @@ def _keep(path: Path, last: int | None) -> list[dict[str, Any]]:
             lines.append(line.rstrip() + b"\n")
             records.append(record)
     if (kept := b"".join(lines)) != content:
-        shorter = path.with_name(path.name + ".partial")
-        with shorter.open("wb") as file:
+        with replacing(path, durable=True) as file:
             file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        shorter.replace(path)
-        settle(path.parent)
     return records
 
 
@@ -244,44 +236,39 @@ def _legal(value: float | int | str) -> float | int | str:
 
 
 class _Events:
-    """An event file of TensorBoard; what earlier ones in the folder hold from a first step on is purged.
+    """An event file of TensorBoard, which hides what earlier files in its folder have from a first step on.
 
-    tensorboardX's own `SummaryWriter` hands events to a thread, and its `flush` does not wait for that.
+    tensorboardX's `SummaryWriter` would write it in a thread; a full disk ends that unnoticed, and then blocks the run.
     """
 
     def __init__(self, folder: Path, *, first: int) -> None:
         from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
-        # Their names are made at run time.
+        # The names in these modules are made at run time.
         events: Any = event_pb2
         summaries: Any = summary_pb2
         self._event, self._summary = events.Event, summaries.Summary
         folder.mkdir(exist_ok=True)
-        earlier = len(list(folder.glob("*.tfevents.*")))
-        # TensorBoard reads files in the order of their names; a clock may be set back.
+        earlier = len(list(folder.iterdir()))
+        # TensorBoard reads files in the order of their names, and a clock may be set back.
         self.path = folder / f"events.out.tfevents.{earlier:06d}.{socket.gethostname()}"
         self._file = RecordWriter(str(self.path))
         try:
             self._write(file_version="brain.Event:2")
-            if earlier:
-                self._write(step=first, session_log=events.SessionLog(status=events.SessionLog.START))
+            self._write(step=first, session_log=events.SessionLog(status=events.SessionLog.START))
             self.flush()
-            settle(folder)
+            sync(folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.close()
             raise
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        scalars = [
-            self._summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if not isinstance(value, str)
-        ]
-        if scalars:
-            self._write(step=step, summary=self._summary(value=scalars))
-        if time.monotonic() > self._flushed + SECONDS_UNSEEN:
+        numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._write(step=step, summary=self._summary(value=scalars))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:

@@ -88,8 +88,7 @@ def _outlines(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " le
 
 
 def _leaf_map(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " leaves"]) -> Int[np.ndarray, "side side"]:
-    """Which leaf is seen at each pixel: 0 where there is none, otherwise the last one painted there, from
-    1."""
+    """The number of the leaf seen at each pixel, from 1: the last one painted there; 0 where there is no leaf."""
     canvas = Image.new("I", (side, side), 0)
     painter = ImageDraw.Draw(canvas)
     for leaf, outline in enumerate(_outlines(rng, side, radii), start=1):

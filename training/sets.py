@@ -1,4 +1,4 @@
-"""The judged triplets of a run: what it learns from, and what it is evaluated on."""
+"""The judged triplets of a run: those that it learns from, and those that it is evaluated on."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -22,10 +22,10 @@ from training.step import JUDGED, ORDINAL
 AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 SIZE = 64
-"""Height and width of images that are made or resized, where none is given: BAPPS's."""
+"""Default height and width of images that are made or resized; BAPPS's."""
 TRAINING_SPLITS = ("train_traditional", "train_cnn", "train_mix")
 VALIDATION_TRIPLETS = 600
-"""Triplets of each sort that are made of photographs to evaluate on."""
+"""Triplets of each sort to make from photographs for evaluation."""
 VALIDATION_SPLITS = ("val_traditional", "val_cnn", "val_superres", "val_deblur", "val_color", "val_frameinterp")
 
 
@@ -33,9 +33,9 @@ class Origin(NamedTuple):
     """Where the triplets of a source come from.
 
     Attributes:
-        group: of `training.step`, to which the source belongs.
-        described: what they are, for the model card, as JSON has it.
-        identity: what tells their content from others', for going on with the same.
+        group: the group of `training.step` to which the source belongs.
+        described: their description in the model card, as JSON values.
+        identity: identifies their content, so that a run resumes with the same triplets only.
     """
 
     group: str
@@ -44,11 +44,11 @@ class Origin(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """What a run is about.
+    """The triplets of a run.
 
     Attributes:
-        sources: to learn from, by `training.step`'s groups: ordinal ones, judged ones, or both.
-        validation: to evaluate on, by their names.
+        sources: to learn from, by the groups of `training.step`: ordinal, judged, or both.
+        validation: to evaluate on, by name.
         origins: of the sources.
     """
 
@@ -58,39 +58,39 @@ class Sets(NamedTuple):
 
     @property
     def described(self) -> list[dict[str, Any]]:
-        """What the sources are, for the model card."""
+        """The descriptions of the sources for the model card."""
         return [origin.described for origin in self.origins]
 
     @property
     def identities(self) -> list[str]:
-        """What tells the sources from others."""
+        """The identities of the sources."""
         return [origin.identity for origin in self.origins]
 
     def only(self, groups: Collection[str]) -> "Sets":
-        """Without the sources of other groups."""
+        """The same without the sources of other groups."""
         sources = {group: self.sources[group] for group in self.sources if group in groups}
         return Sets(sources, self.validation, tuple(origin for origin in self.origins if origin.group in groups))
 
 
 def sized(config: AnyTraining) -> AnyTraining:
-    """The configuration with the size that its images have; of images that are no squares, the shorter side.
+    """The configuration with the size of its images; of images that are not square, the shorter side.
 
     Raises:
-        TrainingError: the images of an `.npz` file have another size than was given, or several.
+        TrainingError: the images of an `.npz` file have several sizes, or another size than was given.
         TripletsError: the file cannot be read.
     """
     size = SIZE if config.size is None else config.size
     if config.data not in ("bapps", "photographs") and Path(config.data).is_file():
         shapes = [summary.shape for summary in triplet_files.summarise_npz(config.data).values()]
-        # Whoever reads what is no images says so.
+        # Arrays that are not images are refused where they are read.
         sizes = sorted({min(shape[1:3]) for shape in shapes if len(shape) == 4})
         if len(sizes) > 1:
             raise TrainingError(f"{config.data} has images of {', '.join(map(str, sizes))} pixels; one size is needed")
         size = sizes[0] if sizes else size
         if config.size not in (None, size):
             raise TrainingError(
-                f"--size is {config.size}, but the images of {config.data} have {size} pixels, and are taken as they "
-                f"are; give --size {size}, or none"
+                f"--size is {config.size}, but the images of {config.data} have {size} pixels, and are not "
+                f"resized; give --size {size}, or leave the option out"
             )
     return dataclasses.replace(config, size=size)
 
@@ -99,7 +99,7 @@ def load_sets(config: Training) -> Sets:
     """Reads or makes the triplets that a configuration names.
 
     Raises:
-        TrainingError: it names none, or the images of an `.npz` file have another size than it.
+        TrainingError: it names none, or the images of an `.npz` file have another size.
         TripletsError: they cannot be read.
     """
     config = sized(config)
@@ -109,7 +109,7 @@ def load_sets(config: Training) -> Sets:
     origins = []
     file = {"file_sha256": sha256_of(Path(config.data))} if Path(config.data).is_file() else {}
     for triplets in _learnt(config):
-        # One distortion at two strengths, about whose order there is no doubt anywhere.
+        # One distortion at two strengths: the order is beyond doubt in every triplet.
         certain = triplets.sure is None and bool(np.isin(triplets.judgment, (0, 1)).all())
         ordinal = certain and set(triplets.kinds) <= DISTORTIONS.keys()
         group = ORDINAL if ordinal else JUDGED
@@ -120,7 +120,7 @@ def load_sets(config: Training) -> Sets:
 
 
 def _by_names(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Where triplets come from, with files and folders by their names alone."""
+    """The origin of triplets, with files and folders by name, without their paths."""
     plain = {}
     for name, value in source.items():
         if isinstance(value, Mapping):
@@ -131,11 +131,11 @@ def _by_names(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(triplets: AnyTriplets) -> str:
-    """What tells triplets from others, on every machine alike."""
+    """Identifies the content of triplets, alike on every machine."""
     teacher = triplets.source.get("teacher")
     if teacher is None:
         return str(triplets.source.get("sha256"))
-    # Processors differ in the last bits of opinions that are computed here; who holds them says as much.
+    # Processors differ in the last bits of a teacher's judgments; the images and the teacher determine them.
     return f"{array_hash(triplets.reference, triplets.p0, triplets.p1, labels=triplets.kinds)} by {teacher}"
 
 
@@ -172,11 +172,11 @@ def _learnt(config: Training) -> Sequence[AnyTriplets]:
 
 
 def _validation(config: Training) -> dict[str, AnyTriplets]:
-    """The validation sets that --validation names, by their names."""
+    """The validation sets that --validation names, by name."""
     if config.validation is None:
         return {}
     if source_of(config.validation) == "photographs":
-        # A seed of its own, though the photographs should be others too.
+        # Another seed, in case the photographs are the same.
         sets = _made(config, config.validation, config.validation_triplets or VALIDATION_TRIPLETS, config.seed + 1)
     else:
         size = None if config.validation.is_file() else config.size
@@ -185,7 +185,7 @@ def _validation(config: Training) -> dict[str, AnyTriplets]:
 
 
 def _at_most(triplets: AnyTriplets, most: int | None) -> AnyTriplets:
-    """Triplets spread over the whole set, whose kinds may come one after another."""
+    """Triplets spread over the whole set, as its kinds may be in blocks."""
     if most is None or len(triplets) <= most:
         return triplets
     return triplets.select(np.linspace(0, len(triplets) - 1, most).astype(int))

@@ -1,4 +1,4 @@
-"""One training step as one compiled function: attack, loss, gradient, update.
+"""A training step as one compiled function: attack, loss, gradient, update.
 
     min over heads (ranking head, floors, backbone) of  E max over |delta| <= epsilon of L(attacked) + w E L(as is)
 
@@ -8,27 +8,27 @@ with L the cross-entropy of people's judgment with what the two distances say. I
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from rlpips_jax.distances.distance import distance
-from rlpips_jax.distances.lpips import Lpips
-from rlpips_jax.ensemble import Ensemble
+import rlpips_jax as rl
+from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
 
-AnyMetric = TypeVar("AnyMetric", Lpips, Ensemble, Lpips | Ensemble)
+AnyMetric: TypeAlias = Any
+"""A metric that can be trained: a dataclass with `parameters`, "heads" among them, or an ensemble of one."""
 
 Heads = tuple[Float[Array, " c"], ...]
 
 Trained = dict[str, Any]
-"""What is learnt: "heads", and as told "ranking", "log_floors" and "backbone"."""
+"""The parameters that are learnt: "heads", and as the configuration says "ranking", "log_floors" and "backbone"."""
 
 
 class Batch(NamedTuple):
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 ORDINAL, JUDGED = "ordinal", "judged"
 
 Groups = dict[str, Batch]
-"""The triplets of a step: `ORDINAL` ones, right by construction, `JUDGED` ones, or both."""
+"""The triplets of a step: `ORDINAL` ones, whose judgment is right by construction, `JUDGED` ones, or both."""
 
 
 class State(NamedTuple):
@@ -70,14 +70,14 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a step says of its batch, before its update.
+    """How a step's batch did before the update.
 
     Attributes:
         loss: weighted mean over triplets.
-        natural: share of people the metric agrees with; NaN where no loss needs it.
+        natural: share of people that the metric agrees with; NaN where no loss needs it.
         attacked: the same after the attack; NaN without one.
         gradient: Euclidean norm of the gradient.
-        finite: whether loss and gradient are; the state is kept as it was where they are not.
+        finite: whether loss and gradient are; if not, the state stays as it was.
     """
 
     loss: Float[Array, ""]
@@ -91,9 +91,7 @@ Means = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 """Loss, natural and attacked, as in `Report`."""
 
 
-def first_state(
-    config: Training, metric: Lpips | Ensemble, optimiser: optax.GradientTransformation, sample: Any
-) -> State:
+def first_state(config: Training, metric: AnyMetric, optimiser: optax.GradientTransformation, sample: Any) -> State:
     """The state before the first step.
 
     Args:
@@ -102,11 +100,11 @@ def first_state(
         optimiser: from `make_optimiser`.
         sample: images `(n, h, w, 3)`, uint8, on which floors are measured.
     """
-    metric = drawn_metric(metric)
+    metric = trained_part(metric)
     heads, ranking = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     trained: Trained = {"heads": known_heads(config, metric)}
     if config.recipe.initial_heads == "drawn":
-        drawn = draw_heads(heads, metric.backbone.channels)
+        drawn = draw_heads(heads, tuple(len(head) for head in metric.parameters["heads"]))
         # A ratio of distances wants them to be 0 or more from the start.
         trained["heads"] = optax.projections.projection_non_negative(drawn) if config.recipe.loss == "ratio" else drawn
     if config.recipe.loss == "head":
@@ -124,18 +122,18 @@ def first_state(
     return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
 
 
-def known_heads(config: Training, metric: Lpips) -> Heads:
+def known_heads(config: Training, metric: Any) -> Heads:
     """The heads to start from where they are not drawn: the metric's or equal ones, the first layer's by its share."""
     heads = metric.parameters["heads"]
     first, *others = jax.tree.map(jnp.ones_like, heads) if config.recipe.initial_heads == "equal" else heads
     return (first * config.first_layer, *others)
 
 
-def projected(config: Training, metric: Lpips, trained: Trained) -> Trained:
-    """The nearest parameters that are allowed: heads as `projected_heads` has them, and by the published recipe 1x1
-    kernels of a trained backbone that are 0 or more.
+def projected(config: Training, metric: Any, trained: Trained) -> Trained:
+    """The nearest allowed parameters: heads by `projected_heads`, and in the published recipe 1x1 kernels of a trained
+    backbone that are 0 or more.
 
-    Its code clips all 1x1 convolutions: heads are such there, but so are two thirds of SqueezeNet's.
+    The published code clips all 1x1 convolutions: heads are among them, and so are two thirds of SqueezeNet's.
     """
     trained = trained | {"heads": projected_heads(config, metric, trained["heads"])}
     if config.protocol == "published" and "backbone" in trained:
@@ -145,8 +143,8 @@ def projected(config: Training, metric: Lpips, trained: Trained) -> Trained:
     return trained
 
 
-def projected_heads(config: Training, metric: Lpips, heads: Heads) -> Heads:
-    """The nearest heads that are allowed: 0 or more, or within a factor of where they started."""
+def projected_heads(config: Training, metric: Any, heads: Heads) -> Heads:
+    """The nearest allowed heads: 0 or more, or within a factor of their start."""
     if config.head_range is None:
         return optax.projections.projection_non_negative(heads)
     start = known_heads(config, metric)
@@ -155,7 +153,7 @@ def projected_heads(config: Training, metric: Lpips, heads: Heads) -> Heads:
 
 
 def draw_heads(key: Any, channels: tuple[int, ...]) -> Heads:
-    """Heads in U(-1, 1) / sqrt(channels), as PyTorch draws them; the first step clips them."""
+    """Heads from U(-1, 1) / sqrt(channels), as PyTorch draws them; the first step clips them."""
     keys = jax.random.split(key, len(channels))
     return tuple(
         jax.random.uniform(one, (count,), minval=-(count**-0.5), maxval=count**-0.5)
@@ -163,30 +161,35 @@ def draw_heads(key: Any, channels: tuple[int, ...]) -> Heads:
     )
 
 
-def initial_floors(metric: Lpips, sample: Any, share: float) -> tuple[Float[Array, ""], ...]:
+def initial_floors(metric: Any, sample: Any, share: float) -> tuple[Float[Array, ""], ...]:
     """A share of the median norm of activations at each tap."""
 
     # With a floor c far above a norm, a feature is f / c.
     large = 1e6
-    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.backbone.channels))
+    scaled = with_parameters(metric, floors=(jnp.float32(large),) * len(metric.parameters["heads"]))
     features = scaled.features(sample)
     return tuple(share * jnp.median(large * jnp.linalg.norm(feature, axis=-1)) for feature in features)
 
 
-def drawn_metric(metric: Lpips | Ensemble) -> Lpips:
-    """What an ensemble draws at random; any other metric itself."""
-    return metric.metric if isinstance(metric, Ensemble) else metric
+def trained_part(metric: Any) -> Any:
+    """The metric whose parameters are trained: of an ensemble, the one that it draws from."""
+    whole = metric  # The check tells a type checker that `metric` has the members of the protocol alone.
+    return whole.metric if is_random(metric) else metric
+
+
+def with_options(metric: AnyMetric, **options: Any) -> AnyMetric:
+    """The metric with some fields of its trained part replaced."""
+    whole, part = metric, replace(trained_part(metric), **options)
+    return replace(whole, metric=part) if is_random(metric) else part
 
 
 def with_parameters(metric: AnyMetric, **parameters: Any) -> AnyMetric:
     """The metric with some of its parameters replaced."""
-    if isinstance(metric, Ensemble):
-        return replace(metric, metric=with_parameters(metric.metric, **parameters))
-    return replace(metric, parameters={**metric.parameters, **parameters})
+    return with_options(metric, parameters={**trained_part(metric).parameters, **parameters})
 
 
 def with_trained(metric: AnyMetric, trained: Trained) -> AnyMetric:
-    """The metric as it is trained."""
+    """The metric with its learnt parameters."""
     parameters = {name: trained[name] for name in ("heads", "backbone") if name in trained}
     if "log_floors" in trained:
         parameters["floors"] = jax.tree.map(jnp.exp, trained["log_floors"])
@@ -194,7 +197,7 @@ def with_trained(metric: AnyMetric, trained: Trained) -> AnyMetric:
 
 
 def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Adam, with a rate of its own for each sort of parameter.
+    """Adam, with a rate for each sort of parameter.
 
     Args:
         config: of the run.
@@ -217,22 +220,22 @@ def make_optimiser(config: Training, schedule: Callable[[Any], Any]) -> optax.Gr
 
 def make_step(
     config: Training, optimiser: optax.GradientTransformation
-) -> Callable[[State, Lpips | Ensemble, Groups], tuple[State, Report]]:
-    """The jitted step `state, metric, groups -> state, report`; it gives the memory of its state away.
+) -> Callable[[State, Any, Groups], tuple[State, Report]]:
+    """The jitted step `state, metric, groups -> state, report`; the memory of its first argument is reused.
 
-    The metric holds what is not trained. What is drawn depends on seed and step alone.
+    The metric holds the parameters that are not trained. Random draws depend on seed and step alone.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
     @automatic_axes()
-    def step(state: State, metric: Lpips | Ensemble, groups: Groups) -> tuple[State, Report]:
+    def step(state: State, metric: Any, groups: Groups) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
         gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimiser.update(gradient, state.optimiser, state.trained)
         trained: Any = optax.apply_updates(state.trained, updates)
-        trained = projected(config, drawn_metric(metric), trained)
+        trained = projected(config, trained_part(metric), trained)
         average: Any = None
         if state.average is not None:
             # Early averages forget the start sooner.
@@ -245,10 +248,8 @@ def make_step(
     return step
 
 
-def _accumulated(
-    config: Training, trained: Trained, metric: Lpips | Ensemble, groups: Groups, key: Any
-) -> tuple[Trained, Means]:
-    """Gradient of a batch, which passes through the network in parts, and what is to be said of it."""
+def _accumulated(config: Training, trained: Trained, metric: Any, groups: Groups, key: Any) -> tuple[Trained, Means]:
+    """Gradient and means of a batch, which passes through the network in parts."""
     differentiate = jax.grad(functools.partial(_loss, config), has_aux=True)
     if config.accumulate == 1:
         return differentiate(trained, metric, groups, key)
@@ -266,7 +267,7 @@ def _accumulated(
 
 
 def losses(config: Training, groups: Collection[str], group: str) -> tuple[float, float]:
-    """Weights of the loss on a group's triplets attacked, and as they are, among the groups of a step."""
+    """The weights of the losses on a group's triplets: attacked, and as they are."""
     if config.attack == "none":
         return 0.0, config.recipe.natural_weight
     if config.attack_judged or len(groups) == 1:
@@ -274,10 +275,8 @@ def losses(config: Training, groups: Collection[str], group: str) -> tuple[float
     return (1.0, 0.0) if group == ORDINAL else (0.0, config.recipe.natural_weight)
 
 
-def _loss(
-    config: Training, trained: Trained, metric: Lpips | Ensemble, groups: Groups, key: Any
-) -> tuple[Array, Means]:
-    """The loss of a step, and what is to be said of it."""
+def _loss(config: Training, trained: Trained, metric: Any, groups: Groups, key: Any) -> tuple[Array, Means]:
+    """The loss of a step, and its means."""
     metric = with_trained(metric, trained)
     total, natural, attacked = jnp.zeros(()), jnp.full((), jnp.nan), jnp.full((), jnp.nan)
     for name, batch in sorted(groups.items()):
@@ -289,9 +288,11 @@ def _loss(
             total += natural_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
             natural = _agreement(d0, d1, batch.judgment)
         if attacked_weight:
-            d0, d1 = attacked_distances(config, drawn_metric(metric), images, batch.judgment, attacking)
+            d0, d1 = attacked_distances(
+                config, trained_part(metric), images=images, judgment=batch.judgment, key=attacking
+            )
             total += attacked_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
-            # Of both groups, the ordinal ones count, which come last.
+            # If both groups are attacked, the ordinal ones are reported, which come last.
             attacked = _agreement(d0, d1, batch.judgment)
     return total, (total, natural, attacked)
 
@@ -301,18 +302,18 @@ def _as_floats(batch: Batch) -> Images:
     return reference, p0, p1
 
 
-def _distances(config: Training, metric: Lpips | Ensemble, images: Images, key: Any) -> tuple[Array, Array]:
-    """Of p0 and p1 from the reference, with dropout; by an ensemble, under the same transformations and masks."""
-    if isinstance(metric, Ensemble):
+def _distances(config: Training, metric: Any, images: Images, key: Any) -> tuple[Array, Array]:
+    """Of p0 and p1 from the reference, with dropout; of a random metric, under the same draws."""
+    if is_random(metric):
         reference, *others = images
-        drawn = {"key": key, "samples": config.samples or 1, "value_range": VALUE_RANGE}
-        d0, d1 = (distance(reference, other, metric, **drawn) for other in others)
+        draws = {"key": key, "samples": config.samples or 1, "value_range": VALUE_RANGE}
+        d0, d1 = (rl.distance(reference, other, metric, **draws) for other in others)
         return d0, d1
     reference, p0, p1 = (metric.features(each, value_range=VALUE_RANGE) for each in images)
     first, second = jax.random.split(key)
     return (
-        dropped_distance(metric, reference, p0, first, config.recipe.dropout),
-        dropped_distance(metric, reference, p1, second, config.recipe.dropout),
+        dropped_distance(metric, reference, p0, key=first, rate=config.recipe.dropout),
+        dropped_distance(metric, reference, p1, key=second, rate=config.recipe.dropout),
     )
 
 

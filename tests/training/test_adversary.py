@@ -112,7 +112,7 @@ def test_the_corrected_attack_stays_in_ball_and_range_and_never_weakens(norm, ti
     attacks_pgd = attacks.pgd
     monkeypatch.setitem(attacks.ATTACKS, "pgd", dataclasses.replace(attacks.ATTACKS["pgd"], function=record))
     config = Lin(norm=norm, epsilon="0.05" if norm == "linf" else "1.5", attack_steps=4)
-    d0, d1 = adversary.attacked_distances(config, tiny, images, JUDGMENT, jax.random.key(2))
+    d0, d1 = adversary.attacked_distances(config, tiny, images=images, judgment=JUDGMENT, key=jax.random.key(2))
     ((moved, result),) = results
     swapped = np.asarray(JUDGMENT > 0.5)
     chosen = swapped[:, None, None, None]
@@ -136,7 +136,9 @@ def test_the_corrected_attack_stays_in_ball_and_range_and_never_weakens(norm, ti
     np.testing.assert_allclose(np.where(swapped, d0, d1), still, rtol=1e-5)
     # Which of the two is called p0 does not matter.
     exchanged = (images[0], images[2], images[1])
-    d1_, d0_ = adversary.attacked_distances(config, tiny, exchanged, 1 - JUDGMENT, jax.random.key(2))
+    d1_, d0_ = adversary.attacked_distances(
+        config, tiny, images=exchanged, judgment=1 - JUDGMENT, key=jax.random.key(2)
+    )
     np.testing.assert_allclose([d0, d1], [d0_, d1_], rtol=1e-5)
 
 
@@ -158,7 +160,9 @@ def test_dropout_keeps_the_mean_and_has_the_variance_of_its_rate() -> None:
     terms = np.concatenate(parts, axis=1)
     count, rate = 1500, 0.2
     keys = jax.random.split(jax.random.key(0), count)
-    drop = jax.jit(lambda keys: jax.lax.map(lambda key: adversary.dropped_distance(metric, f, g, key, rate), keys))
+    drop = jax.jit(
+        lambda keys: jax.lax.map(lambda key: adversary.dropped_distance(metric, f, g, key=key, rate=rate), keys)
+    )
     drawn = np.asarray(drop(keys))
     # Every squared difference is dropped by itself.
     variance = rate / (1 - rate) * np.square(terms).sum(1)
@@ -168,8 +172,10 @@ def test_dropout_keeps_the_mean_and_has_the_variance_of_its_rate() -> None:
 
 def test_without_dropout_a_distance_is_the_metrics(tiny, images) -> None:
     f, g = features(tiny, images[:2])
-    np.testing.assert_array_equal(adversary.dropped_distance(tiny, f, g, jax.random.key(0), 0.0), tiny.between(f, g))
+    np.testing.assert_array_equal(
+        adversary.dropped_distance(tiny, f, g, key=jax.random.key(0), rate=0.0), tiny.between(f, g)
+    )
     # What is kept is scaled up, by nothing if nothing is dropped.
     np.testing.assert_allclose(
-        adversary.dropped_distance(tiny, f, g, jax.random.key(0), 1e-7), tiny.between(f, g), rtol=1e-5
+        adversary.dropped_distance(tiny, f, g, key=jax.random.key(0), rate=1e-7), tiny.between(f, g), rtol=1e-5
     )

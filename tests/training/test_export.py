@@ -123,7 +123,7 @@ def test_a_backbone_is_official_by_its_values(squeeze, tmp_path) -> None:
 
 def test_a_metric_of_another_form_has_no_name(squeeze, tmp_path) -> None:
     other = dataclasses.replace(squeeze, backbone=dataclasses.replace(SQUEEZE, tapped=SQUEEZE.tapped[:3]))
-    with pytest.raises(TrainingError, match=r"network squeeze, version 0\.1.*has no name"):
+    with pytest.raises(TrainingError, match=r"network squeeze, version 0\.1.*could not be loaded by any name"):
         path_of(other, tmp_path, robust=True)
 
 

@@ -127,7 +127,7 @@ def test_records_are_dropped_at_once_or_not_at_all(tmp_path, monkeypatch) -> Non
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", stop)
+        patched.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             MetricLog(tmp_path, resumed_at=3)
     assert path.read_bytes() == before

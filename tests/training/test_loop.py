@@ -1,580 +1,254 @@
-"""Whole runs: killed, stopped, damaged and cut over devices and processes, they end as one left alone does.
+"""The loop on a small regression: stopped, damaged, out of space or not finite, a run ends as one left alone does.
 
-Everything is one small run: lpips-tiny on patches of a few drawn pictures. Its attack is the smooth one, in l2 and of
-two steps: steps by a gradient's sign turn rounding where the gradient is near 0 into whole steps, and other devices
-round otherwise.
+`test_train.py` has the same of whole runs that train a metric.
 """
 
+import functools
 import json
-import os
-import re
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from orbax.checkpoint import StandardCheckpointer
-from PIL import Image
 
-import rlpips_jax as rl
-from rlpips_jax.backbones import TINY
-from rlpips_jax.errors import CheckpointWarning, LogError, TrainingError
-from rlpips_jax.weights import native
-from training import evaluate, loop
-from training.config import Lin, Natural
+from rlpips_jax.errors import CheckpointError, CheckpointWarning, LogError, TrainingError
+from training import loop
 from training.logs import RECORDS, MetricLog, read
-from training.loop import Plan, train
-from training.sets import Sets
-from training.step import losses
+from training.loop import Finished, Task
+from training.stopping import Interrupted, Stopping, listening
 
-ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = "rlpips-tiny.safetensors"
-STEPS = 6
-
-OPTIONS: dict[str, Any] = {
-    "metric": "lpips-tiny",
-    "teacher": "lpips-tiny",
-    "triplets": 24,
-    "validation_triplets": 9,  # No multiple of the devices.
-    "size": 32,
-    "batch": 16,
-    "steps": STEPS,
-    "norm": "l2",
-    "epsilon": "0.5",
-    "attack_steps": 2,
-    "rate": 1e-2,
-    "floor": 0.1,
-    "precision": "highest",
-    "evaluation_steps": 2,
-    "evaluation_epsilons": ("0.5",),
-    "evaluate_every": 3,
-    "checkpoint_every": 2,
-}
-
-PROGRAM = """
-import os, signal, sys, time
-from training import __main__, checkpoint, export, logs, loop
-
-def before(owner, name, reached, act):
-    original = getattr(owner, name)
-    def call(*arguments, **options):
-        if reached(*arguments):
-            act()
-        return original(*arguments, **options)
-    setattr(owner, name, call)
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-moment = sys.argv.pop(1)
-if moment == "step":
-    before(logs.MetricLog, "write", lambda log, step, kind, _: (step, kind) == (3, "step"), die)
-if moment == "checkpoint":
-    # In the background, while its arrays are being written.
-    before(checkpoint.Checkpoints, "_finish", lambda _, step, *rest: step == 4, die)
-if moment == "export":
-    before(export.native, "write", lambda *_, **__: True, die)
-if moment == "stop":
-    # JAX looks for the signal once a second, and the others have to hear of it.
-    feed = loop.batches
-    def slowly(*arguments, **options):
-        for number, rows in enumerate(feed(*arguments, **options)):
-            time.sleep(1.0 if number else 0)
-            yield rows
-    loop.batches = slowly
-    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    before(logs.MetricLog, "write", lambda log, step, kind, _: (step, kind) == (1, "step"), terminate)
-if __name__ == "__main__":
-    sys.exit(__main__.main())
-"""
-"""The program as it is, but for a signal that it sends itself at a moment."""
+TOTAL = 6
 
 
-def draw_photographs(folder: Path, seed: int) -> Path:
-    """Patches of colour with grain."""
-    folder.mkdir()
-    for index in range(4):
-        rng = np.random.default_rng(seed + index)
-        small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
-        smooth = np.asarray(small.resize((160, 160), Image.Resampling.BICUBIC), np.float32)
-        picture = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{index}.png")
-    return folder
+class Report(NamedTuple):
+    loss: jax.Array
+    skipped: jax.Array
+    finite: jax.Array
+
+
+State = dict[str, jax.Array]
+
+
+@jax.jit
+def step(state: State, rows: dict[str, jax.Array]) -> tuple[State, Report]:
+    loss, slope = jax.value_and_grad(lambda w: jnp.mean((rows["x"] @ w - rows["y"]) ** 2))(state["w"])
+    finite = jnp.isfinite(loss)
+    return {"w": jnp.where(finite, state["w"] - 0.1 * slope, state["w"])}, Report(loss, jnp.float32(jnp.nan), finite)
+
+
+def feed(done: int) -> Generator[dict[str, np.ndarray], None, None]:
+    while True:
+        rng = np.random.default_rng(done)
+        yield {"x": rng.normal(size=(8, 4)).astype(np.float32), "y": rng.normal(size=8).astype(np.float32)}
+        done += 1
+
+
+def evaluate(state: State, number: int, interrupted: Callable[[], bool]) -> dict[str, float]:
+    """The less was learnt the better, so that the best checkpoint is not the last."""
+    if interrupted():
+        raise Interrupted
+    return {"people/natural": -float(jnp.sum(state["w"] ** 2))}
+
+
+TASK = Task(
+    total=TOTAL,
+    evaluate_every=3,
+    checkpoint_every=2,
+    feed=feed,
+    step=step,
+    evaluate=evaluate,
+    score=lambda values: values["people/natural"],
+    identity={"the number of steps": TOTAL, "the data": ["one"]},
+)
+
+
+def run(out: Path, stopping: Stopping | None = None, **options: Any) -> Finished:
+    task = Task(**vars(TASK) | {name: options.pop(name) for name in vars(TASK).keys() & options.keys()})
+    with loop.finished(task, {"w": jnp.zeros(4)}, out=out, stopping=stopping or Stopping(), **options) as end:
+        return end
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("photographs")
-    return {name: draw_photographs(folder / name, seed) for name, seed in (("photographs", 0), ("validation", 100))}
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> Iterator[Path]:
-    """A folder where programs are kept once compiled, for all runs here."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    folder = tmp_path_factory.mktemp("compiled")
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,  # The many small ones take longest together.
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def configure(photographs, compiled) -> Callable[..., Lin]:
-    return lambda out, **options: Lin(out=out, **{**photographs, **OPTIONS, **options})
-
-
-@pytest.fixture(scope="module")
-def whole(configure, tmp_path_factory) -> Path:
-    """The folder of a run that nothing interrupted, on as many devices as the tests have."""
-    assert jax.device_count() == 8
+def whole(tmp_path_factory) -> tuple[Path, Finished]:
+    """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert train(configure(out)) == out / WEIGHTS
-    return out
+    return out, run(out)
 
 
-@pytest.fixture(scope="module")
-def start(photographs, compiled) -> Callable[..., subprocess.Popen]:
-    """Starts the same run as a program of its own."""
-    options = {**photographs, **OPTIONS}
-    words = [
-        word
-        for name, value in options.items()
-        for word in (f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)]))
-    ]
-
-    def run(out: Path, *more: object, moment: str = "never", devices: int = 8) -> subprocess.Popen:
-        # CPU programs kept by one process are read by others.
-        environment = {
-            "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, moment, "lin", "--out", str(out), *words, *map(str, more)],
-            cwd=ROOT,
-            env=os.environ | environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    return run
+def check_same_bits(out: Path, end: Finished, whole: tuple[Path, Finished]) -> None:
+    assert (out / RECORDS).read_bytes() == (whole[0] / RECORDS).read_bytes()
+    assert end.records == whole[1].records
+    assert end.step == whole[1].step
+    np.testing.assert_array_equal(end.state["w"], whole[1].state["w"])
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Exit status and what it printed."""
-    try:
-        out, err = process.communicate(timeout=1800)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+def steps_of(folder: Path, kind: str) -> list[int]:
+    return [record["step"] for record in read(folder / RECORDS) if record["kind"] == kind]
 
 
-def check_same_bits(out: Path, whole: Path) -> None:
-    assert read(out / RECORDS) == read(whole / RECORDS)
-    (found, metadata), (expected, of_whole) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    # The card too, which has the scores, and the sum of the parameters.
-    assert metadata == of_whole
+def test_every_step_and_evaluation_is_logged_once(whole) -> None:
+    out, end = whole
+    assert steps_of(out, "step") == list(range(1, TOTAL + 1))
+    assert steps_of(out, "evaluation") == [3, TOTAL]
+    assert steps_of(out, "reference") == [0]
+    # What is not a number is left out, and so is what is said by the run's going on.
+    assert end.records[1].keys() == {"step", "kind", "loss"}
+    assert end.record("evaluation", 3)["people/natural"] < end.record("reference", 0)["people/natural"] == 0
+    assert end.record("evaluation", 4) == {}
 
 
-def check_close(out: Path, whole: Path) -> None:
-    """The same but for what other devices round otherwise."""
-    found, expected = read(out / RECORDS), read(whole / RECORDS)
-    assert [(one["step"], one["kind"], one.keys()) for one in found] == [
-        (one["step"], one["kind"], one.keys()) for one in expected
-    ]
-    for one, other in zip(found, expected, strict=True):
-        numbers = [name for name in one if name != "kind"]
-        np.testing.assert_allclose([one[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5)
-    (found, _), (expected, _) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
-    for half in ("heads", "floors"):
-        for one, other in zip(found[half], expected[half], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.max(other))
-
-
-def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) -> None:
-    records = read(whole / RECORDS)
-    kinds = [(record["kind"], record["step"]) for record in records]
-    assert sorted(kinds) == sorted(
-        [("reference", 0)]
-        + [("step", step) for step in range(1, STEPS + 1)]
-        + [("evaluation", step) for step in (3, STEPS)]
-    )
-    steps = [record for record in records if record["kind"] == "step"]
-    assert all({"loss", "natural", "attacked", "gradient"} <= record.keys() for record in steps)
-    trained, metadata = native.read(whole / WEIGHTS, TINY)
-    assert trained.keys() == {"backbone", "heads", "floors"}
-    # Heads and floors alone were trained.
-    start = jax.device_get(rl.load("lpips-tiny").parameters)
-    jax.tree.map(np.testing.assert_array_equal, trained["backbone"], start["backbone"])
-    assert not any(map(np.array_equal, trained["heads"], start["heads"]))
-    card = json.loads(metadata["card"])
-    assert card["trained"]["mode"] == "lin"
-    assert card["steps"] == STEPS
-    assert [one["triplets"] for one in card["data"]] == ["24 of photographs ordinal", "24 of photographs crossed"]
-    assert [(one["source"]["folder"], one["source"]["size"]) for one in card["data"]] == [("photographs", 32)] * 2
-    assert card["scores"]["trained"].keys() == {"validation ordinal", "validation crossed"}
-    assert card["scores"]["start"]["validation ordinal"].keys() == {"natural", "0.5"}
-    assert card["scores"]["start"]["validation crossed"].keys() == {"natural", "sure"}
-    # What is in the folder is known from its names.
-    assert {path.name for path in whole.iterdir()} == {
-        *(WEIGHTS, RECORDS, "checkpoints", "configuration.json", "tensorboard")
-    }
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(whole, start, configure, tmp_path) -> None:
-    out = tmp_path / "run"
-    for moment in ("step", "checkpoint", "export"):
-        status, printed, errors = ended(start(out, moment=moment))
-        assert status == -signal.SIGKILL, errors
-        assert not (out / WEIGHTS).exists()
-        assert "written" not in printed
-    train(configure(out))
-    check_same_bits(out, whole)
-
-
-def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, configure, tmp_path, monkeypatch, capsys) -> None:
+def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, tmp_path, monkeypatch, capsys) -> None:
     out, write = tmp_path / "run", MetricLog.write
 
-    def terminated(log: MetricLog, step: int, kind: str, values: Any) -> None:
-        write(log, step, kind, values)
-        if (step, kind) == (3, "step"):
+    def terminated(log: MetricLog, number: int, kind: str, values: Any) -> None:
+        write(log, number, kind, values)
+        if (number, kind) == (3, "step"):
             signal.raise_signal(signal.SIGTERM)
 
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, listening() as stopping:
         patch.setattr(MetricLog, "write", terminated)
         with pytest.raises(SystemExit) as exit_:
-            train(configure(out))
+            run(out, stopping)
     assert exit_.value.code == 0
     assert "stopped at step 3 of 6; the same command goes on from there" in capsys.readouterr().out
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
-    assert sorted(path.name for path in (out / "checkpoints").iterdir() if path.name.isdecimal()) == ["2", "3"]
-    largest = max((out / "checkpoints" / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["2", "3"]
+    files = [path for path in (out / "checkpoints" / "3" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 4
     largest.write_bytes(content)
     # How often checkpoints are written from now on changes nothing else.
     with pytest.warns(CheckpointWarning, match=r"3 is damaged"):
-        train(configure(out, checkpoint_every=1))
+        end = run(out, checkpoint_every=1)
     assert "resumed at step 2 of 6" in capsys.readouterr().out
-    check_same_bits(out, whole)
+    check_same_bits(out, end, whole)
 
 
-def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_path, monkeypatch, capsys) -> None:
-    out, measurement = tmp_path / "run", evaluate.measurement
-    natural, attacked, calls = measurement.natural_distances, measurement.attacked_distances, []
+def test_stopped_during_an_evaluation_it_is_made_again(whole, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    with listening() as stopping:
 
-    def terminated(metric: Any, triplets: Any, **options: Any) -> Any:
-        calls.append(triplets.name)
-        if len(calls) == 4:  # The first set after step 3; the reference's two came before, one of them attacked too.
-            # However long an evaluation takes, the step is safe.
-            assert (out / "checkpoints" / "3").exists()
-            signal.raise_signal(signal.SIGTERM)
-        return natural(metric, triplets, **options)
+        def terminated(state: State, number: int, interrupted: Callable[[], bool]) -> dict[str, float]:
+            if number == 3:
+                # However long an evaluation takes, the step is safe.
+                assert (out / "checkpoints" / "3").exists()
+                signal.raise_signal(signal.SIGTERM)
+            return evaluate(state, number, interrupted)
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        calls.append("attacked")
-        return attacked(*arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(measurement, "natural_distances", terminated)
-        patch.setattr(measurement, "attacked_distances", counted)
         with pytest.raises(SystemExit) as exit_:
-            train(configure(out))
-    ordinal, crossed = "validation ordinal", "validation crossed"
-    # No batch came after the one at hand.
-    assert [one.rpartition("/")[2] for one in calls] == [ordinal, "attacked", crossed, ordinal]
+            run(out, stopping, evaluate=terminated)
     assert exit_.value.code == 0
     assert "stopped at step 3 of 6" in capsys.readouterr().out
-    assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
-    train(configure(out))
-    check_same_bits(out, whole)
+    assert steps_of(out, "evaluation") == []
+    check_same_bits(out, run(out), whole)
 
 
-def nearness(config: Lin, metric: Any, *_: object) -> evaluate.Scores:
-    """In place of an evaluation: the less was learnt the better, so that the best is not the last."""
-    start = rl.load(config.metric).parameters["heads"]
-    moved = max(np.abs(one - other).max() for one, other in zip(metric.parameters["heads"], start, strict=True))
-    return {"people": {"natural": float(1 / (1 + moved))}}
+def test_the_best_checkpoint_may_have_been_evaluated_by_an_earlier_start(whole, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    with listening() as stopping, pytest.raises(SystemExit):
+        run(out, stopping, feed=functools.partial(stopping_at, 5), export="best")
+    end = run(out, keep=1, export="best")
+    assert "the best checkpoint is that of step 3" in capsys.readouterr().out
+    assert end.step == 3
+    assert -float(jnp.sum(end.state["w"] ** 2)) == end.record("evaluation", 3)["people/natural"]
+    assert (out / RECORDS).read_bytes() == (whole[0] / RECORDS).read_bytes()
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["3", "6"]
 
 
-@pytest.fixture(scope="module")
-def whole_best(configure, tmp_path_factory) -> Path:
-    """The folder of a run that nothing interrupted, and that exported its best checkpoint."""
-    out = tmp_path_factory.mktemp("best") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "scores", nearness)
-        train(configure(out, export="best"))
-    return out
+def stopping_at(number: int, done: int) -> Generator[dict[str, np.ndarray], None, None]:
+    """The batches, and a request to stop before one of them."""
+    for index, rows in enumerate(feed(done), done + 1):
+        if index == number:
+            signal.raise_signal(signal.SIGTERM)
+        yield rows
 
 
-def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configure, capsys) -> None:
-    train(configure(whole_best, export="best"))
-    printed = capsys.readouterr().out
-    assert "the best checkpoint is that of step 3" in printed
-    exported, metadata = native.read(whole_best / WEIGHTS, TINY)
-    card, records = json.loads(metadata["card"]), read(whole_best / RECORDS)
-    before, third, last = (record["people/natural"] for record in records if record["kind"] != "step")
-    assert before == 1 > third > last + 0.005
-    assert card["steps"] == 3
-    assert card["scores"] == {
-        name: {"people": {"natural": pytest.approx(value, abs=1e-6)}}
-        for name, value in (("start", before), ("trained", third))
-    }
-    assert re.search(rf"people +100\.00 +{100 * third:.2f}\n", printed)
-    # Heads are rescaled on the way, and what they were is in the checkpoints.
-    exported = np.concatenate(exported["heads"])
-    for step in (3, STEPS):
-        arrays = StandardCheckpointer().restore(whole_best / "checkpoints" / str(step) / "state")
-        heads = np.concatenate([arrays[f"trained/heads/{tap}"] for tap in range(len(TINY.tapped))])
-        lengths = np.linalg.norm(exported), np.linalg.norm(heads)
-        assert np.allclose(exported / lengths[0], heads / lengths[1], atol=1e-5) == (step == 3)
+def test_an_evaluation_after_which_the_run_is_stopped_counts(whole, tmp_path) -> None:
+    out = tmp_path / "run"
+    with listening() as stopping:
+
+        def then_stopped(state: State, number: int, interrupted: Callable[[], bool]) -> dict[str, float]:
+            values = evaluate(state, number, interrupted)
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return values
+
+        with pytest.raises(SystemExit):
+            run(out, stopping, evaluate=then_stopped)
+    assert steps_of(out, "evaluation") == [3]
+    assert run(out, export="best").step == 3
 
 
-def test_the_score_of_an_evaluation_that_was_stopped_counts_too(whole_best, configure, tmp_path, monkeypatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_path) -> None:
     out = tmp_path / "run"
 
-    def terminated(config: Lin, metric: Any, sets: Any, placement: Any, interrupted: Callable[[], bool]) -> Any:
-        if (out / "checkpoints" / "3").exists():
-            signal.raise_signal(signal.SIGTERM)
-        if interrupted():
-            raise evaluate.Interrupted
-        return nearness(config, metric)
+    def spoilt(done: int) -> Generator[dict[str, np.ndarray], None, None]:
+        for number, rows in enumerate(feed(done), done + 1):
+            yield rows | {"y": np.full_like(rows["y"], np.nan)} if number == 5 else rows
 
-    monkeypatch.setattr(evaluate, "scores", terminated)
-    with pytest.raises(SystemExit) as exit_:
-        train(configure(out, export="best"))
-    assert exit_.value.code == 0
-    assert read(out / RECORDS)[-1]["kind"] == "step"
-    monkeypatch.setattr(evaluate, "scores", nearness)
-    train(configure(out, export="best"))
-    check_same_bits(out, whole_best)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_stopped_while_data_are_loaded_it_leaves_nothing(configure, tmp_path, monkeypatch, capsys, name) -> None:
-    number = signal.Signals[name]
-    before = signal.getsignal(number)
-    monkeypatch.setattr(loop, "load_sets", lambda _: signal.raise_signal(number))
-    with pytest.raises(SystemExit) as exit_:
-        train(configure(tmp_path / "run"))
-    assert exit_.value.code == 0
-    assert "stopped while data were being loaded; nothing is lost" in capsys.readouterr().out
-    assert signal.getsignal(number) == before
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(whole, configure, tmp_path, monkeypatch) -> None:
-    out, feed = tmp_path / "run", loop.batches
-
-    def spoilt(*sources: Any, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-        for number, rows in enumerate(feed(*sources, **options), options["start"] + 1):
-            yield rows | {"judgment": np.full_like(rows["judgment"], np.nan)} if number == 5 else rows
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", spoilt)
-        with pytest.raises(TrainingError, match=r"step 5: the loss is nan.*--rate") as error:
-            train(configure(out))
+    with pytest.raises(TrainingError, match=r"step 5 is not finite \(loss nan, .*step 4, is intact.*--rate") as error:
+        run(out, feed=spoilt)
     batch = out / loop.BAD_BATCH
     assert str(batch) in str(error.value)
     with np.load(batch) as file:
-        assert np.isnan(file["judged/judgment"]).all()
-        assert file["ordinal/reference"].shape == (8, 32, 32, 3)
-        assert file["ordinal/reference"].dtype == np.uint8
-    assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "step"] == [1, 2, 3, 4]
-    train(configure(out))
-    check_same_bits(out, whole)
+        assert np.isnan(file["y"]).all()
+        np.testing.assert_array_equal(file["x"], next(feed(4))["x"])
+    assert steps_of(out, "step") == [1, 2, 3, 4]
+    check_same_bits(out, run(out), whole)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_that_the_log_notices_costs_no_checkpoint(whole, configure, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_that_the_log_notices_costs_no_checkpoint(whole, tmp_path, monkeypatch) -> None:
     out, write = tmp_path / "run", MetricLog.write
 
-    def filled(log: MetricLog, step: int, kind: str, values: Any) -> None:
-        if step == 3:
+    def filled(log: MetricLog, number: int, kind: str, values: Any) -> None:
+        if number == 3:
             assert log._records is not None
             log._records.close()
             log._records = open("/dev/full", "ab")  # noqa: SIM115
-        write(log, step, kind, values)
+        write(log, number, kind, values)
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricLog, "write", filled)
         message = rf"the disk is full: {out}/metrics\.jsonl could not be written; .*checkpoint, step 2, is intact"
         with pytest.raises(LogError, match=message):
-            train(configure(out))
-    train(configure(out))
-    check_same_bits(out, whole)
+            run(out)
+    check_same_bits(out, run(out), whole)
 
 
-def test_another_run_is_refused_by_what_differs(whole, configure) -> None:
-    records = (whole / RECORDS).read_bytes()
-    with pytest.raises(TrainingError, match=r"seed 0 \(now 7\); give another --out, or the same options"):
-        train(configure(whole, seed=7))
-    with pytest.raises(TrainingError, match=r"epsilon '0.5' \(now '1'\), rate 0.01 \(now 0.1\)"):
-        train(configure(whole, rate=0.1, epsilon="1"))
-    assert (whole / RECORDS).read_bytes() == records
+def test_a_run_that_would_go_on_with_other_contents_is_refused(whole) -> None:
+    records = (whole[0] / RECORDS).read_bytes()
+    with pytest.raises(TrainingError, match=r"began otherwise: the number of steps, the data changed since"):
+        run(whole[0], identity={"the number of steps": 7, "the data": ["one", "two"]})
+    assert (whole[0] / RECORDS).read_bytes() == records
 
 
-def test_a_finished_run_says_the_same_again(whole, configure, capsys) -> None:
-    records, weights = (whole / RECORDS).read_bytes(), native.read(whole / WEIGHTS, TINY)
-    train(configure(whole, prefetch=0, keep=3))
-    assert "validation ordinal" in capsys.readouterr().out
-    assert (whole / RECORDS).read_bytes() == records
-    again = native.read(whole / WEIGHTS, TINY)
-    jax.tree.map(np.testing.assert_array_equal, again[0], weights[0])
-    assert again[1] == weights[1]
+def test_a_finished_run_has_nothing_left_to_do(whole) -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError
+
+    check_same_bits(whole[0], run(whole[0], step=never, evaluate=never), whole)
 
 
-def test_one_device_comes_to_what_eight_do(whole, start, tmp_path) -> None:
-    status, _, errors = ended(start(tmp_path / "run", devices=1))
-    assert status == 0, errors
-    check_close(tmp_path / "run", whole)
-
-
-def test_two_processes_that_are_stopped_and_go_on_come_to_what_one_does(whole, start, tmp_path) -> None:
+def test_a_damaged_log_is_told_before_anything_is_overwritten(whole, tmp_path) -> None:
     out = tmp_path / "run"
-
-    def together(moments: tuple[str, str]) -> list[tuple[int, str, str]]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        joined = ("--coordinator", address, "--processes", 2, "--process")
-        processes = [start(out, *joined, index, moment=moment, devices=1) for index, moment in enumerate(moments)]
-        return [ended(process) for process in processes]
-
-    # One of them gets the signal, and both stop after the same step.
-    for status, printed, errors in (stopped := together(("stop", "stop"))):
-        assert status == 0, printed + errors
-    first = re.search(r"stopped at step (\d) of 6; the same command goes on from there", stopped[0][1])
-    assert first is not None, stopped[0]
-    assert not (out / WEIGHTS).exists()
-    for status, printed, errors in (finished := together(("never", "never"))):
-        assert status == 0, printed + errors
-    assert f"resumed at step {first[1]} of 6" in finished[0][1]
-    # The first one speaks for both.
-    assert "written" in finished[0][1]
-    for said in ("stopped", "resumed", "written", "validation"):
-        assert said not in stopped[1][1] + finished[1][1]
-    check_close(out, whole)
+    run(out)
+    lines = (out / RECORDS).read_bytes().splitlines(keepends=True)
+    (out / RECORDS).write_bytes(b"".join([lines[0], json.dumps([1]).encode() + b"\n", *lines[2:]]))
+    with pytest.raises(Exception, match=r"metrics\.jsonl, line 2, is .* should be a record"):
+        run(out)
 
 
-def test_a_batch_must_be_cut_evenly(configure, tmp_path) -> None:
-    with pytest.raises(TrainingError, match=r"6 ordinal triplets of --batch 12 .* 8 device.*multiple of 8"):
-        train(configure(tmp_path / "run", batch=12))
-    with pytest.raises(TrainingError, match=r"--accumulate.*multiple of 16"):
-        train(configure(tmp_path / "other", accumulate=2))
-    # A mistake leaves nothing that the corrected command would be refused for.
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_size_that_a_file_does_not_have_is_refused(tmp_path) -> None:
-    arrays: dict[str, Any] = {name: np.zeros((2, 48, 48, 3), np.uint8) for name in ("ref", "p0", "p1")}
-    np.savez(tmp_path / "triplets.npz", **arrays, judge=np.zeros(2, np.float32))
-    with pytest.raises(TrainingError, match=r"--size is 64, but .* 48 pixels"):
-        train(Lin(data=str(tmp_path / "triplets.npz"), size=64, metric="lpips-tiny", out=tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_would_go_on_with_other_contents_is_refused(tmp_path) -> None:
-    began = {"total": 6, "start": "a metric", "data": ["one", "two"]}
-    loop._check_identity(tmp_path, began, {**began, "data": ["one", "two"]})
-    with pytest.raises(TrainingError, match=r"the metric it starts from, the triplets it learns from changed"):
-        loop._check_identity(tmp_path, began, {"total": 6, "start": "another", "data": ["one"]})
-
-
-def test_triplets_that_no_loss_looks_at_are_left_out() -> None:
-    sets = Sets({"judged": (Length(45),), "ordinal": (Length(25),)}, {})  # pyright: ignore[reportArgumentType]
-    config = Lin(natural_weight=0.0)
-    used = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])
-    assert set(used.sources) == {"ordinal"}
-    assert loop._shares(config, used) == {"ordinal": 80}
-
-
-@pytest.mark.parametrize("options", [{"coordinator": "localhost:1"}, {"processes": 2}, {"process": 0, "processes": 2}])
-def test_half_of_the_options_for_processes_is_refused(options, configure, tmp_path) -> None:
-    with pytest.raises(TrainingError, match="--coordinator, --processes and --process together"):
-        train(configure(tmp_path / "run", **options))
-    assert not (tmp_path / "run").exists()
-
-
-class Length:
-    """A source that is asked for nothing but its length."""
-
-    name = "length"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def planned(**options: Any) -> tuple[Plan, np.ndarray]:
-    """The plan for 45 judged and 25 ordinal triplets at 10 a step each, and the rate's share at every step."""
-    config, sources = Lin(**options), {"judged": (Length(45),), "ordinal": (Length(25),)}
-    plan = Plan.of(config, Sets(sources, {}), {"judged": 10, "ordinal": 10})  # pyright: ignore[reportArgumentType]
-    share = plan.share(config)
-    return plan, np.array([float(share(np.int32(step))) for step in range(plan.total)])
-
-
-def test_the_rate_falls_linearly_over_the_last_epochs() -> None:
-    plan, shares = planned(epochs=1, decay_epochs=2)
-    # An epoch is one of the group that takes longest.
-    assert plan == Plan(12, 8, 4)
-    np.testing.assert_allclose(shares, [1, 1, 1, 1, *(1 - np.arange(8) / 8)], atol=1e-6)
-
-
-def test_steps_take_the_place_of_epochs() -> None:
-    plan, shares = planned(epochs=1, decay_epochs=3, steps=20)
-    assert plan == Plan(20, 15, 4)
-    np.testing.assert_allclose(shares, [*np.ones(5), *(1 - np.arange(15) / 15)], atol=1e-6)
-
-
-def test_the_published_rate_falls_after_each_epoch() -> None:
-    plan, shares = planned(protocol="published", epochs=1, decay_epochs=2)
-    assert plan == Plan(12, 8, 4)
-    np.testing.assert_allclose(shares, [*np.ones(8), *np.full(4, 0.5)], atol=1e-6)
-
-
-def test_attacks_on_ensembles_are_not_trained_against(photographs, tmp_path) -> None:
-    with pytest.raises(TrainingError, match="python -m training natural"):
-        train(Lin(metric="elpips-tiny", out=tmp_path / "run", photographs=photographs["photographs"]))
-
-
-def test_an_ensemble_learns_and_is_loaded_as_one(
-    photographs, compiled, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On one device: a program for eight takes long to compile."""
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
-    one = NamedSharding(mesh, PartitionSpec("data"))
-    monkeypatch.setattr(loop, "over_all_devices", lambda: one)
-    options = {"metric": "elpips-tiny", "teacher": "lpips-tiny", "triplets": 16, "size": 32, "batch": 16, "steps": 2}
-    path = train(Natural(**options, photographs=photographs["photographs"], rate=1e-2, out=tmp_path / "run"))
-    trained, start = rl.load(path), rl.load("elpips-tiny")
-    assert path.name == "elpips-tiny.safetensors"
-    assert isinstance(trained, rl.Ensemble)
-    before, after = (ensemble.metric.parameters["heads"] for ensemble in (start, trained))
-    assert not np.allclose(before[0], after[0])
-    with pytest.raises(TrainingError, match="--samples is for ensembles"):
-        train(Lin(metric="lpips-tiny", samples=2, out=tmp_path / "other", photographs=photographs["photographs"]))
+def test_the_folder_is_held_until_the_end_of_the_block(tmp_path) -> None:
+    out = tmp_path / "run"
+    with (
+        loop.finished(TASK, {"w": jnp.zeros(4)}, out=out, stopping=Stopping()),
+        pytest.raises(CheckpointError, match="lock is held by"),
+    ):
+        run(out)

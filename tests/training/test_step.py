@@ -178,7 +178,7 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.recipe.backbone_rate, rel=0.02)
 
 
-@pytest.mark.parametrize(("attack", "attacked"), list(zip(names("objective"), itertools.cycle(ATTACKED))))
+@pytest.mark.parametrize(("attack", "attacked"), list(zip(names("objective"), itertools.cycle(ATTACKED), strict=False)))
 def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) -> None:
     config = Lin(attack=attack, attacked=attacked, attack_steps=2, epsilon="1" if attack == "spatial" else "16/255")
     # Where judgments are certain, the loss on attacked triplets grows with the harm that is done to their order.

@@ -1,8 +1,8 @@
 """Batches of judged triplets for training, by Grain.
 
-Step k is a function of the seed and k alone: whoever goes on at step k gets what an uninterrupted run would have had
-there, and the position to save is the step's number. An epoch is a permutation of all examples of all sources, another
-one each time, of which what does not fill a batch is left out.
+Step k is a function of the seed and k alone: a run that resumes at step k gets the batch that an uninterrupted run
+would have had there, and the position to save is the step's number. An epoch is a permutation of all examples of all
+sources, a new one each time; examples at its end that do not fill a batch are left out.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from rlpips_jax.errors import TripletsError
 from training.data.sources import IMAGES, Source
 
 THREADS = 16
-"""At most so many batches are prepared at once within this process."""
+"""The most batches that are prepared at once in this process."""
 
 Batch = dict[str, np.ndarray]
 """`reference`, `p0`, `p1`: uint8 `(b, h, w, 3)`; `judgment`: float32 `(b,)`; `source`: int32 `(b,)`, which of the
@@ -137,13 +137,13 @@ def _check_sizes(sources: Sequence[Source]) -> None:
 def _given(steps: grain.MapDataset[Batch], workers: int, prefetch: int) -> Generator[Batch, None, None]:
     if workers:
         if not flags.FLAGS.is_parsed():
-            # Grain asks for its flags, which a program that is no absl app never parses: defaults are meant.
+            # Grain reads absl's flags, which a program that is not an absl app never parses; the defaults will do.
             flags.FLAGS.mark_as_parsed()
         each = max(1, -(-prefetch // workers))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each)
         plain = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        # Batches come through pipes. Shared memory is small in many containers, and what a run that is killed or
-        # closed early had there would stay until the machine restarts.
+        # Batches come through pipes: shared memory is small in many containers, and the part that a killed run used
+        # would stay taken until the machine restarts.
         piped = grain.experimental.WithOptionsIterDataset(
             plain, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         )
@@ -159,9 +159,9 @@ def _given(steps: grain.MapDataset[Batch], workers: int, prefetch: int) -> Gener
 
 
 def _begin_worker(worker: int, workers: int) -> None:
-    # Ctrl-C reaches all processes of a terminal; what becomes of the run is for the one that trains to decide.
+    # Ctrl-C reaches all processes of a terminal, but the one that trains decides how the run ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One that is killed cannot end its workers, and they would wait for it for ever.
+    # A killed process cannot end its workers, and they would wait for it for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
