@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -35,12 +35,12 @@ reduced."""
 Picture = Shaped[np.ndarray, "h w 3"]
 
 
-def plain(value: Any) -> str:
+def plain(value: SupportsFloat) -> str:
     """A number for people: six decimals; exactly 0 is "0", so that it differs from a small number."""
     return "0" if value == 0 else f"{float(value):.6f}"
 
 
-def json_text(document: Any) -> str:
+def json_text(document: object) -> str:
     """JSON of nested dictionaries and lists, NumPy numbers written by `decimal`."""
     return _json(document, "\n")
 
@@ -59,7 +59,7 @@ def _json(value: Any, line: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """CSV with a header, NumPy numbers written by `decimal`; ends with a newline."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

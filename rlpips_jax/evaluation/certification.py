@@ -125,7 +125,7 @@ class Certificate:
 
 
 def certify(
-    objective: Callable[..., Any],
+    objective: Callable[..., Array],
     images: Images,
     smoothing: Smoothing,
     *,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rlpips_jax.arguments import whole_number
-from rlpips_jax.attacks import Randomness, attack_triplets
+from rlpips_jax.attacks import AttackResult, Randomness, attack_triplets
 from rlpips_jax.attacks.expectations import ADAPTIVE, judge_key, measured_distances
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import TripletsError
@@ -31,7 +31,7 @@ from rlpips_jax.images import UNIT_RANGE, Images
 BATCH = 50
 """Triplets attacked at once."""
 
-Attack = Callable[..., Any]
+Attack = Callable[..., AttackResult]
 """`objective, images, *, key, epsilon -> AttackResult`, such as `functools.partial(rl.attacks.pgd, steps=20)`."""
 
 
@@ -361,7 +361,7 @@ def _filled_rows(part: Triplets, size: int, placement: Placement) -> Int[np.ndar
     return np.minimum(np.arange(filled_size(size, placement)), len(part) - 1)
 
 
-def _judge(key: PRNGKeyArray | None, begin: int) -> PRNGKeyArray:
+def _judge(key: PRNGKeyArray | None, begin: int) -> Any:
     """The key that distances of the part at `begin` are drawn with: the same as after an attack of it."""
     return judge_key(jax.random.fold_in(jax.random.key(0) if key is None else key, begin))
 

@@ -28,7 +28,7 @@ JUDGMENTS = 16
 NOISE, JUDGMENT = 2**32 - 1, 2**32 - 2
 """Folded into a key for a noisy start and for the distances in results. Step n folds in n; `split` counts likewise."""
 
-AnyDistance = Metric | RandomMetric | Callable[..., Any]
+AnyDistance = Metric | RandomMetric | Callable[..., Array]
 """A metric, or a function `x, y, key -> (n,)` of images in [0, 1]."""
 
 Batch = Float[Array, "_ h w 3"]
