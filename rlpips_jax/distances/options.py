@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
+from rlpips_jax.arguments import whole_number
 from rlpips_jax.errors import MetricError
 
 DTYPES = ("float32", "bfloat16", "float64")
@@ -34,11 +34,9 @@ class Options:
         object.__setattr__(self, "dtype", _checked_dtype(self.dtype))
         if self.precision not in PRECISIONS:
             raise MetricError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        most = self.max_batch
-        if most is not None:
-            if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
-                raise MetricError(f"max_batch must be a whole number of images, 1 or more, or None, got {most!r}")
-            object.__setattr__(self, "max_batch", int(most))
+        if self.max_batch is not None:
+            most = whole_number("max_batch", self.max_batch, minimum=1, error=MetricError)
+            object.__setattr__(self, "max_batch", most)
 
     @property
     def of_network(self) -> dict[str, Any]:

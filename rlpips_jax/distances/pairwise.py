@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rlpips_jax.arguments import whole_number
 from rlpips_jax.distances.distance import check_metric, zero_where_identical
 from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric, RandomMetric, is_random
 from rlpips_jax.errors import ImageError, MetricError
@@ -63,8 +64,7 @@ def pairwise(
         raise ImageError(f"two batches (n, h, w, 3) and (m, h, w, 3) are needed, got {xs.shape} and {ys.shape}")
     if xs.shape[1:] != ys.shape[1:]:
         raise ImageError(f"images differ in size: xs {xs.shape} and ys {ys.shape}; resize or crop them to one first")
-    if isinstance(max_memory, bool) or not isinstance(max_memory, int | np.integer) or max_memory < 1:
-        raise MetricError(f"max_memory must be a whole number of bytes, got {max_memory!r}")
+    max_memory = whole_number("max_memory", max_memory, minimum=1, error=MetricError)
     image = jax.ShapeDtypeStruct((1, *xs.shape[1:]), xs.dtype)
     one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, image)
     if not (len(xs) and len(ys)):

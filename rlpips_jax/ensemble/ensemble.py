@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
+from rlpips_jax.arguments import check_key, whole_number
 from rlpips_jax.backbones import Dropout
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import distance, zero_where_identical
@@ -24,7 +25,6 @@ from rlpips_jax.ensemble.transformations import (
     FIELDS,
     SHIFTS,
     Transformation,
-    check_key,
     from_uniform,
     level_probabilities,
     transform,
@@ -93,7 +93,7 @@ class Ensemble(Generic[AnyMetric]):
         value_range = check_value_range(value_range)
         x, y = check_images(value_range, x=x, y=y, minimum_size=self.minimum_size, user=self.name)
         samples = check_samples(samples)
-        check_key(key, self.name)
+        key = check_key(self.name, key, error=EnsembleError)
         return _distance(self, x, y, key, samples=samples, value_range=value_range)
 
     def expectation(self, function: "Function", arguments: Any, *, key: Any, samples: int) -> Array:
@@ -122,8 +122,7 @@ class Ensemble(Generic[AnyMetric]):
         Raises:
             EnsembleError: the key is not one key of `jax.random`, or the number of samples makes no sense.
         """
-        check_key(key, self.name)
-        return EnsembleDraws(self, jnp.asarray(key), check_samples(samples))
+        return EnsembleDraws(self, check_key(self.name, key, error=EnsembleError), check_samples(samples))
 
 
 register_metric(Ensemble, ("metric",))
@@ -163,8 +162,8 @@ class EnsembleDraws:
     @property
     def signature(self) -> str:
         """That of the ensemble, with the key and the number of samples."""
-        key = self.key if jnp.issubdtype(self.key.dtype, np.uint32) else jax.random.key_data(self.key)
-        return f"{self.ensemble.signature} samples={self.samples} key={np.asarray(key).tolist()}"
+        key = np.asarray(jax.random.key_data(self.key)).tolist()
+        return f"{self.ensemble.signature} samples={self.samples} key={key}"
 
     @property
     def minimum_size(self) -> int:
@@ -209,7 +208,7 @@ class DrawnFeatures:
         size: height and width of the images, which decide how likely each level is.
     """
 
-    levels: tuple[Features, ...]
+    levels: tuple[Any, ...]  # of Features; abstract ones under jax.eval_shape
     size: tuple[int, int]
 
 
@@ -249,13 +248,11 @@ def check_samples(samples: Any, name: str = "samples") -> int:
     """The number of samples; `SAMPLES` for None.
 
     Raises:
-        EnsembleError: it is no whole number of 1 or more.
+        EnsembleError: it is not a whole number of 1 or more.
     """
     if samples is None:
         return SAMPLES
-    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
-        raise EnsembleError(f"{name} must be a whole number, 1 or more, got {samples!r}")
-    return int(samples)
+    return whole_number(name, samples, minimum=1, error=EnsembleError)
 
 
 def distance_under(

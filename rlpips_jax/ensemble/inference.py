@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from rlpips_jax.arguments import check_key
 from rlpips_jax.distances.distance import check_metric, distance
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble.ensemble import FeaturesOf, check_samples, distances
 from rlpips_jax.ensemble.sampling import at_once
-from rlpips_jax.ensemble.transformations import check_key
 from rlpips_jax.errors import EnsembleError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
 from rlpips_jax.ops.automatic_axes import automatic_axes
@@ -108,7 +108,7 @@ def estimate(
         EnsembleError: `ensemble` is not random, there is no key, or a number makes no sense.
     """
     _check_ensemble(ensemble)
-    check_key(key, ensemble.name)
+    key = check_key(ensemble.name, key, error=EnsembleError)
     for name, wanted in (("relative_error", relative_error), ("absolute_error", absolute_error)):
         if not (_is_number(wanted) and 0 <= wanted < np.inf):
             raise EnsembleError(f"{name} must be a number, 0 or more, got {wanted!r}")
@@ -184,7 +184,7 @@ def compare(
         copies = np.broadcast_to(np.asarray(reference), images.shape)
         found = np.asarray(distance(copies, images, metric, value_range=value_range), np.float64)
         return _comparison(np.stack([found, found]), looks=1, samples=0)
-    check_key(key, metric.name)
+    key = check_key(metric.name, key, error=EnsembleError)
     most, size = _most_calls(max_samples), _block_size(max_samples)
     looks = _looks(most)
     key = jax.random.fold_in(key, COMPARE)

@@ -24,6 +24,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from rlpips_jax.arguments import check_key
 from rlpips_jax.errors import EnsembleError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
 
@@ -78,28 +79,6 @@ def level_probabilities(height: int, width: int) -> Float[np.ndarray, " levels"]
     return weights / weights.sum()
 
 
-def check_key(key: Any, user: str) -> None:
-    """Checks that a key is one.
-
-    Args:
-        key: what a user hands in.
-        user: what is random, for the message.
-
-    Raises:
-        EnsembleError: it is no key of `jax.random`, or more than one.
-    """
-    shape = np.shape(key) if isinstance(key, jax.Array | np.ndarray) else None
-    if shape is not None and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and shape == ()):
-        return
-    # Keys of the old style are the numbers alone, as many as the generator in use takes.
-    if shape in ((2,), (4,)) and key.dtype == np.uint32:
-        return
-    raise EnsembleError(
-        f"{user} is random: give a key of jax.random, one alone, as in key=jax.random.key(0); the same key gives the "
-        f"same number; got {key!r}"
-    )
-
-
 def sample_transformations(
     key: Any, n: int, h: int, w: int, scale_level: int | None = None, transpose: bool | None = None
 ) -> Transformation:
@@ -116,7 +95,7 @@ def sample_transformations(
     Raises:
         EnsembleError: no key, a level that images of this size do not have, or something to be drawn by a traced key.
     """
-    check_key(key, "a transformation")
+    key = check_key("a transformation", key, error=EnsembleError)
     probabilities = level_probabilities(h, w)
     if scale_level is None or transpose is None:
         if isinstance(key, Tracer):

@@ -376,7 +376,7 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     nothing: Any = None
     half: Any = 64.5
     cases: list[tuple[str, Callable[[], Any]]] = [
-        ("is random: give a key", lambda: rl.distance(x, y, ensemble)),
+        ("draws at random and needs one key", lambda: rl.distance(x, y, ensemble)),
         ("samples must be a whole number, 1 or more, got 0", lambda: rl.distance(x, y, ensemble, key=KEY, samples=0)),
         ("drawn-mini is not random", lambda: rl.distance(x, y, ensemble.metric, key=KEY)),
         ("keep must be a share", lambda: replace(ensemble, keep=0)),
@@ -386,13 +386,13 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=8)),
         ("max_samples must be 16 or more", lambda: rl.estimate(x, y, ensemble, key=KEY, max_samples=nothing)),
         ("max_samples must be a whole", lambda: rl.compare(x[0], x, ensemble, key=KEY, max_samples=half)),
-        ("is random: give a key", lambda: rl.compare(x[0], x, ensemble)),
+        ("draws at random and needs one key", lambda: rl.compare(x[0], x, ensemble)),
         ("confidence must lie between 0 and 1", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=1)),
         ("confidence must lie between 0", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=nothing)),
     ]
     for key in (None, 0, "a key", jax.random.split(KEY), np.zeros(2, np.int32)):
         cases += [
-            ("drawn-mini is random: give a key of jax.random, one", functools.partial(call, key=key))
+            ("drawn-mini draws at random and needs one key of jax.random, one", functools.partial(call, key=key))
             for call in (
                 functools.partial(rl.distance, x, y, ensemble),
                 functools.partial(rl.estimate, x, y, ensemble),
