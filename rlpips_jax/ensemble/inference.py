@@ -120,16 +120,17 @@ def estimate(
     key = jax.random.fold_in(key, ESTIMATE)
     size = _block_size(max_samples)
     blocks: list[Float[np.ndarray, "blocks ..."]] = []
-    for call in range(most):
+    call = 0
+    while True:
         call_key = jax.random.fold_in(key, call)
         blocks.extend(np.asarray(_distance_blocks(ensemble, x, y, call_key, samples=size, value_range=value_range)))
+        call += 1
         if not _is_look(call, most):
             continue
         mean, error = _mean_and_error(np.asarray(blocks, np.float64))
         reach = stats.t.ppf(1 - (1 - LEVEL) / 2 / _looks(most), len(blocks) - 1) * error
-        if np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
-            break
-    return Estimate(mean, error, len(blocks) * size)  # pyright: ignore[reportPossiblyUnbound]: the last call is a look
+        if call == most or np.all(reach <= np.maximum(relative_error * np.abs(mean), absolute_error)):
+            return Estimate(mean, error, len(blocks) * size)
 
 
 def compare(
@@ -191,11 +192,13 @@ def compare(
     first, which = _distinct(images)
     images = images[np.asarray(first)]
     blocks: list[Float[np.ndarray, "blocks k"]] = []
-    for call in range(most):
+    call = 0
+    while True:
         drawn = _comparison_blocks(
             metric, reference, images, jax.random.fold_in(key, call), samples=size, value_range=value_range
         )
         blocks.extend(np.asarray(drawn))
+        call += 1
         look = _is_look(call, most)
         if not look and progress is None:
             continue
@@ -203,9 +206,8 @@ def compare(
         result = _of_all(found, which)
         if progress is not None:
             progress(result)
-        if look and found.confidence >= confidence:
-            break
-    return result  # pyright: ignore[reportPossiblyUnbound]: the last call is a look
+        if call == most or (look and found.confidence >= confidence):
+            return result
 
 
 def _distinct(images: Images) -> tuple[list[int], list[int]]:
@@ -239,9 +241,9 @@ def _looks(most: int) -> int:
     return (most - 1).bit_length() + 1
 
 
-def _is_look(call: int, most: int) -> bool:
-    """Whether results are looked at after a call; the first one is 0."""
-    return not (call + 1) & call or call + 1 == most
+def _is_look(calls: int, most: int) -> bool:
+    """Whether results are looked at after so many calls."""
+    return not calls & (calls - 1) or calls == most
 
 
 def _is_number(number: Any) -> bool:

@@ -14,6 +14,7 @@ from jax import export
 
 import rlpips_jax as rl
 from rlpips_jax import loading
+from rlpips_jax.backbones import TINY
 from rlpips_jax.distances.family import Family
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError
 from rlpips_jax.images import to_unit
@@ -221,6 +222,6 @@ def test_a_saved_metric_is_read_back(tiny: rl.Lpips, tmp_path: Path) -> None:
     assert isinstance(rl.load(tmp_path / "random.safetensors"), rl.Ensemble)
     with pytest.raises(MetricError, match=r"suffix \.safetensors"):
         rl.save(tiny, tmp_path / "tiny.pth")
-    other = replace(tiny, backbone=replace(tiny.backbone, tapped=tiny.backbone.tapped[:2]))
+    other = replace(tiny, backbone=replace(TINY, tapped=TINY.tapped[:2]))
     with pytest.raises(MetricError, match="no named metric has"):
         rl.save(other, tmp_path / "other.safetensors")

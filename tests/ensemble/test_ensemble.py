@@ -392,7 +392,7 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     ]
     for key in (None, 0, "a key", jax.random.split(KEY), np.zeros(2, np.int32)):
         cases += [
-            ("drawn-mini draws at random and needs one key of jax.random, one", functools.partial(call, key=key))
+            ("drawn-mini draws at random and needs one key", functools.partial(call, key=key))
             for call in (
                 functools.partial(rl.distance, x, y, ensemble),
                 functools.partial(rl.estimate, x, y, ensemble),
