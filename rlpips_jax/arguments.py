@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Int, PRNGKeyArray
 
 from rlpips_jax.errors import RlpipsError
+
+Key = PRNGKeyArray | Int[jax.Array | np.ndarray, "..."]
+"""A key of `jax.random`, new or old style."""
 
 
 def whole_number(
@@ -37,7 +40,7 @@ def whole_number(
     return int(value)
 
 
-def check_key(user: str, key: Any, *, error: type[RlpipsError]) -> Key[Array, ""]:
+def check_key(user: str, key: Any, *, error: type[RlpipsError]) -> PRNGKeyArray:
     """The key, in the new style (`jax.random.key`).
 
     Args:

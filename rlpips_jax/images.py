@@ -7,12 +7,13 @@ by default (0, 1). Other types are an error: there is no agreed range for wider 
 Shape and type are always checked; values are not checked while `jit`, `grad` or `vmap` trace the images.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from rlpips_jax.errors import ImageError, ValueRangeWarning
@@ -37,7 +38,7 @@ DARK = 1 / 16
 """An image whose largest value is less than this fraction of white does not look as if it were in that range."""
 
 
-def check_value_range(value_range: Any) -> ValueRange:
+def check_value_range(value_range: object) -> ValueRange:
     """The range as two floats.
 
     Raises:
@@ -49,7 +50,7 @@ def check_value_range(value_range: Any) -> ValueRange:
             "static_argnames"
         )
     try:
-        black, white = (float(bound) for bound in value_range)
+        black, white = (float(bound) for bound in cast(Any, value_range))
     except (TypeError, ValueError):
         raise ImageError(f"value_range must be a pair (black, white) such as (-1, 1), got {value_range!r}") from None
     if not (np.isfinite(black) and np.isfinite(white) and black < white):
@@ -58,7 +59,7 @@ def check_value_range(value_range: Any) -> ValueRange:
 
 
 def check_images(
-    value_range: ValueRange = UNIT_RANGE, *, minimum_size: int = 1, user: str = "this metric", **images: Any
+    value_range: ValueRange = UNIT_RANGE, *, minimum_size: int = 1, user: str = "this metric", **images: object
 ) -> tuple[Array | np.ndarray, ...]:
     """Checks images against the convention and returns them as arrays, values untouched.
 
@@ -89,12 +90,12 @@ def check_images(
     return tuple(arrays.values())
 
 
-def float_dtype(images: Any) -> Any:
+def float_dtype(images: Images) -> Any:
     """What images are computed in: float64 if they are, else float32. Correct under strict promotion of types too."""
     return jnp.float64 if images.dtype == np.float64 else jnp.float32
 
 
-def to_symmetric(image: Images, value_range: ValueRange, dtype: Any = jnp.float32) -> Float[Array, "..."]:
+def to_symmetric(image: Images, value_range: ValueRange, dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
     """Maps images to [-1, 1], the range in which LPIPS is defined: 2 (x - black) / (white - black) - 1.
 
     Args:
@@ -110,7 +111,7 @@ def to_symmetric(image: Images, value_range: ValueRange, dtype: Any = jnp.float3
     return (image - black) * (2.0 / (white - black)) - 1.0
 
 
-def to_unit(image: Images, value_range: ValueRange, dtype: Any = jnp.float32) -> Float[Array, "..."]:
+def to_unit(image: Images, value_range: ValueRange, dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
     """Maps images to [0, 1], the range in which E-LPIPS is defined. Arguments as in `to_symmetric`."""
     image = jnp.asarray(image)
     black, white = (0.0, 255.0) if image.dtype == jnp.uint8 else value_range

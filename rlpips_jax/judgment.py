@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from rlpips_jax.arguments import Key
 
 STEEPNESS = 4.0
 """How surely a ratio of distances speaks: the logit of log(d0 / d1) = 1."""
@@ -47,14 +49,14 @@ class RankingHead(nn.Module):
         return x[..., 0]
 
 
-def draw_ranking_head(key: Any) -> dict[str, Any]:
+def draw_ranking_head(key: Key) -> dict[str, Any]:
     """Parameters of a `RankingHead`: weights and biases in U(-1, 1) / sqrt(inputs), as PyTorch draws them."""
-    variables: Any = RankingHead().init(key, jnp.zeros(1), jnp.zeros(1))
+    variables: Any = RankingHead().init(jnp.asarray(key), jnp.zeros(1), jnp.zeros(1))
     return variables["params"]
 
 
 def ranking_head_logit(
-    parameters: dict[str, Any], d0: Float[Array, " n"], d1: Float[Array, " n"]
+    parameters: dict[str, PyTree], d0: Float[Array, " n"], d1: Float[Array, " n"]
 ) -> Float[Array, " n"]:
     """The logit that a `RankingHead` with these parameters gives for distances `(n,)`."""
     return RankingHead().apply({"params": parameters}, d0, d1)  # pyright: ignore[reportReturnType]

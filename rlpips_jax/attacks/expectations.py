@@ -98,7 +98,9 @@ class EnsembleObjective(TracedObjective):
     def __call__(self, images: Float[Array, "n ..."], key: Key | None = None) -> Float[Array, " n"]:
         key = self.key if key is None else key
         moving = _unit(images, self.value_range).reshape(len(images), -1, *images.shape[-3:])
-        return self.metric.expectation(_Value(self.attacked), (moving, self.still), key=key, samples=self.samples)
+        return self.metric.expectation(
+            _Value(self.attacked), (moving, self.still), key=cast(Key, key), samples=self.samples
+        )
 
 
 @dataclass(frozen=True)

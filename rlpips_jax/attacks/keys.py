@@ -3,14 +3,10 @@
 import enum
 
 import jax
-import numpy as np
-from jaxtyping import Int, PRNGKeyArray
 
+from rlpips_jax.arguments import Key as Key
 from rlpips_jax.arguments import check_key
 from rlpips_jax.errors import AttackError
-
-Key = PRNGKeyArray | Int[jax.Array | np.ndarray, "..."]
-"""A key of `jax.random`, new or old style."""
 
 
 class Purpose(enum.IntEnum):

@@ -8,11 +8,11 @@ batch, and use dropout.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.files.official import Official
@@ -146,7 +146,7 @@ class Backbone(Protocol):
         ...
 
     def taps(
-        self, parameters: Any, images: Float[Array, "n h w 3"], computation: Computation
+        self, parameters: PyTree[Array], images: Float[Array, "n h w 3"], computation: Computation
     ) -> tuple[Float[Array, "n _ _ _"], ...]:
         """Activations, one array per tap.
 
@@ -168,8 +168,8 @@ class StagedBackbone(Backbone, Protocol):
 
     def stage(
         self,
-        stage: Any,
-        parameters: Any,
+        stage: Hashable,
+        parameters: PyTree[Array],
         x: Float[Array, "n h w c"],
         *,
         computation: Computation,
@@ -195,7 +195,7 @@ class StagedBackbone(Backbone, Protocol):
 
 
 def taps_of_stages(
-    backbone: StagedBackbone, parameters: Any, images: Float[Array, "n h w 3"], computation: Computation
+    backbone: StagedBackbone, parameters: PyTree[Array], images: Float[Array, "n h w 3"], computation: Computation
 ) -> tuple[Float[Array, "n _ _ _"], ...]:
     """`taps` of a backbone that runs in stages."""
     taps = []

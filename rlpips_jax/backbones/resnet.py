@@ -5,14 +5,14 @@ running mean m and running variance v, the kernel becomes k g / sqrt(v + 1e-5), 
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones.dropout import Dropout, dropped
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
@@ -139,8 +139,8 @@ class ResNet:
 
     def stage(
         self,
-        stage: int,
-        parameters: Any,
+        stage: Hashable,
+        parameters: PyTree[Array],
         x: Float[Array, "n h w c"],
         *,
         computation: Computation,
@@ -159,6 +159,7 @@ class ResNet:
             sizes = (sizes - 1) // stride + 1
             return inside(x, sizes), sizes
 
+        assert isinstance(stage, int)
         if stage == 0:
             x, sizes = convolve("conv1", x, sizes, 2)
             return nn.relu(x), sizes
@@ -181,7 +182,7 @@ class ResNet:
         return x, sizes
 
     def taps(
-        self, parameters: Any, images: Float[Array, "n h w 3"], computation: Computation
+        self, parameters: PyTree[Array], images: Float[Array, "n h w 3"], computation: Computation
     ) -> tuple[Float[Array, "n _ _ _"], ...]:
         """Activations, one array per tap."""
         return taps_of_stages(self, parameters, images, computation)

@@ -4,14 +4,14 @@ A layer is named by its index in torchvision's `features`, so that every table c
 eye. Pooling and taps are fields of the table: `dataclasses.replace` makes a variant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones.dropout import Dropout, dropped
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
@@ -181,8 +181,8 @@ class Sequential:
 
     def stage(
         self,
-        stage: tuple[Layer, ...],
-        parameters: Any,
+        stage: Hashable,
+        parameters: PyTree[Array],
         x: Float[Array, "n h w c"],
         *,
         computation: Computation,
@@ -190,7 +190,7 @@ class Sequential:
         dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "n i j d"], Int[Array, "n 2"] | None]:
         """Runs the layers of one stage; arguments and result as in `StagedBackbone`."""
-        for layer in stage:
+        for layer in cast(tuple[Layer, ...], stage):
             if isinstance(layer, Pool):
                 x = computation.pool(x, self.pooling)
             elif isinstance(layer, Fire):
@@ -207,7 +207,7 @@ class Sequential:
         return x, sizes
 
     def taps(
-        self, parameters: Any, images: Float[Array, "n h w 3"], computation: Computation
+        self, parameters: PyTree[Array], images: Float[Array, "n h w 3"], computation: Computation
     ) -> tuple[Float[Array, "n _ _ _"], ...]:
         """Activations, one array per tap."""
         return taps_of_stages(self, parameters, images, computation)
@@ -225,7 +225,7 @@ def _pytorch_name(name: str) -> str:
 
 def _fire(
     layer: Fire,
-    parameters: Any,
+    parameters: PyTree[Array],
     x: Float[Array, "n h w c"],
     *,
     computation: Computation,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from rlpips_jax.arguments import Key
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.protocol import (
     Features,
@@ -35,7 +36,7 @@ def distance(
     *,
     value_range: ValueRange = UNIT_RANGE,
     mask: Mask | None = None,
-    key: Any = None,
+    key: Key | None = None,
     samples: int | None = None,
 ) -> Float[Array, "..."]:
     """Perceptual distance of each pair of images: 0 for identical ones, about 0.7 for unrelated ones (LPIPS).

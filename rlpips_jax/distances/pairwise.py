@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.arguments import whole_number
+from rlpips_jax.arguments import Key, whole_number
 from rlpips_jax.distances.distance import check_metric, zero_where_identical
 from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric, RandomMetric, is_random
 from rlpips_jax.errors import ImageError, MetricError
@@ -27,7 +27,7 @@ def pairwise(
     *,
     value_range: ValueRange = UNIT_RANGE,
     max_memory: int = 1 << 30,
-    key: Any = None,
+    key: Key | None = None,
     samples: int | None = None,
 ) -> Float[Array, "n m"]:
     """`distance` of every image of one set to every image of another.

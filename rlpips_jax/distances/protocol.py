@@ -18,11 +18,13 @@ and is asked for where it is needed:
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from rlpips_jax.arguments import Key
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 Features = PyTree[Array]
@@ -87,16 +89,16 @@ class RandomMetric(Protocol, metaclass=_ByMembers):
     def minimum_size(self) -> int: ...
 
     def distance(
-        self, x: Images, y: Images, *, value_range: ValueRange, key: Any, samples: int | None
+        self, x: Images, y: Images, *, value_range: ValueRange, key: Key | None, samples: int | None
     ) -> Float[Array, "..."]:
         """The mean over draws of the distance of each pair; what `rlpips_jax.distance` calls."""
         ...
 
-    def under(self, key: Any, *, samples: int | None = None) -> Metric:
+    def under(self, key: Key, *, samples: int | None = None) -> Metric:
         """The metric of the draws of one key, which are the same for all images: a `Metric`."""
         ...
 
-    def expectation(self, function: Any, arguments: Any, *, key: Any, samples: int) -> Array:
+    def expectation(self, function: Callable[..., Array], arguments: PyTree[Array], *, key: Key, samples: int) -> Array:
         """The mean over draws of a function of images' features.
 
         Args:

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
-from rlpips_jax.arguments import check_key, whole_number
+from rlpips_jax.arguments import Key, check_key, whole_number
 from rlpips_jax.backbones import Dropout
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import distance, zero_where_identical
@@ -87,7 +87,7 @@ class Ensemble(Generic[AnyMetric]):
         return f"{self.metric.signature} ensemble keep={keep:g} estimator={self.estimator}"
 
     def distance(
-        self, x: Images, y: Images, *, value_range: ValueRange = UNIT_RANGE, key: Any, samples: int | None = None
+        self, x: Images, y: Images, *, value_range: ValueRange = UNIT_RANGE, key: Key | None, samples: int | None = None
     ) -> Float[Array, "..."]:
         """The mean distance over draws; `rlpips_jax.distance` documents it."""
         value_range = check_value_range(value_range)
@@ -96,7 +96,7 @@ class Ensemble(Generic[AnyMetric]):
         key = check_key(self.name, key, error=EnsembleError)
         return _distance(self, x, y, key, samples=samples, value_range=value_range)
 
-    def expectation(self, function: "Function", arguments: Any, *, key: Any, samples: int) -> Array:
+    def expectation(self, function: "Function", arguments: PyTree[Array], *, key: Key, samples: int) -> Array:
         """The mean over draws of a function of images' features under transformations.
 
         Args:
@@ -109,7 +109,7 @@ class Ensemble(Generic[AnyMetric]):
         """
         return expectation(self, function, arguments, key, samples)
 
-    def under(self, key: Any, *, samples: int | None = None) -> "EnsembleDraws":
+    def under(self, key: Key, *, samples: int | None = None) -> "EnsembleDraws":
         """The metric of the draws of one key, which are the same for all images.
 
         Its features can be computed once and compared with many, in `samples` times the memory of the metric's own.
@@ -151,7 +151,7 @@ class EnsembleDraws:
     """
 
     ensemble: Ensemble
-    key: Any
+    key: Key
     samples: int
 
     @property
@@ -244,7 +244,7 @@ def _all_features(metric: Metric, features_of: "FeaturesOf", images: Float[Array
     return features_of(images)
 
 
-def check_samples(samples: Any, name: str = "samples") -> int:
+def check_samples(samples: object, name: str = "samples") -> int:
     """The number of samples; `SAMPLES` for None.
 
     Raises:
@@ -279,7 +279,7 @@ def distance_under(
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 @automatic_axes("x", "y")
 def _distance(
-    ensemble: Ensemble, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
+    ensemble: Ensemble, x: Images, y: Images, key: Key, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "..."]:
     leading = x.shape[:-3]
     images = tuple(unit_images(ensemble, image, value_range)[:, None] for image in (x, y))
@@ -319,11 +319,11 @@ def distances(
     return zero_where_identical(result.reshape(-1), one, other).reshape(result.shape)
 
 
-Function = Callable[[Metric, FeaturesOf, Any], Array]
+Function = Callable[[Metric, FeaturesOf, PyTree[Array]], Array]
 """`metric, features_of, arguments -> (n, ...)`: what is averaged over draws."""
 
 
-def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Any, samples: int) -> Array:
+def expectation(ensemble: Ensemble, function: Function, arguments: Any, key: Key, samples: int) -> Array:
     shapes = [leaf.shape for leaf in jax.tree.leaves(arguments)]
     n, _, height, width, _ = shapes[0]
     images = n * max(shape[1] for shape in shapes)

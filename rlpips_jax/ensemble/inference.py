@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.arguments import check_key
+from rlpips_jax.arguments import Key, check_key
 from rlpips_jax.distances.distance import check_metric, distance
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble.ensemble import FeaturesOf, check_samples, distances
@@ -80,7 +80,7 @@ def estimate(
     y: Images,
     ensemble: RandomMetric,
     *,
-    key: Any,
+    key: Key,
     relative_error: float | int = 0.025,
     absolute_error: float | int = 0.01,
     max_samples: int = 5000,
@@ -138,11 +138,11 @@ def compare(
     images: Images,
     metric: Metric | RandomMetric,
     *,
-    key: Any = None,
+    key: Key | None = None,
     confidence: float | int = LEVEL,
     max_samples: int = 4096,
     value_range: ValueRange = UNIT_RANGE,
-    progress: Callable[[Comparison], Any] | None = None,
+    progress: Callable[[Comparison], object] | None = None,
 ) -> Comparison:
     """Which of several images is closest to a reference.
 
@@ -297,9 +297,9 @@ def _comparison(blocks: Float[np.ndarray, "blocks k"], looks: int, samples: int)
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 @automatic_axes()
 def _distance_blocks(
-    ensemble: RandomMetric, x: Images, y: Images, key: Any, *, samples: int, value_range: ValueRange
+    ensemble: RandomMetric, x: Images, y: Images, key: Key, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks ..."]:
-    def block(key: Any) -> Float[Array, "..."]:
+    def block(key: Key) -> Float[Array, "..."]:
         return distance(x, y, ensemble, key=key, samples=samples, value_range=value_range)
 
     return jax.lax.map(block, jax.random.split(key, BLOCKS))
@@ -308,12 +308,12 @@ def _distance_blocks(
 @functools.partial(jax.jit, static_argnames=("samples", "value_range"))
 @automatic_axes()
 def _comparison_blocks(
-    ensemble: RandomMetric, reference: Images, images: Images, key: Any, *, samples: int, value_range: ValueRange
+    ensemble: RandomMetric, reference: Images, images: Images, key: Key, *, samples: int, value_range: ValueRange
 ) -> Float[Array, "blocks k"]:
     images = images[None]
     arguments = tuple(to_unit(each, value_range, float_dtype(each)) for each in (reference[None, None], images))
 
-    def block(key: Any) -> Float[Array, " k"]:
+    def block(key: Key) -> Float[Array, " k"]:
         return ensemble.expectation(_to_reference, arguments, key=key, samples=samples)[0]
 
     return jax.lax.map(block, jax.random.split(key, BLOCKS))

@@ -16,7 +16,6 @@ Scale level and transposition decide shapes: they are static, and shared by all 
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from rlpips_jax.arguments import check_key
+from rlpips_jax.arguments import Key, check_key
 from rlpips_jax.errors import EnsembleError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, float_dtype, to_unit
 
@@ -80,7 +79,7 @@ def level_probabilities(height: int, width: int) -> Float[np.ndarray, " levels"]
 
 
 def sample_transformations(
-    key: Any, n: int, h: int, w: int, scale_level: int | None = None, transpose: bool | None = None
+    key: Key, n: int, h: int, w: int, scale_level: int | None = None, transpose: bool | None = None
 ) -> Transformation:
     """Draws a transformation for each of n images, independently but for scale level and transposition.
 

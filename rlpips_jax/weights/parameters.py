@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from rlpips_jax.backbones import Backbone, Sequential
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.weights.pickle_reader import printable
 
-Parameters = dict[str, Any]
+Parameters = dict[str, PyTree]
 Tensors = Mapping[str, np.ndarray]
 
 SHIFT = (-0.030, -0.088, -0.188)
