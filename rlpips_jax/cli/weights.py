@@ -32,7 +32,7 @@ class List:
     """Folder to look into first."""
 
     def run(self) -> int:
-        first(PARTS["lpips-tiny"], self.weights_dir)  # Raises if a folder is none, for all metrics at once.
+        first(PARTS["lpips-tiny"], self.weights_dir)  # Raises if a path is not a folder, once for all metrics.
         rows = []
         for recipe in recipes().values():
             here = availability(recipe, self.weights_dir)
