@@ -399,7 +399,7 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
                 functools.partial(rl.compare, x[0], x, ensemble),
             )
         ]
-        cases.append(("a transformation is random", functools.partial(sample_transformations, key, 1, 64, 64)))
+        cases.append(("a transformation draws at random", functools.partial(sample_transformations, key, 1, 64, 64)))
     for message, call in cases:
         with pytest.raises(EnsembleError, match=message):
             call()
