@@ -72,7 +72,7 @@ def distance(
         if mask is not None:
             raise EnsembleError(f"{metric.name} is random: masks are for metrics that are not")
         return metric.distance(x, y, key=key, samples=samples, value_range=value_range)
-    metric = check_metric(metric)
+    metric = lpips.default() if metric is None else check_metric(metric)
     if key is not None or samples is not None:
         raise EnsembleError(f"{metric.name} is not random: key and samples are for ensembles such as 'elpips-squeeze'")
     x, y, value_range = _checked(x, y, metric, value_range)
@@ -95,7 +95,7 @@ def layer_distances(
     Raises:
         MetricError: the metric is not a sum over layers.
     """
-    able = _able(check_metric(metric), LayeredMetric, "layer_distances")
+    able = _able(lpips.default() if metric is None else check_metric(metric), LayeredMetric, "layer_distances")
     x, y, value_range = _checked(x, y, able, value_range)
     if mask is not None:
         return _masked_layers(_able(able, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
@@ -118,7 +118,7 @@ def distance_map(
     Raises:
         MetricError: the metric has no map.
     """
-    able = _able(check_metric(metric), MappedMetric, "distance_map")
+    able = _able(lpips.default() if metric is None else check_metric(metric), MappedMetric, "distance_map")
     x, y, value_range = _checked(x, y, able, value_range)
     if mask is None:
         return _map(able, x, y, value_range=value_range)
@@ -128,14 +128,12 @@ def distance_map(
 
 
 def check_metric(metric: Any) -> Metric:
-    """The metric, or the default one for None.
+    """The metric, if it is one that is not random.
 
     Raises:
         MetricError: it is not a metric; says which members it lacks.
         EnsembleError: it is random, where one that is not is needed.
     """
-    if metric is None:
-        return lpips.default()
     if is_random(metric):
         raise EnsembleError(
             f"{metric.name} is random, and has layers, maps and the like only under a given transformation: transform "

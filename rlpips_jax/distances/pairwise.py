@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.arguments import Key, whole_number
+from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import check_metric, zero_where_identical
 from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric, RandomMetric, is_random
 from rlpips_jax.errors import ImageError, MetricError
@@ -57,7 +58,7 @@ def pairwise(
     value_range = check_value_range(value_range)
     if is_random(metric) and key is not None:
         metric = metric.under(key, samples=samples)
-    metric = check_metric(metric)
+    metric = lpips.default() if metric is None else check_metric(metric)
     limits = {"minimum_size": metric.minimum_size, "user": metric.name}
     (xs,), (ys,) = (check_images(value_range, **{name: a}, **limits) for name, a in (("xs", xs), ("ys", ys)))
     if xs.ndim != 4 or ys.ndim != 4:
