@@ -18,7 +18,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsError
 
@@ -89,6 +89,9 @@ class PickleReader:
             UnsafeCheckpoint: the pickle asks for anything that is not in the table, or for too much of it.
             WeightsCorrupt: the pickle is cut off or makes no sense.
         """
+        self._stack: list = []
+        self._below: list[list] = []  # what lies under each MARK
+        self._memo: dict[int, object] = {}
         try:
             return self._run()
         except WeightsError:
@@ -97,121 +100,111 @@ class PickleReader:
             raise WeightsCorrupt(f"its pickle makes no sense ({type(error).__name__})") from error
 
     def _run(self) -> object:
-        stack: list = []
-        below: list[list] = []  # what lies under each MARK
-        memo: dict[int, object] = {}
-
-        def since_mark() -> list:
-            nonlocal stack
-            items, stack = stack, below.pop()
-            return items
-
         while True:
             self._spend(1)
             opcode = self._take(1)
-            match opcode:
-                case pickle.BINGET:
-                    stack.append(memo[self._integer("<B")])
-                case pickle.LONG_BINGET:
-                    stack.append(memo[self._integer("<I")])
-                case pickle.BINPUT:
-                    memo[self._integer("<B")] = stack[-1]
-                case pickle.LONG_BINPUT:
-                    memo[self._integer("<I")] = stack[-1]
-                case pickle.MEMOIZE:
-                    memo[len(memo)] = stack[-1]
+            if opcode == pickle.STOP:
+                return self._stack.pop()
+            if opcode in LITERALS:
+                self._stack.append(LITERALS[opcode](self))
+            elif not (self._remembers(opcode) or self._collects(opcode) or self._makes(opcode)):
+                self._frames(opcode)
 
-                case pickle.NONE:
-                    stack.append(None)
-                case pickle.NEWTRUE:
-                    stack.append(True)
-                case pickle.NEWFALSE:
-                    stack.append(False)
-                case pickle.BININT:
-                    stack.append(self._integer("<i"))
-                case pickle.BININT1:
-                    stack.append(self._integer("<B"))
-                case pickle.BININT2:
-                    stack.append(self._integer("<H"))
-                case pickle.LONG1:
-                    stack.append(self._long())
-                case pickle.BINFLOAT:
-                    stack.append(struct.unpack(">d", self._take(8))[0])
-                case pickle.BINUNICODE:
-                    stack.append(self._text("<I"))
-                case pickle.SHORT_BINUNICODE:
-                    stack.append(self._text("<B"))
-                case pickle.BINUNICODE8:
-                    stack.append(self._text("<Q"))
-                case pickle.SHORT_BINSTRING:  # Python 2's strings: text and bytes alike
-                    stack.append(self._bytes("<B").decode("latin-1"))
-                case pickle.BINSTRING:
-                    stack.append(self._bytes("<i").decode("latin-1"))
-                case pickle.SHORT_BINBYTES:
-                    stack.append(self._bytes("<B"))
-                case pickle.BINBYTES:
-                    stack.append(self._bytes("<I"))
-                case pickle.BINBYTES8:
-                    stack.append(self._bytes("<Q"))
+    def _remembers(self, opcode: bytes) -> bool:
+        """Carries out an operation on the memo, if it is one."""
+        stack, memo = self._stack, self._memo
+        match opcode:
+            case pickle.BINGET:
+                stack.append(memo[self._integer("<B")])
+            case pickle.LONG_BINGET:
+                stack.append(memo[self._integer("<I")])
+            case pickle.BINPUT:
+                memo[self._integer("<B")] = stack[-1]
+            case pickle.LONG_BINPUT:
+                memo[self._integer("<I")] = stack[-1]
+            case pickle.MEMOIZE:
+                memo[len(memo)] = stack[-1]
+            case _:
+                return False
+        return True
 
-                case pickle.MARK:
-                    below.append(stack)
-                    stack = []
-                case pickle.EMPTY_TUPLE:
-                    stack.append(())
-                case pickle.TUPLE:
-                    items = since_mark()
-                    stack.append(tuple(items))
-                case pickle.TUPLE1:
-                    stack[-1:] = [(stack[-1],)]
-                case pickle.TUPLE2:
-                    stack[-2:] = [(stack[-2], stack[-1])]
-                case pickle.TUPLE3:
-                    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
-                case pickle.EMPTY_LIST:
-                    stack.append([])
-                case pickle.APPEND:
-                    item = stack.pop()
-                    _append(stack[-1], [item])
-                case pickle.APPENDS:
-                    items = since_mark()
-                    _append(stack[-1], items)
-                case pickle.EMPTY_DICT:
-                    stack.append({})
-                case pickle.SETITEM:
-                    value, key = stack.pop(), stack.pop()
-                    set_items(stack[-1], [key, value])
-                case pickle.SETITEMS:
-                    items = since_mark()
-                    set_items(stack[-1], items)
+    def _collects(self, opcode: bytes) -> bool:
+        """Carries out an operation on tuples, lists and dictionaries, if it is one."""
+        stack = self._stack
+        match opcode:
+            case pickle.MARK:
+                self._below.append(stack)
+                self._stack = []
+            case pickle.EMPTY_TUPLE:
+                stack.append(())
+            case pickle.TUPLE:
+                items = self._since_mark()
+                self._stack.append(tuple(items))
+            case pickle.TUPLE1:
+                stack[-1:] = [(stack[-1],)]
+            case pickle.TUPLE2:
+                stack[-2:] = [(stack[-2], stack[-1])]
+            case pickle.TUPLE3:
+                stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
+            case pickle.EMPTY_LIST:
+                stack.append([])
+            case pickle.APPEND:
+                item = stack.pop()
+                _append(stack[-1], [item])
+            case pickle.APPENDS:
+                items = self._since_mark()
+                _append(self._stack[-1], items)
+            case pickle.EMPTY_DICT:
+                stack.append({})
+            case pickle.SETITEM:
+                value, key = stack.pop(), stack.pop()
+                set_items(stack[-1], [key, value])
+            case pickle.SETITEMS:
+                items = self._since_mark()
+                set_items(self._stack[-1], items)
+            case _:
+                return False
+        return True
 
-                case pickle.GLOBAL:
-                    stack.append(self._stand_in(self._line(), self._line()))
-                case pickle.STACK_GLOBAL:
-                    name, module = stack.pop(), stack.pop()
-                    stack.append(self._stand_in(module, name))
-                case pickle.REDUCE:
-                    arguments, constructor = stack.pop(), stack.pop()
-                    stack.append(self._construct(constructor, arguments))
-                case pickle.BUILD:
-                    state = stack.pop()
-                    _set_state(stack[-1], state)
-                case pickle.BINPERSID:
-                    stack.append(self._persistent(stack.pop()))
+    def _makes(self, opcode: bytes) -> bool:
+        """Carries out an operation that names or makes an object, if it is one: only stand-ins are made."""
+        stack = self._stack
+        match opcode:
+            case pickle.GLOBAL:
+                stack.append(self._stand_in(self._line(), self._line()))
+            case pickle.STACK_GLOBAL:
+                name, module = stack.pop(), stack.pop()
+                stack.append(self._stand_in(module, name))
+            case pickle.REDUCE:
+                arguments, constructor = stack.pop(), stack.pop()
+                stack.append(self._construct(constructor, arguments))
+            case pickle.BUILD:
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case pickle.BINPERSID:
+                stack.append(self._persistent(stack.pop()))
+            case _:
+                return False
+        return True
 
-                case pickle.PROTO:
-                    if (protocol := self._integer("<B")) > pickle.HIGHEST_PROTOCOL:
-                        raise WeightsCorrupt(f"it claims pickle protocol {protocol}, which does not exist")
-                case pickle.FRAME:  # advice on how much to read at once
-                    if self._integer("<Q") > self._left:
-                        raise WeightsCorrupt("its pickle is cut off")
-                case pickle.STOP:
-                    return stack.pop()
-                case pickle.INST:
-                    self._stand_in(self._line(), self._line())
-                    _refuse(opcode)
-                case _:
-                    _refuse(opcode)
+    def _frames(self, opcode: bytes) -> None:
+        """Checks what a pickle says of itself; refuses every other operation."""
+        match opcode:
+            case pickle.PROTO:
+                if (protocol := self._integer("<B")) > pickle.HIGHEST_PROTOCOL:
+                    raise WeightsCorrupt(f"it claims pickle protocol {protocol}, which does not exist")
+            case pickle.FRAME:  # advice on how much to read at once
+                if self._integer("<Q") > self._left:
+                    raise WeightsCorrupt("its pickle is cut off")
+            case pickle.INST:
+                self._stand_in(self._line(), self._line())
+                _refuse(opcode)
+            case _:
+                _refuse(opcode)
+
+    def _since_mark(self) -> list:
+        items, self._stack = self._stack, self._below.pop()
+        return items
 
     def _spend(self, operations: int) -> None:
         self._operations -= operations
@@ -267,6 +260,28 @@ class PickleReader:
         # A constructor may copy a list; without this, one long list could be copied a million times.
         self._spend(sum(len(argument) for argument in arguments if isinstance(argument, list)))
         return constructor.build(*arguments)
+
+
+LITERALS: dict[bytes, Callable[[Any], object]] = {
+    pickle.NONE: lambda reader: None,
+    pickle.NEWTRUE: lambda reader: True,
+    pickle.NEWFALSE: lambda reader: False,
+    pickle.BININT: lambda reader: reader._integer("<i"),
+    pickle.BININT1: lambda reader: reader._integer("<B"),
+    pickle.BININT2: lambda reader: reader._integer("<H"),
+    pickle.LONG1: lambda reader: reader._long(),
+    pickle.BINFLOAT: lambda reader: struct.unpack(">d", reader._take(8))[0],
+    pickle.BINUNICODE: lambda reader: reader._text("<I"),
+    pickle.SHORT_BINUNICODE: lambda reader: reader._text("<B"),
+    pickle.BINUNICODE8: lambda reader: reader._text("<Q"),
+    # Python 2's strings: text and bytes alike.
+    pickle.SHORT_BINSTRING: lambda reader: reader._bytes("<B").decode("latin-1"),
+    pickle.BINSTRING: lambda reader: reader._bytes("<i").decode("latin-1"),
+    pickle.SHORT_BINBYTES: lambda reader: reader._bytes("<B"),
+    pickle.BINBYTES: lambda reader: reader._bytes("<I"),
+    pickle.BINBYTES8: lambda reader: reader._bytes("<Q"),
+}
+"""Operations that put one plain value onto the stack, and how it is read."""
 
 
 def set_items(target: object, items: list) -> None:

@@ -390,7 +390,8 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         ("confidence must lie between 0 and 1", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=1)),
         ("confidence must lie between 0", lambda: rl.compare(x[0], x, ensemble, key=KEY, confidence=nothing)),
     ]
-    for key in (None, 0, "a key", jax.random.split(KEY), np.zeros(2, np.int32)):
+    no_keys: list[Any] = [None, 0, "a key", jax.random.split(KEY), np.zeros(2, np.int32)]
+    for key in no_keys:
         cases += [
             ("drawn-mini draws at random and needs one key", functools.partial(call, key=key))
             for call in (
