@@ -709,6 +709,7 @@ def test_import_recognises_official_files(
     assert "whole, official" in rlpips("weights", "verify").out
 
 
+@pytest.mark.slow
 def test_import_replaces_nothing_unasked(rlpips: Rlpips, checkpoints: Path, caches: Path) -> None:
     arguments = ("weights", "import", checkpoints / "net.pth")
     assert "kept as" in rlpips(*arguments).out

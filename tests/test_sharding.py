@@ -4,7 +4,8 @@
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -112,22 +113,33 @@ def assert_alike(found: Any, expected: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("layout", SPECS)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+def cases(
+    *fast: tuple[str, ...], operations: Iterable[str] = OPERATIONS, layouts: Iterable[str] = SPECS
+) -> pytest.MarkDecorator:
+    """Every operation with every kind of axes and layout; those that are not given as fast are slow."""
+    found = []
+    for operation, kind, layout in itertools.product(operations, KINDS, layouts):
+        chosen = any(set(each) <= {operation, kind, layout} for each in fast)
+        marks = () if chosen else (pytest.mark.slow,)
+        found.append(pytest.param(operation, KINDS[kind], layout, marks=marks, id=f"{operation}-{kind}-{layout}"))
+    return pytest.mark.parametrize(("operation", "kind", "layout"), found)
+
+
+@cases(("explicit", "batch"), ("distances", "explicit"), ("distances", "automatic"))
 def test_numbers_are_those_of_one_device(operation: str, kind: AxisType, layout: str, tiny, images) -> None:
     sharding = NamedSharding(mesh_of(kind), SPECS[layout])
     found = jitted(operation)(tiny, *(jax.device_put(array, sharding) for array in images))
     assert_alike(found, jitted(operation)(tiny, *images))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_inside_shard_map_each_device_compares_its_own_images(operation: str, kind: AxisType, tiny, images) -> None:
+@cases(("gradients", "automatic"), ("attack", "explicit"), layouts=("batch",))
+def test_inside_shard_map_each_device_compares_its_own_images(
+    operation: str, kind: AxisType, layout: str, tiny, images
+) -> None:
     parts = zip(*(np.split(array, DEVICES) for array in images), strict=True)
     apart = [jitted(operation)(tiny, *part) for part in parts]
     expected = {name: np.concatenate([part[name] for part in apart]) for name in apart[0] if name != REPLICATED}
-    specs = dict.fromkeys(expected, SPECS["batch"])
+    specs = dict.fromkeys(expected, SPECS[layout])
     if REPLICATED in apart[0]:
         expected[REPLICATED] = jax.tree.map(lambda *leaves: sum(leaves), *(part[REPLICATED] for part in apart))
         specs[REPLICATED] = EVERYWHERE
@@ -138,9 +150,8 @@ def test_inside_shard_map_each_device_compares_its_own_images(operation: str, ki
     assert_alike(jax.jit(on_each)(tiny, *placed), expected)
 
 
-@pytest.mark.parametrize("layout", SPECS)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_training_step_is_that_of_one_device(kind: AxisType, layout: str, tiny, images) -> None:
+@cases(("explicit", "batch"), operations=("training",))
+def test_a_training_step_is_that_of_one_device(operation: str, kind: AxisType, layout: str, tiny, images) -> None:
     mesh, config = mesh_of(kind), Natural(batch=8, loss="head")
     optimiser = make_optimiser(config, lambda step: 1.0)
     step = make_step(config, optimiser)

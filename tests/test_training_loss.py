@@ -101,6 +101,7 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
     assert_learned(losses, model.metric, before)
 
 
+@pytest.mark.slow
 def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
     from rlpips_jax.distances import lpips as module

@@ -176,6 +176,7 @@ def test_files_of_one_name_are_told_apart_by_folder(command: Command, data: Path
     assert all(name in out for name in found)
 
 
+@pytest.mark.slow
 def test_metrics_of_one_network_compile_each_attack_once(
     command: Command, data: Path, tmp_path: Path, compilations: list[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_intervals_hold_as_often_as_they_say(ensemble: Ensemble) -> None:
     assert 0.95 - 4 * np.sqrt(0.95 * 0.05 / means.size) <= held < 0.99
 
 
+@pytest.mark.slow
 def test_a_tie_is_seldom_decided(ensemble: Ensemble) -> None:
     """Each of two images that are equally far is said to be closer in as few comparisons as there may be errors."""
     x, y = mirrored()
