@@ -256,7 +256,8 @@ def zero_where_identical(
     The compiler may round the networks of two identical images differently. Taking that difference away as a constant
     leaves every derivative as it is.
     """
-    wide = np.float64 in (x.dtype, y.dtype)
-    x, y = (to_symmetric(image, value_range, jnp.float64 if wide else jnp.float32) for image in (x, y))
+    if x.dtype != y.dtype:  # uint8 and floats have ranges of their own
+        wide = np.float64 in (x.dtype, y.dtype)
+        x, y = (to_symmetric(image, value_range, jnp.float64 if wide else jnp.float32) for image in (x, y))
     identical = jnp.all(x == y, axis=(1, 2, 3)).reshape(-1, *(1,) * (result.ndim - 1))
     return result - jax.lax.stop_gradient(jnp.where(identical, result, jnp.zeros((), result.dtype)))
