@@ -8,8 +8,6 @@ from .ensemble import (
     check_samples as check_samples,
     distance_under as distance_under,
     distances as distances,
-    expectation as expectation,
-    unit_images as unit_images,
 )
 from .inference import Comparison as Comparison, Estimate as Estimate, compare as compare, estimate as estimate
 from .transformations import (
