@@ -67,7 +67,7 @@ def pairwise(
         raise ImageError(f"images differ in size: xs {xs.shape} and ys {ys.shape}; resize or crop them to one first")
     max_memory = whole_number("max_memory", max_memory, minimum=1, error=MetricError)
     image = jax.ShapeDtypeStruct((1, *xs.shape[1:]), xs.dtype)
-    one = jax.eval_shape(functools.partial(_features, value_range=value_range), metric, image)
+    one = _features_jit.eval_shape(metric, image, value_range=value_range)
     if not (len(xs) and len(ys)):
         return jnp.zeros((len(xs), len(ys)), jax.tree.leaves(one)[0].dtype)
     each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
@@ -84,6 +84,10 @@ def pairwise(
 
 def _features(metric: Metric, images: Images, value_range: ValueRange) -> Features:
     return metric.features(images, value_range=value_range)
+
+
+_features_jit = jax.jit(_features, static_argnames="value_range")
+"""For its shapes alone: they are traced once for all calls with images of one size."""
 
 
 @functools.partial(jax.jit, static_argnames=("value_range", "rows", "columns", "swapped"))
