@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, UInt8
 
 from rlpips_jax import reports
 from rlpips_jax.cli import guarded
-from rlpips_jax.cli.inventory import availability
 from rlpips_jax.distances.distance import distance, distance_map
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.evaluation import distortions
 from rlpips_jax.files.image_files import image_paths, load_image, save_image
 from rlpips_jax.loading import find, load
+from rlpips_jax.weights.inventory import availability
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 MOST_PHOTOGRAPHS = 8

@@ -20,13 +20,13 @@ from jaxtyping import Float, UInt8
 from rlpips_jax import reports
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Convolution, Pool, Sequential
-from rlpips_jax.cli.inventory import availability, megabytes, places
 from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.lpips import EPSILON
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load, recipes
 from rlpips_jax.weights import store
+from rlpips_jax.weights.inventory import availability, megabytes, places
 from rlpips_jax.weights.parameters import SCALE, SHIFT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "safetensors", "pooch", "tyro")

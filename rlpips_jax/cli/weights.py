@@ -10,12 +10,12 @@ import tyro
 from rlpips_jax import reports
 from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
-from rlpips_jax.cli.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.cli.options import Folder
 from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.loading import find, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
+from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import PARTS, Part

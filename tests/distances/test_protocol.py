@@ -151,15 +151,18 @@ def test_the_mean_of_a_layer_is_weighted_by_the_area_of_the_mask(tiny: rl.Lpips)
     y = np.where(mask[..., None], Y[0], X[0])
     f, g = tiny.features(X[0]), tiny.features(y)
     fine = np.kron(mask, np.ones((9 * 4, 9 * 4)))  # every tap's positions are whole numbers of these
+    checked = 0
     for layer, (one, other) in enumerate(zip(f, g, strict=True)):
         rows, columns = one.shape[:2]
         high, wide = fine.shape[0] // rows, fine.shape[1] // columns
         if rows * high != fine.shape[0] or columns * wide != fine.shape[1]:
             continue
+        checked += 1
         area = fine.reshape(rows, high, columns, wide).mean(axis=(1, 3))
         differences = np.sum(np.square(one - other) * tiny.parameters["heads"][layer], axis=-1)
         expected = np.sum(differences * area) / np.sum(area)
         np.testing.assert_allclose(rl.layer_distances(X[0], Y[0], tiny, mask=mask)[layer], expected, rtol=1e-5)
+    assert checked > 1
 
 
 def test_masks_that_do_not_fit_are_refused(tiny: rl.Lpips, wrong_types: None) -> None:

@@ -10,7 +10,6 @@ import gzip
 import logging
 import os
 import re
-import secrets
 import shutil
 import sys
 import tarfile
@@ -22,6 +21,7 @@ from typing import Any, cast
 from urllib.parse import urljoin
 
 from rlpips_jax.errors import TripletsError
+from rlpips_jax.files.atomic import replacing
 from rlpips_jax.weights.download import sha256_of
 
 BASE_URL = "https://people.eecs.berkeley.edu/~rich.zhang/projects/2018_perceptual/dataset/"
@@ -153,9 +153,8 @@ def record(path: Path) -> None:
     if path.name in hashes:
         return
     hashes[path.name] = sha256_of(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    temporary.write_text("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())), "utf-8")
-    os.replace(temporary, path.parent / RECORD)
+    with replacing(path.parent / RECORD) as file:
+        file.write("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())).encode())
 
 
 def unpack(path: Path, archive: Archive, folder: Path) -> Path:

@@ -8,8 +8,6 @@ Records are array records, in the order of the archive's file names. An example 
 """
 
 import contextlib
-import errno
-import fcntl
 import io
 import os
 import shutil
@@ -25,6 +23,7 @@ import tensorflow_datasets as tfds
 from rlpips_jax.errors import ImageFileError, TripletsError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.evaluation.triplet_files import BAPPS_SIZE, JudgedFiles, judged_files, read_fraction
+from rlpips_jax.files.locks import locked
 from training.data.bapps.archives import ARCHIVES, Archive, fetch, find, record, unpack
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -32,8 +31,6 @@ FEATURES = {"ref": "reference", "p0": "p0", "p1": "p1", "judge": "judgment", "sa
 """What the archive's folders are called in an example."""
 CHECKED_AT_ONCE = 64
 LOCK = "bapps.lock"
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What a file system says that has no locks."""
 
 
 def prepare(
@@ -46,8 +43,7 @@ def prepare(
 ) -> Path:
     """Builds BAPPS, unless it is there already. One process at a time; others wait for its end, and then read.
 
-    They wait for a lock (`flock`) on the file `bapps.lock` in `data_dir`, which lasts no longer than its process. Where
-    the file system has no locks, start the others when the first has built.
+    They wait for a lock on the file `bapps.lock` in `data_dir`, as `rlpips_jax.files.locks` describes it.
 
     The room needed, for the time it takes, is about three times the archives' size; they have 6.6 GB together. A
     process that is killed outright leaves a folder `incomplete.*`, which is never read and may be removed.
@@ -77,11 +73,13 @@ def prepare(
     builder = Builder(data_dir=os.fspath(data_dir), config=config, base_url=base_url, archives=archives)
     if builder.is_prepared():
         return Path(builder.data_dir)
-    with _locked(Path(data_dir)):
+    with locked(
+        Path(data_dir) / LOCK, waiting=lambda holder: _say(f"waiting for {holder}, which builds in {data_dir}")
+    ):
         # Another process may have built it meanwhile, which a builder notices when it is made.
         builder = Builder(data_dir=os.fspath(data_dir), config=config, base_url=base_url, archives=archives)
         if not builder.is_prepared():
-            print(f"building {builder.data_dir}", file=sys.stderr, flush=True)
+            _say(f"building {builder.data_dir}")
             with _quietly():
                 builder.download_and_prepare(
                     download_config=tfds.download.DownloadConfig(
@@ -91,21 +89,8 @@ def prepare(
     return Path(builder.data_dir)
 
 
-@contextlib.contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """Keeps others out of a folder of data sets for a while, where its file system has locks."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with open(data_dir / LOCK, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that builds in {data_dir}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-        # Closing the file gives the lock away.
-        yield
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
