@@ -36,6 +36,7 @@ from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.pairs import make_pairs
 from rlpips_jax.evaluation.patches import patches
+from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import native
 from training import procedural, run_folder
 
@@ -205,9 +206,15 @@ def distill(config: Distill) -> Path:
 
     Raises:
         TrainingError: the folder holds a run of another configuration, or the loss is not finite.
+        Locked: another process runs in the folder.
     """
-    started = time.perf_counter()
     run_folder.claim(config.out, {name: str(value) for name, value in vars(config).items() if name not in WHERE})
+    with locked(config.out / "lock"):
+        return _distill(config)
+
+
+def _distill(config: Distill) -> Path:
+    started = time.perf_counter()
     teacher = rl.load(config.teacher, weights_dir=config.weights_dir)
     groups = make_groups(config, config.photographs, config.patches, config.procedural, config.seed)
     distances = teach(teacher, groups)

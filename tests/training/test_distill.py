@@ -8,7 +8,8 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, TINY
-from rlpips_jax.errors import TrainingError
+from rlpips_jax.errors import Locked, TrainingError
+from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import native
 from training import procedural
 from training.distill import Distill, batch_of, distill, draw_student, follows, group_distances, loss
@@ -94,3 +95,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(config, monkeyp
 
     with pytest.raises(TrainingError, match=r"rate .*give another --out"):
         distill(Distill(**{**vars(again), "rate": 1e-4}))
+
+
+def test_a_folder_has_one_run_at_a_time(config: Distill) -> None:
+    config.out.mkdir(parents=True)
+    with locked(config.out / "lock"), pytest.raises(Locked, match="lock"):
+        distill(config)
