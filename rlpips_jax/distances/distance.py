@@ -194,7 +194,11 @@ def _in_range(image: Images, value_range: ValueRange) -> Array:
 @functools.partial(jax.jit, static_argnames="value_range")
 @automatic_axes("x", "y")
 def _distance(metric: Metric, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "..."]:
-    return of_pairs(metric, metric.between, x, y, value_range)
+    if not isinstance(metric, LayeredMetric):
+        return of_pairs(metric, metric.between, x, y, value_range)
+    # By the program of the layers, so that these sum to the distance to the last digit.
+    layers = _layers(metric, x, y, value_range=value_range)
+    return lpips.total([layers[..., index] for index in range(layers.shape[-1])])
 
 
 @functools.partial(jax.jit, static_argnames="value_range")
