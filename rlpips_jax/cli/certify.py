@@ -12,7 +12,8 @@ import numpy as np
 import tyro
 
 from rlpips_jax import reports
-from rlpips_jax.cli import interrupts
+from rlpips_jax.attacks.arguments import read_radius
+from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.errors import CertificateError
@@ -23,8 +24,12 @@ from rlpips_jax.evaluation.certification import (
     abstention_rate,
     certified_accuracy,
     certify_triplets,
+    draws_needed,
 )
+from rlpips_jax.evaluation.certify_distance import certify_distance
 from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.files.decoding import load_image
+from rlpips_jax.scoring.pairs import check_files
 
 COLUMNS = {
     "reversed": np.bool_,
@@ -45,12 +50,20 @@ class Certify(TripletOptions):
     The certified ranking is the smoothed one: the order that the metric finds most often under Gaussian noise. Prints
     the share of triplets that are ranked correctly and certified at each radius, and writes one JSON file per result.
     After an interruption the same command continues where it stopped.
+
+    With --images instead of --data: the interval that the smoothed distance of two images cannot leave when the second
+    one changes (median smoothing).
     """
 
-    sigma: Annotated[tuple[float, ...], tyro.conf.arg(metavar="S [S ...]")] = (0.05, 0.1)
+    images: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="X Y", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """Two images whose distance is certified, instead of triplets."""
+
+    sigma: Annotated[tuple[float, ...], tyro.conf.arg(metavar="S [S ...]")] = (0.1, 0.2)
     """Standard deviations of the noise; black is 0, white 1."""
 
-    radius: Annotated[tuple[float, ...], tyro.conf.arg(metavar="R [R ...]")] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    radius: Annotated[tuple[str, ...], tyro.conf.arg(metavar="R [R ...]")] = ("0", "36/255", "72/255", "108/255")
     """l2 radii for the table; images in [0, 1]."""
 
     samples: int = 1000
@@ -78,8 +91,10 @@ class Certify(TripletOptions):
     def run(self) -> int:
         if not self.sigma or not self.radius:
             raise CertificateError("--sigma and --radius need one number or more")
-        if min(self.radius) < 0:
-            raise CertificateError(f"--radius must be 0 or more, got {min(self.radius):g}")
+        radii = self._radii
+        if self.images is not None:
+            return self._distances(*self.images)
+        self._say_what_needs_more_draws(self.alpha)
         sets = [_decided(triplets) for triplets in self.sets()]
         metrics = self.metrics()
         rows = []
@@ -92,26 +107,80 @@ class Certify(TripletOptions):
                     for sigma in self.sigma:
                         bar.set_description(f"{triplets.name} {label} sigma {sigma:g}")
                         certificate = self._certificate(triplets, label, metric, sigma, bar.update)
-                        shares = certified_accuracy(certificate, self.radius)
+                        shares = certified_accuracy(certificate, radii)
                         cells = (f"{sigma:g}", *(f"{share:.3f}" for share in shares))
                         abstained = f"{abstention_rate(certificate):.3f}"
                         rows.append((triplets.name, label, *cells, abstained, str(len(triplets))))
-        header = ("data", "metric", "sigma", *(f"r={radius:g}" for radius in self.radius), "abstained", "n")
+        header = ("data", "metric", "sigma", *(f"r={radius}" for radius in self.radius), "abstained", "n")
         text = reports.table(header, rows)
         print(text)
         write_whole(self.out / "table.txt", text + "\n")
         return 0
 
-    def _certificate(
-        self, triplets: AnyTriplets, label: str, metric: Any, sigma: float, done: Callable[[int], object]
-    ) -> Certificate:
-        smoothing = Smoothing(
+    @property
+    def _radii(self) -> list[float]:
+        """The radii as numbers.
+
+        Raises:
+            CertificateError: one is negative or not a number.
+        """
+        radii = []
+        for text in self.radius:
+            try:
+                radii.append(read_radius(text))
+            except ValueError:
+                raise CertificateError(f"--radius {text} is not a number such as 36/255 or 0.1") from None
+            if radii[-1] < 0:
+                raise CertificateError(f"--radius must be 0 or more, got {text}")
+        return radii
+
+    def _say_what_needs_more_draws(self, alpha: float) -> None:
+        """Says which radii cannot be certified by --samples at this alpha, even if all draws agree."""
+        for sigma in self.sigma:
+            needed = {text: draws_needed(r, sigma, alpha) for text, r in zip(self.radius, self._radii, strict=True)}
+            if beyond := {text: draws for text, draws in needed.items() if draws > self.samples}:
+                listing = ", ".join(f"{text} needs {draws:,}" for text, draws in beyond.items())
+                say(f"at sigma {sigma:g}, --samples {self.samples} are too few for some radii: {listing}")
+
+    def _smoothing(self, sigma: float) -> Smoothing:
+        return Smoothing(
             sigma=sigma,
             samples=self.samples,
             selection_samples=self.selection_samples,
             alpha=self.alpha,
             max_batch=self.max_batch,
         )
+
+    def _distances(self, x: Path, y: Path) -> int:
+        """Certifies the distance of two images."""
+        if self.data:
+            raise CertificateError("--images and --data are two different questions; give one of them")
+        # Half of alpha for each end of the interval.
+        self._say_what_needs_more_draws(self.alpha / 2)
+        pictures = {path: load_image(path) for path in (x, y)}
+        rows = []
+        metrics: dict[str, Any] = dict(self.metrics())
+        for label, metric in metrics.items():
+            check_files(metric, pictures)
+            for sigma in self.sigma:
+                proof = certify_distance(
+                    metric,
+                    pictures[x][None],
+                    pictures[y][None],
+                    self._smoothing(sigma),
+                    radii=self._radii,
+                    key=jax.random.key(self.seed),
+                )
+                ends = zip(proof.low[0], proof.high[0], strict=True)
+                rows.append((label, f"{sigma:g}", f"{proof.median[0]:.4f}", *(f"[{a:.4f}, {b:.4f}]" for a, b in ends)))
+        header = ("metric", "sigma", "smoothed distance", *(f"r={radius}" for radius in self.radius))
+        print(reports.table(header, rows))
+        return 0
+
+    def _certificate(
+        self, triplets: AnyTriplets, label: str, metric: Any, sigma: float, done: Callable[[int], object]
+    ) -> Certificate:
+        smoothing = self._smoothing(sigma)
         settings = {
             "data": triplets.name,
             "triplets": len(triplets),
@@ -132,7 +201,7 @@ class Certify(TripletOptions):
         started = time.monotonic()
         columns = dict(zip(COLUMNS, recording.collect(len(triplets), compute, done), strict=True))
         certificate = Certificate(**columns, smoothing=smoothing)
-        shares = zip(self.radius, certified_accuracy(certificate, self.radius), strict=True)
+        shares = zip(self._radii, certified_accuracy(certificate, self._radii), strict=True)
         results = {
             "certified_accuracy": [{"radius": radius, "share": np.float64(share)} for radius, share in shares],
             "abstention_rate": np.float64(abstention_rate(certificate)),

@@ -6,7 +6,9 @@ from .certification import (
     certified_accuracy as certified_accuracy,
     certify as certify,
     certify_triplets as certify_triplets,
+    draws_needed as draws_needed,
 )
+from .certify_distance import DistanceCertificate as DistanceCertificate, certify_distance as certify_distance
 from .measurement import (
     Conditions as Conditions,
     Evaluation as Evaluation,

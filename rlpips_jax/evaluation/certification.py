@@ -157,7 +157,7 @@ def certify(
     """
     value_range = check_value_range(value_range)
     key = check_key("the noise", key, error=CertificateError)
-    return _certify(as_pytree(objective, value_range), _floats(images, value_range), key, 0, smoothing)
+    return _certify(as_pytree(objective, value_range), batch_of_floats(images, value_range), key, 0, smoothing)
 
 
 def certify_triplets(
@@ -209,7 +209,7 @@ def certify_triplets(
         places = np.minimum(np.arange(first, first + size), len(judgment) - 1)
         images = (triplets.reference[places], closer[places], farther[places])
         objective = ranking(metric, *images, attacked=attacked)
-        moving = _floats(attacked_images(*images, attacked), UNIT_RANGE)
+        moving = batch_of_floats(attacked_images(*images, attacked), UNIT_RANGE)
         parts.append(_certify(objective, moving, key, start + first, smoothing))
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])[: len(judgment)]
@@ -246,12 +246,31 @@ def certified_accuracy(
     Raises:
         CertificateError: there are no examples, or a radius is negative or no number.
     """
-    asked = np.asarray(radii, np.float64)
-    if asked.ndim != 1 or not (asked >= 0).all():
-        raise CertificateError(f"radii must be a list of numbers, each 0 or more, got {radii!r}")
+    asked = check_radii(radii)
     _check_examples(certificate)
     right = ~certificate.abstained & ~certificate.reversed
     return (right & (certificate.radius >= asked[:, None])).mean(axis=1)
+
+
+def check_radii(radii: Float[np.ndarray, "..."] | Sequence[float | int]) -> Float[np.ndarray, " r"]:
+    """Radii as an array; raises a `CertificateError` for what is not a list of numbers of 0 or more."""
+    asked = np.asarray(radii, np.float64)
+    if asked.ndim != 1 or not (asked >= 0).all():
+        raise CertificateError(f"radii must be a list of numbers, each 0 or more, got {radii!r}")
+    return asked
+
+
+def draws_needed(radius: float, sigma: float, alpha: float = 0.001) -> int:
+    """The fewest draws that can certify a radius, if all of them agree: Phi(r / sigma) <= alpha^(1/n).
+
+    Args:
+        radius: l2, in the units of sigma.
+        sigma: standard deviation of the noise.
+        alpha: largest probability that a certificate is wrong.
+    """
+    from scipy.special import log_ndtr
+
+    return max(1, math.ceil(math.log(alpha) / log_ndtr(radius / sigma)))
 
 
 def abstention_rate(certificate: Certificate) -> float:
@@ -275,7 +294,7 @@ def lower_confidence_bound(count: Int[np.ndarray, "..."], samples: int, alpha: f
     return np.where(count > 0, betaincinv(np.maximum(count, 1), samples - count + 1, alpha), 0.0)
 
 
-class _Keys(NamedTuple):
+class NoiseKeys(NamedTuple):
     """Keys for the noise of each example, and for the draws of a randomised objective, common to all."""
 
     noise: Key[Array, " n"]
@@ -290,7 +309,7 @@ def _certify(
 
     sigma, samples = float(smoothing.sigma), smoothing.samples
     draws = max(1, smoothing.max_batch // math.prod(images.shape[:-3]))
-    select, count_by = (_keys(stage, start, len(images)) for stage in jax.random.split(key))
+    select, count_by = (noise_keys(stage, start, len(images)) for stage in jax.random.split(key))
     kept, changed = _votes(objective, images, select, sigma, smoothing.selection_samples, draws)
     guess = changed > kept
     kept, changed = _votes(objective, images, count_by, sigma, samples, draws)
@@ -308,7 +327,7 @@ def _certify(
 
 
 def _votes(
-    objective: Any, images: Float[Array, "n ..."], keys: _Keys, sigma: float, samples: int, draws: int
+    objective: Any, images: Float[Array, "n ..."], keys: NoiseKeys, sigma: float, samples: int, draws: int
 ) -> Int[np.ndarray, "2 n"]:
     """The numbers of draws for which the order is kept, and for which it is reversed."""
     votes, done, blocks = jnp.zeros((2, len(images)), jnp.int32), 0, 1
@@ -327,7 +346,7 @@ def _add_votes(
     votes: Int[Array, "2 n"],
     objective: Any,
     images: Float[Array, "n ..."],
-    keys: _Keys,
+    keys: NoiseKeys,
     sigma: float | Float[Array, ""],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
@@ -336,37 +355,56 @@ def _add_votes(
 ) -> Int[Array, "2 n"]:
     """Adds the votes of the draws from start to stop, `draws` at once."""
 
-    def value(sample: Int[Array, ""]) -> Float[Array, " n"]:
-        def noise(key: Key[Array, ""]) -> Float[Array, "..."]:
-            return jax.random.normal(jax.random.fold_in(key, sample), images.shape[1:], images.dtype)
-
-        noisy = images + jnp.asarray(sigma, images.dtype) * jax.vmap(noise)(keys.noise)
-        if isinstance(objective, Randomised):
-            return objective.function(noisy, jax.random.fold_in(keys.objective, sample))
-        return objective(noisy)
-
     def add(number: Int[Array, ""], votes: Int[Array, "2 n"]) -> Int[Array, "2 n"]:
         places = start + number * draws + jnp.arange(draws)
-        values = jax.vmap(value)(places)
-        if getattr(values, "shape", None) != (draws, len(images)):
-            found = jax.tree.map(lambda leaf: leaf.shape[1:], values)
-            raise CertificateError(
-                f"an objective gives one number per example, so an array of shape ({len(images)},), not {found}"
-            )
+        values = values_under_noise(objective, images, keys, sigma, places)
         counted = (places < stop)[:, None]
         return votes + jnp.stack([jnp.sum(counted & (values < 0), axis=0), jnp.sum(counted & (values > 0), axis=0)])
 
     return lax.fori_loop(0, -((start - stop) // draws), add, votes)
 
 
-def _keys(key: Key[Array, ""], start: int, number: int) -> _Keys:
+def values_under_noise(
+    objective: Any,
+    images: Float[Array, "n ..."],
+    keys: NoiseKeys,
+    sigma: float | Float[Array, ""],
+    draws: Int[Array, " s"],
+) -> Float[Array, "s n"]:
+    """The objective of each example under each of these draws of noise.
+
+    Raises:
+        CertificateError: the objective does not give one number per example.
+    """
+
+    def value(draw: Int[Array, ""]) -> Float[Array, " n"]:
+        def noise(key: Key[Array, ""]) -> Float[Array, "..."]:
+            return jax.random.normal(jax.random.fold_in(key, draw), images.shape[1:], images.dtype)
+
+        noisy = images + jnp.asarray(sigma, images.dtype) * jax.vmap(noise)(keys.noise)
+        if isinstance(objective, Randomised):
+            return objective.function(noisy, jax.random.fold_in(keys.objective, draw))
+        return objective(noisy)
+
+    values = jax.vmap(value)(draws)
+    if getattr(values, "shape", None) != (len(draws), len(images)):
+        found = jax.tree.map(lambda leaf: leaf.shape[1:], values)
+        raise CertificateError(
+            f"an objective gives one number per example, so an array of shape ({len(images)},), not {found}"
+        )
+    return values
+
+
+def noise_keys(key: Key[Array, ""], start: int, number: int) -> NoiseKeys:
     """Keys that depend on the places of examples, not on their number."""
     noise, objective = jax.random.split(key)
     places = jnp.arange(start, start + number)
-    return _Keys(jax.vmap(functools.partial(jax.random.fold_in, noise))(places), jax.random.fold_in(objective, start))
+    return NoiseKeys(
+        jax.vmap(functools.partial(jax.random.fold_in, noise))(places), jax.random.fold_in(objective, start)
+    )
 
 
-def _floats(images: Images, value_range: ValueRange) -> Float[Array, "n ..."]:
+def batch_of_floats(images: Images, value_range: ValueRange) -> Float[Array, "n ..."]:
     """A batch as floats of at least 32 bits in the value range."""
     if isinstance(images, Tracer):
         raise CertificateError("images are traced: a certificate is made of counts; call this outside jit and vmap")

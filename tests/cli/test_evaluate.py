@@ -250,6 +250,19 @@ def test_certificates(command: Command, data: Path, tmp_path: Path) -> None:
     assert "--radius must be 0 or more" in err
 
 
+def test_the_certificate_of_a_distance(command: Command, pictures: list[Path]) -> None:
+    smoothing = ("--metric", "lpips-tiny", "--sigma", 0.02, "--samples", 20, "--alpha", 0.1)
+    status, out, err = command("certify", "--images", *pictures[:2], *smoothing, "--radius", 0, "2/255", "36/255")
+    assert status == 0
+    assert "36/255 needs" in err
+    cells = re.findall(r"\[([0-9.]+), ([0-9.a-z]+)\]", out)
+    (low, high), (lower, higher), beyond = [(float(a), float(b)) for a, b in cells]
+    assert 0 < lower <= low <= high <= higher < np.inf
+    assert beyond == (0, np.inf)
+    status, _, err = command("certify", "--images", *pictures[:2], "--data", pictures[0].parent, *smoothing)
+    assert (status, "give one of them" in err) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Path]) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
