@@ -1,13 +1,13 @@
-"""A pickle machine that can do no harm: it builds plain values and inert stand-ins, and nothing else.
+"""A safe unpickler: it builds plain values and inert stand-ins, and nothing else.
 
-Python's unpickler imports whatever a file names and calls it. This one imports nothing:
+Python's unpickler imports whatever a file names, and calls it. This one imports nothing:
 
 - A name (GLOBAL) is looked up in a table of stand-ins; REDUCE applies only the `Constructor`s of that table,
   BUILD sets only the state of `Stateful` stand-ins.
-- It knows the opcodes that PyTorch and NumPy write (protocols 2 to 5), and refuses the others.
-- It believes no length beyond the bytes that are left, and has a budget of operations, each of which costs at
-  most about a hundred bytes; so memory and time are bounded by the size of the file.
-- Nested values need no recursion, and dictionary keys are text or small integers, which hash without any.
+- It knows the opcodes that PyTorch and NumPy write (protocols 2 to 5), and refuses all others.
+- It refuses a length greater than the number of bytes left, and limits the number of operations, each of which
+  takes at most about a hundred bytes; so memory and time are bounded by the size of the file.
+- Nested values and the hashing of dictionary keys (text or small integers) need no recursion.
 
 `pickletools` in the standard library documents every opcode.
 """
@@ -23,10 +23,10 @@ from typing import Any, no_type_check
 from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsError
 
 BASE_OPERATIONS = 65_536
-"""Operations that any file may take: two thousand tensors; more for every 128 bytes of its size."""
+"""Operations allowed for any file, enough for two thousand tensors; one more for every 128 bytes of its size."""
 
 LONG_TEXT = 65_536
-"""Text longer than this must be Latin-1 (array data is), for one emoji would make it four times as large."""
+"""Longer text must be Latin-1, as array data is: one emoji would make it four times as large in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +46,26 @@ class Stateful:
 
 
 def printable(text: object) -> str:
-    """What a file calls something, as fit for a message: short, quoted, control characters escaped."""
+    """Makes a name from a file fit for a message: short, quoted, control characters escaped."""
     shown = str(text) if isinstance(text, str | int) else f"a {type(text).__name__}"
     return repr(shown if len(shown) <= 80 else shown[:77] + "...")
 
 
 def refuse_persistent(identity: object) -> object:
-    """For pickles that have no business with objects stored elsewhere."""
-    raise UnsafeCheckpoint("its pickle refers to an object outside itself where none can be")
+    """The default for persistent ids: refuses them."""
+    raise UnsafeCheckpoint("its pickle refers to an external object, which this format does not have")
 
 
 @no_type_check  # checks at run time, where tests install them, would cost fifty times the work of an opcode
 class PickleReader:
-    """Reads pickles, one after the other, from `length` bytes of a file.
+    """Reads consecutive pickles from `length` bytes of a file.
 
     Args:
-        file: at the first pickle; left behind the last one read.
-        length: bytes that may be read from there.
+        file: positioned at the first pickle; each `load` moves it to the end of a pickle.
+        length: number of bytes that may be read from there.
         stand_ins: what each (module, name) becomes.
         persistent: what each persistent id becomes.
-        operations: the budget of opcodes, for all pickles together.
+        operations: the limit on opcodes, for all pickles together.
     """
 
     def __init__(
@@ -83,21 +83,21 @@ class PickleReader:
         self._operations = operations
 
     def load(self) -> object:
-        """The next pickle's value: None, bool, int, float, str, bytes, list, tuple, dict or a stand-in.
+        """Reads the next pickle: returns None, bool, int, float, str, bytes, list, tuple, dict or a stand-in.
 
         Raises:
-            UnsafeCheckpoint: the pickle asks for anything that is not in the table, or for too much of it.
-            WeightsCorrupt: the pickle is cut off or makes no sense.
+            UnsafeCheckpoint: the pickle asks for something that is not in the table, or exceeds the limit.
+            WeightsCorrupt: the pickle is cut off or invalid.
         """
         self._stack: list = []
-        self._below: list[list] = []  # what lies under each MARK
+        self._below: list[list] = []  # the stacks under each MARK
         self._memo: dict[int, object] = {}
         try:
             return self._run()
         except WeightsError:
             raise
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise WeightsCorrupt(f"its pickle makes no sense ({type(error).__name__})") from error
+            raise WeightsCorrupt(f"its pickle is invalid ({type(error).__name__})") from error
 
     def _run(self) -> object:
         while True:
@@ -111,7 +111,7 @@ class PickleReader:
                 self._frames(opcode)
 
     def _remembers(self, opcode: bytes) -> bool:
-        """Carries out an operation on the memo, if it is one."""
+        """Runs the opcode and returns True if it works on the memo."""
         stack, memo = self._stack, self._memo
         match opcode:
             case pickle.BINGET:
@@ -129,7 +129,7 @@ class PickleReader:
         return True
 
     def _collects(self, opcode: bytes) -> bool:
-        """Carries out an operation on tuples, lists and dictionaries, if it is one."""
+        """Runs the opcode and returns True if it works on tuples, lists or dictionaries."""
         stack = self._stack
         match opcode:
             case pickle.MARK:
@@ -167,7 +167,7 @@ class PickleReader:
         return True
 
     def _makes(self, opcode: bytes) -> bool:
-        """Carries out an operation that names or makes an object, if it is one: only stand-ins are made."""
+        """Runs the opcode and returns True if it names or makes an object; only stand-ins are made."""
         stack = self._stack
         match opcode:
             case pickle.GLOBAL:
@@ -188,7 +188,7 @@ class PickleReader:
         return True
 
     def _frames(self, opcode: bytes) -> None:
-        """Checks what a pickle says of itself; refuses every other operation."""
+        """Checks the opcodes that describe the pickle itself; refuses every other opcode."""
         match opcode:
             case pickle.PROTO:
                 if (protocol := self._integer("<B")) > pickle.HIGHEST_PROTOCOL:
@@ -281,7 +281,7 @@ LITERALS: dict[bytes, Callable[[Any], object]] = {
     pickle.BINBYTES: lambda reader: reader._bytes("<I"),
     pickle.BINBYTES8: lambda reader: reader._bytes("<Q"),
 }
-"""Operations that put one plain value onto the stack, and how it is read."""
+"""The opcodes that push one plain value onto the stack, and how each value is read."""
 
 
 def set_items(target: object, items: list) -> None:

@@ -1,7 +1,7 @@
-"""The stand-ins that pickled checkpoints are made of, and the NumPy arrays that they become.
+"""Stand-ins for the objects in a pickled checkpoint, and their conversion to NumPy arrays.
 
-A stand-in says what a tensor is (storage, type, shape, strides); its numbers are read later, and only if
-wanted. `STAND_INS` is all that a pickle may name.
+A stand-in describes a tensor (storage, type, shape, strides); its numbers are read later, and only if the caller
+wants them. `STAND_INS` lists every name that a pickle may refer to.
 """
 
 import math
@@ -30,7 +30,7 @@ STORAGE_TYPES: Final[Mapping[str, np.dtype]] = MappingProxyType(
         "BoolStorage": np.dtype(np.bool_),
     }
 )
-"""PyTorch's storage classes and the types of their elements."""
+"""PyTorch's storage classes and the type of their elements."""
 
 _UNTYPED_DTYPES = {
     "uint16": np.dtype(np.uint16),
@@ -45,7 +45,7 @@ _MAX_DIMENSIONS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """Where elements lie: `nbytes` from `start` on, of the `record_nbytes` that the file has under `key`."""
+    """A range of a record: `nbytes` bytes from `start`, in the record `key`, which has `record_nbytes` bytes."""
 
     key: str
     dtype: np.dtype
@@ -56,7 +56,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PickledTensor:
-    """A PyTorch tensor; offset and strides count elements, from the start of its storage."""
+    """A PyTorch tensor; `offset` (from the start of its storage) and `strides` are in elements."""
 
     storage: Storage
     dtype: np.dtype
@@ -65,7 +65,7 @@ class PickledTensor:
     strides: tuple[int, ...]
 
     def nbytes(self) -> int:
-        """Bytes of the array that it becomes, once it is known to lie within its storage."""
+        """Checks that the tensor lies within its storage, and returns the size of its array in bytes."""
         if len(self.strides) != len(self.shape) or min(self.offset, *self.strides, 0) < 0:
             raise WeightsCorrupt("a tensor has an impossible layout")
         reach = sum((length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True))
@@ -75,7 +75,7 @@ class PickledTensor:
         return _nbytes(self.shape, self.dtype)
 
     def array(self, record: np.ndarray, swap: bool) -> np.ndarray:
-        """A contiguous copy, from the bytes of the storage's record, whose order is another if `swap`."""
+        """Copies the tensor out of its storage's record into a contiguous array; `swap` reverses the byte order."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         itemsize = self.dtype.itemsize
@@ -85,12 +85,12 @@ class PickledTensor:
         copy = np.array(np.ndarray(self.shape, stored, record, offset, strides), order="C")
         if swap:
             copy.view(f"u{itemsize}").byteswap(inplace=True)
-        return copy.astype(self.dtype, copy=False)  # for booleans: any byte but 0 is true
+        return copy.astype(self.dtype, copy=False)  # in booleans every byte except 0 is true
 
 
 @dataclass(slots=True, eq=False)
 class PickledDtype(Stateful):
-    """A NumPy type: kind and size (`f4`), byte order."""
+    """A NumPy type: kind and size (such as `f4`) and byte order."""
 
     code: str
     byte_order: str = "="
@@ -100,17 +100,17 @@ class PickledDtype(Stateful):
             case (int(), str(order), None, None, None, *_) if order in ("<", ">", "|", "="):
                 self.byte_order = order
             case _:
-                raise WeightsCorrupt("a NumPy type is neither a plain number nor an object")
+                raise WeightsCorrupt("a NumPy type is neither a plain number type nor the object type")
 
     def dtype(self) -> np.dtype:
         if self.code not in _NUMPY_DTYPES:
-            raise WeightsCorrupt(f"an array is of type {printable(self.code)}, not of numbers or booleans")
+            raise WeightsCorrupt(f"an array has the type {printable(self.code)}; only numbers and booleans are read")
         return np.dtype(self.code).newbyteorder(self.byte_order)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True, eq=False)
 class PickledArray(Stateful):
-    """A NumPy array; its data may be bytes, or Latin-1 text that spells them, or a list of objects."""
+    """A NumPy array; its data are bytes, or text that encodes bytes in Latin-1, or a list of objects."""
 
     shape: tuple[int, ...] = ()
     type: PickledDtype | None = None
@@ -129,19 +129,19 @@ class PickledArray(Stateful):
                 self.shape, self.type = _sizes(shape), type
                 self.fortran_order, self.data = bool(fortran), data
             case _:
-                raise WeightsCorrupt("a NumPy array has a state that makes no sense")
+                raise WeightsCorrupt("the state of a NumPy array is not one that NumPy writes")
 
     def nbytes(self) -> int:
-        """Bytes of the array that it becomes, once it is known that its data are as many."""
+        """Checks that the data have the size of the array, and returns that size in bytes."""
         if self.type is None:
             raise WeightsCorrupt("a NumPy array has no contents")
         size = _nbytes(self.shape, dtype := self.type.dtype())
         if isinstance(self.data, list) or len(self.data) != math.prod(self.shape) * dtype.itemsize:
-            raise WeightsCorrupt(f"an array of shape {self.shape} has data of another size")
+            raise WeightsCorrupt(f"the data of an array do not have the size of its shape {self.shape}")
         return size
 
     def array(self) -> np.ndarray:
-        """A contiguous copy in native byte order; `nbytes` must have passed."""
+        """Returns a contiguous copy in native byte order; call `nbytes` first, which checks the sizes."""
         assert self.type is not None
         assert not isinstance(self.data, list)
         try:
@@ -151,13 +151,13 @@ class PickledArray(Stateful):
         dtype = self.type.dtype()
         view = np.ndarray(self.shape, dtype, data, order="F" if self.fortran_order else "C")
         if dtype == np.bool_:
-            view = view.view(np.uint8)  # any byte but 0 is true
+            view = view.view(np.uint8)  # every byte except 0 is true
         return np.array(view, dtype.newbyteorder("="), order="C")
 
     def item(self) -> object:
-        """The one object in an array of objects."""
+        """Returns the only element of an array of objects."""
         if self.type is None or self.type.code not in ("O4", "O8", "O") or not isinstance(self.data, list):
-            raise WeightsCorrupt("the array is not one of objects")
+            raise WeightsCorrupt("the array does not hold objects")
         if len(self.data) != 1:
             raise WeightsCorrupt(f"the array holds {len(self.data)} objects, not one dictionary")
         return self.data[0]
@@ -175,11 +175,11 @@ class _TensorType:
 
 @dataclass(frozen=True, slots=True)
 class _ArrayClass:
-    """`numpy.ndarray`, as an argument of its own reconstruction."""
+    """`numpy.ndarray`, as the argument of `_reconstruct`."""
 
 
 def read_storage(identity: object) -> Storage:
-    """The storage that a persistent id of PyTorch names: ('storage', type, key, device, elements[, view])."""
+    """Decodes a persistent id of PyTorch: ('storage', type, key, device, elements[, view])."""
     match identity:
         case ("storage", _StorageType(dtype), str(key), str(), int(elements), *view):
             match view:
@@ -192,30 +192,30 @@ def read_storage(identity: object) -> Storage:
             if 0 <= first <= first + count <= elements:
                 size = dtype.itemsize
                 return Storage(key, dtype, elements * size, first * size, count * size)
-            raise WeightsCorrupt(f"the size or the view of the storage {printable(key)} makes no sense")
+            raise WeightsCorrupt(f"the storage {printable(key)} has an impossible size or view")
         case _:
-            raise UnsafeCheckpoint("its pickle refers to something outside it that is not a tensor's storage")
+            raise UnsafeCheckpoint("its pickle refers to an external object that is not the storage of a tensor")
 
 
 def _tensor(*arguments: object) -> PickledTensor:
-    """`torch._utils._rebuild_tensor`, `_v2` and `_v3`, whose arguments are
+    """Stands for `torch._utils._rebuild_tensor`, `_v2` and `_v3`.
 
-    storage, offset, shape, strides[, requires_grad, hooks[, type (v3 alone)][, metadata]].
+    Their arguments are storage, offset, shape, strides[, requires_grad, hooks[, type (v3 only)][, metadata]].
     """
     match arguments:
         case (Storage() as storage, int(offset), shape, strides, _, _, _TensorType(dtype), *_):
-            pass  # the storage is one of bytes
+            pass  # the storage is untyped, so its elements are bytes
         case (Storage(dtype=dtype) as storage, int(offset), shape, strides, *_):
             pass
         case _:
-            raise WeightsCorrupt("a tensor is described in a way that makes no sense")
+            raise WeightsCorrupt("the description of a tensor has the wrong arguments")
     return PickledTensor(storage, dtype, offset, _sizes(shape), _sizes(strides))
 
 
 def _parameter(tensor: object, _requires_grad: object, _hooks: object) -> PickledTensor:
-    """`torch._utils._rebuild_parameter`: a parameter is its tensor."""
+    """Stands for `torch._utils._rebuild_parameter`: a parameter becomes its tensor."""
     if not isinstance(tensor, PickledTensor):
-        raise WeightsCorrupt("a parameter is not made of a tensor")
+        raise WeightsCorrupt("a parameter does not contain a tensor")
     return tensor
 
 
@@ -224,42 +224,42 @@ def _size(sizes: object = ()) -> tuple[int, ...]:
 
 
 def _ordered_dict(pairs: object = ()) -> dict:
-    """`collections.OrderedDict`, also as Python 2 pickles it: with a list of [key, value] lists."""
+    """Stands for `collections.OrderedDict`, which Python 2 pickles with a list of [key, value] lists."""
     if pairs == () and type(pairs) is tuple:
         return {}
     if type(pairs) is not list or not all(type(pair) is list and len(pair) == 2 for pair in pairs):
-        raise WeightsCorrupt("an OrderedDict is not made of pairs")
+        raise WeightsCorrupt("an OrderedDict is not built from pairs")
     ordered: dict = {}
     set_items(ordered, [part for pair in pairs for part in pair])
     return ordered
 
 
 def _array(array_class: object, _shape: object, _code: object) -> PickledArray:
-    """`numpy.core.multiarray._reconstruct`: an empty array, whose BUILD will fill it."""
+    """Stands for `numpy.core.multiarray._reconstruct`: an empty array, which the BUILD opcode fills later."""
     if not isinstance(array_class, _ArrayClass):
-        raise WeightsCorrupt("a NumPy array is of a class that makes no sense")
+        raise WeightsCorrupt("a NumPy array has a class other than numpy.ndarray")
     return PickledArray()
 
 
 def _scalar(_type: object, _data: object) -> None:
-    """`numpy.core.multiarray.scalar`: a number beside the tensors (an accuracy, a rate) is not needed."""
+    """Stands for `numpy.core.multiarray.scalar`: single numbers (an accuracy, a rate) are dropped."""
 
 
 def _numpy_dtype(code: object, _align: object = False, _copy: object = True) -> PickledDtype:
     if not isinstance(code, str):
-        raise WeightsCorrupt("a NumPy type is not named by text")
+        raise WeightsCorrupt("the name of a NumPy type is not text")
     return PickledDtype(code)
 
 
 def _encode(text: object, encoding: object) -> str:
-    """`_codecs.encode`, how protocol 2 writes bytes: the text that spells them serves as well, uncopied."""
+    """Stands for `_codecs.encode`, by which protocol 2 writes bytes; the text itself is kept, without a copy."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafeCheckpoint("its pickle encodes something other than bytes spelt in Latin-1")
+        raise UnsafeCheckpoint("its pickle encodes text in another encoding than Latin-1")
     return text
 
 
 def _empty_bytes() -> bytes:
-    """`__builtin__.bytes`, how protocol 2 writes no bytes at all."""
+    """Stands for `__builtin__.bytes`, by which protocol 2 writes an empty bytes object."""
     return b""
 
 
@@ -272,7 +272,7 @@ def _sizes(sizes: object) -> tuple[int, ...]:
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes of an array, where dimensions of length zero count as one: NumPy refuses (0, 2**62) as well."""
+    """Returns the bytes of an array; lengths of 0 count as 1, because NumPy refuses a shape such as (0, 2**62)."""
     if any(length < 0 for length in shape):
         raise WeightsCorrupt(f"a tensor has the impossible shape {shape}")
     return math.prod(max(length, 1) for length in shape) * dtype.itemsize
@@ -299,4 +299,4 @@ STAND_INS: Final[Mapping[tuple[str, str], object]] = MappingProxyType(
         ("__builtin__", "bytes"): Constructor(_empty_bytes),
     }
 )
-"""What each (module, name) in a pickle becomes. None of them is what it is named after."""
+"""What each (module, name) in a pickle becomes: always a stand-in, never the object of that name."""

@@ -1,13 +1,13 @@
-"""PyTorch checkpoints without PyTorch: reads what `torch.save` wrote, writes what `torch.load` reads.
+"""PyTorch checkpoints without PyTorch: reads the files of `torch.save`, writes files for `torch.load`.
 
-Three formats are read, told apart by their first bytes:
+Three formats are read; the first bytes of a file tell which it is:
 
 - zip (PyTorch 1.6 and later): `<folder>/data.pkl` describes the tensors, `<folder>/data/*` are the storages;
-- legacy: five pickles in a row (magic number, version, platform, object, storage keys), then the storages;
+- legacy: five pickles in sequence (magic number, version, platform, object, storage keys), then the storages;
 - `.npy` with one pickled dictionary of arrays.
 
-A checkpoint from the internet may be damaged or hostile. Nothing that it names is imported or called (see
-`pickle_reader`), and memory stays within four times the size of the file and a few megabytes.
+A checkpoint from the internet may be damaged or malicious. Nothing that it names is imported or called (see
+`pickle_reader`), and memory stays below four times the size of the file plus a few megabytes.
 """
 
 import io
@@ -36,35 +36,36 @@ from rlpips_jax.weights.zip_reader import INFLATION_ALLOWANCE, ZipReader
 
 MAX_EXPANSION = 2
 EXPANSION_ALLOWANCE = 4 << 20
-"""Bytes that tensors may take beyond `MAX_EXPANSION` times the file: expanded ones take more than stored."""
+"""Bytes that tensors may take beyond `MAX_EXPANSION` times the file: tensors with stride 0 (from `expand`) are
+larger in memory than in the file."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
 _Contents = tuple[object, Callable[[Storage], np.ndarray], bool]
-"""The pickled object, what reads a storage's record, and whether the records are in the other byte order."""
+"""The pickled object, the function that reads the record of a storage, and whether to swap the bytes of records."""
 
 
 def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch checkpoint, or the arrays of a pickled `.npy` dictionary, by name.
+    """Reads the tensors of a PyTorch checkpoint, or the arrays of a pickled `.npy` dictionary, by name.
 
-    The file holds a state dict, or a dictionary with one under `"state_dict"`. Parameters count as tensors;
-    numbers, text and other metadata beside the tensors are left out.
+    The file must hold a state dict, or a dictionary with one under `"state_dict"`. Parameters are read as tensors;
+    numbers, text and other metadata are left out.
 
     Args:
         path: a `.pth`, `.pt` or `.npy` file.
-        keep: says by its name whether a tensor is wanted; others are not read from disk. Default: all are.
+        keep: takes a name, tells whether to read that tensor from disk. Default: read all.
 
     Returns:
-        name -> array in C order and native byte order, with memory of its own, in the file's order. bfloat16
-        and 8-bit floats are `ml_dtypes` types. Tensors that shared memory no longer do.
+        name -> array, in the file's order; each array has its own memory, in C order and native byte order.
+        bfloat16 and 8-bit floats are `ml_dtypes` types.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsCorrupt: it is damaged, cut off, or of an unknown format.
-        UnsafeCheckpoint: its pickle asks for anything but tensors and arrays, or for far more memory than the
-            file's size warrants; nothing of it was run.
-        WeightsMismatch: it is sound, but holds no dictionary of tensors.
+        WeightsCorrupt: the file is damaged, cut off, or of an unknown format.
+        UnsafeCheckpoint: its pickle asks for something other than tensors and arrays, or for far more memory than
+            the size of the file justifies; nothing in it was run.
+        WeightsMismatch: the file can be read, but holds no dictionary of tensors.
     """
     path = Path(path)
     if not path.exists():
@@ -85,8 +86,8 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
             ) from error
         except UnsafeCheckpoint as error:
             raise UnsafeCheckpoint(
-                f"{path} is refused: {error}. Nothing of it was run. Get it from its authors and compare "
-                "its sha256; if you trust it, open it with PyTorch and save its state_dict() alone."
+                f"{path} is refused: {error}. Nothing in it was run. Download it from its authors and "
+                "compare its sha256; if you trust it, open it with PyTorch and save only its state_dict()."
             ) from error
         except WeightsMismatch as error:
             raise WeightsMismatch(f"{path}: {error}") from error
@@ -95,14 +96,14 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
 def write_checkpoint(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a PyTorch zip file that `torch.load(path, weights_only=True)` reads as a dictionary of tensors.
 
-    Equal tensors give equal bytes, and a file at `path` is replaced in one step or not at all.
+    Equal tensors give equal bytes. A file at `path` is replaced atomically.
 
     Args:
-        path: where to; its folder is made.
+        path: the file to write; missing folders are made.
         tensors: name -> array; float16/32/64, bfloat16, int8/16/32/64, uint8 or bool.
 
     Raises:
-        WeightsMismatch: PyTorch has no name for an array's type, or a name is not Unicode text.
+        WeightsMismatch: PyTorch has no storage class for the type of an array, or a name is not Unicode text.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -130,17 +131,17 @@ def _read_contents(file: io.BufferedIOBase, size: int) -> _Contents:
 
 
 def _what_else(head: bytes) -> str:
-    """What a file that begins like this probably is."""
+    """Says what a file that begins with these bytes probably is."""
     text = head.lstrip().lower()
     if not head:
-        return "it is empty: a download that failed at once"
+        return "it is empty, as after a failed download"
     if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself ('git lfs pull' fetches that)"
+        return "it is a Git LFS pointer, not the file itself ('git lfs pull' fetches the file)"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page, such as a server's error or login page saved in place of the file"
+        return "it is a web page, such as an error or login page, not the file"
     if head[257:262] == b"ustar":
-        return "it is a tar archive, PyTorch's format before version 0.1.10; open and save it with PyTorch"
-    return f"it is no PyTorch checkpoint but of an unknown format (it begins with {head[:12].hex(' ')})"
+        return "it is a tar archive, PyTorch's format before version 0.1.10; load it with PyTorch and save it again"
+    return f"its format is not one of PyTorch's (it begins with {head[:12].hex(' ')})"
 
 
 def _operations(size: int) -> int:
@@ -153,10 +154,10 @@ def _read_zip(file: io.BufferedIOBase, size: int) -> _Contents:
     if len(found) != 1:
         if any(name.endswith(".npy") for name in archive.entries):
             raise WeightsCorrupt("it is a NumPy .npz archive, not a PyTorch checkpoint")
-        raise WeightsCorrupt(f"it is a zip archive, but not PyTorch's: {len(found)} of its files are 'data.pkl'")
+        raise WeightsCorrupt(f"it is a zip archive, but not PyTorch's: it has {len(found)} files named 'data.pkl'")
     folder = found[0].removesuffix("data.pkl")
     if folder + "constants.pkl" in archive.entries:
-        raise WeightsCorrupt("it is a TorchScript archive; save the state_dict() of what torch.jit.load gives")
+        raise WeightsCorrupt("it is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
     byte_order = b"little"
     if folder + "byteorder" in archive.entries:
         byte_order = archive.read(folder + "byteorder").tobytes()
@@ -178,10 +179,10 @@ def _read_legacy(file: io.BufferedIOBase, size: int) -> _Contents:
     storages: dict[str, Storage] = {}
     reader = PickleReader(file, size, STAND_INS, partial(_noted_storage, storages), _operations(size))
     if reader.load() != _LEGACY_MAGIC:
-        raise WeightsCorrupt("it is a pickle, but not one that torch.save wrote")
+        raise WeightsCorrupt("it is a pickle, but torch.save did not write it")
     if reader.load() != _LEGACY_VERSION:
         raise WeightsCorrupt(f"its format version is not {_LEGACY_VERSION}")
-    reader.load()  # byte order and C types of the machine that wrote it; storages are little-endian anyway
+    reader.load()  # byte order and C types of the machine that wrote it; storages are little-endian in any case
     contents = reader.load()
     keys = reader.load()
 
@@ -189,14 +190,14 @@ def _read_legacy(file: io.BufferedIOBase, size: int) -> _Contents:
     position = file.tell()
     for key in keys if isinstance(keys, list) else [None]:
         if not isinstance(key, str) or key not in storages or key in records:
-            raise WeightsCorrupt("its list of storages makes no sense")
+            raise WeightsCorrupt("its list of storages is not a list of distinct storages that its tensors use")
         file.seek(position)
         header = file.read(8)
         nbytes = storages[key].record_nbytes
         if len(header) < 8 or position + 8 + nbytes > size:
             raise WeightsCorrupt("it is cut off within its tensors")
         if int.from_bytes(header, "little") * storages[key].dtype.itemsize != nbytes:
-            raise WeightsCorrupt(f"the storage {printable(key)} has another size than its tensors say")
+            raise WeightsCorrupt(f"the storage {printable(key)} does not have the size that its tensors state")
         records[key] = position + 8, nbytes
         position += 8 + nbytes
     return contents, partial(_legacy_record, file, records), _must_swap(b"little")
@@ -210,7 +211,7 @@ def _noted_storage(storages: dict[str, Storage], identity: object) -> Storage:
 
 def _legacy_record(file: io.BufferedIOBase, records: Mapping[str, tuple[int, int]], storage: Storage) -> np.ndarray:
     if storage.key not in records:
-        raise WeightsCorrupt(f"it lacks the storage {printable(storage.key)}")
+        raise WeightsCorrupt(f"it does not contain the storage {printable(storage.key)}")
     start, nbytes = records[storage.key]
     record = np.empty(nbytes, np.uint8)
     file.seek(start)
@@ -226,7 +227,7 @@ def _read_npy(file: io.BufferedIOBase, size: int) -> _Contents:
     if not header.endswith(b"\n"):
         raise WeightsCorrupt("the header of the .npy file is damaged")
     if not re.search(rb"'descr': '[|<>=]?O[48]?'", header):
-        raise WeightsMismatch("it is a .npy file of plain numbers; needed is a pickled dictionary of arrays")
+        raise WeightsMismatch("it is a .npy file of numbers, not of a pickled dictionary of arrays")
     contents = PickleReader(file, size - file.tell(), STAND_INS, operations=_operations(size)).load()
     if not isinstance(contents, PickledArray):
         raise WeightsCorrupt("the .npy file does not hold an array")
@@ -242,30 +243,30 @@ def _must_swap(byte_order: bytes) -> bool:
 
 
 def _state_dict(contents: object) -> dict[str, PickledTensor | PickledArray]:
-    """The named tensors of a state dict, or of the one in a dictionary around it."""
+    """Returns the named tensors of a state dict, or of the state dict under 'state_dict'."""
     if isinstance(contents, dict) and isinstance(contents.get("state_dict"), dict):
         contents = contents["state_dict"]
     if not isinstance(contents, dict):
-        raise WeightsMismatch(f"it holds {printable(contents)}; needed is a state dict, name -> tensor")
+        raise WeightsMismatch(f"it holds {printable(contents)}, not a state dict (name -> tensor)")
     tensors, others, seen = {}, [], set()
     for name, value in contents.items():
         if isinstance(value, PickledTensor | PickledArray):
             if not isinstance(name, str):
-                raise WeightsMismatch(f"it has a tensor under {name}, which is not a name")
+                raise WeightsMismatch(f"it has a tensor under the key {name}, which is not text")
             tensors[name] = value
         elif _holds_tensors(value, seen):
             others.append(printable(name))
     if others or (contents and not tensors):
-        where = f"others are nested under {', '.join(others[:8])}" if others else "and no others"
+        where = f"and others nested under {', '.join(others[:8])}" if others else "and no others"
         raise WeightsMismatch(
-            f"it holds {len(tensors)} tensors by name, {where}; needed is a state dict, name -> tensor, "
+            f"it holds {len(tensors)} tensors by name {where}, not a state dict (name -> tensor), "
             "alone or under 'state_dict'"
         )
     return tensors
 
 
 def _holds_tensors(value: object, seen: set[int]) -> bool:
-    """Whether there are tensors anywhere within; `seen` keeps cycles and repeats from taking for ever."""
+    """Tells whether a value contains tensors at any depth; `seen` stops cycles and repeated visits."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -283,9 +284,9 @@ def _materialise(
     swap: bool,
     max_nbytes: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays; each storage is read once, and only one is held at a time."""
+    """Returns the arrays; reads each storage once, and holds only one in memory at a time."""
     if (nbytes := sum(tensor.nbytes() for tensor in tensors.values())) > max_nbytes:
-        raise UnsafeCheckpoint(f"its tensors would take {nbytes} bytes, far more than the file itself")
+        raise UnsafeCheckpoint(f"its tensors would take {nbytes} bytes of memory, far more than the size of the file")
     by_storage: dict[str, list[str]] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
@@ -300,13 +301,13 @@ def _materialise(
             assert isinstance(tensor, PickledTensor)
             record = read_record(tensor.storage) if record is None else record
             if record.nbytes != tensor.storage.record_nbytes:
-                raise WeightsCorrupt(f"the storage of {printable(name)} is not of the size that its tensor says")
+                raise WeightsCorrupt(f"the storage of {printable(name)} does not have the size that its tensor states")
             arrays[name] = tensor.array(record, swap)
     return {name: arrays[name] for name in tensors}
 
 
 def _describe(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle of an OrderedDict of tensors, as `torch.save` writes it (but without memo)."""
+    """Returns the pickle of an OrderedDict of tensors, as `torch.save` writes it (but without memo)."""
     storage_names = {dtype: name for name, dtype in STORAGE_TYPES.items()}
     ordered_dict = b"ccollections\nOrderedDict\n)R"
     parts = [b"\x80\2", ordered_dict, b"("]
@@ -341,7 +342,7 @@ def _pickled(value: str | int) -> bytes:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """Adds an uncompressed entry, dated 1980; its data begin at a multiple of 64 bytes, fit to be mapped."""
+    """Adds an uncompressed entry, dated 1980, whose data begin at a multiple of 64 bytes, as mapping requires."""
     entry = zipfile.ZipInfo(f"archive/{name}")
     entry.create_system = 3  # the same bytes on every platform
     entry.file_size = len(data)

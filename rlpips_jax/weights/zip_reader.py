@@ -1,8 +1,8 @@
-"""Reads zip archives from strangers: nothing is extracted, and no size believed that the file does not allow.
+"""Reads untrusted zip archives: nothing is extracted to disk, and no size is believed before it is checked.
 
-Python's `zipfile` makes an object for every entry that a directory claims, and sees overlaps and wrong sizes
-late or never. Here the whole directory is checked first: entries lie within the file and apart from each
-other, agree with their local headers, have distinct names, and do not inflate to many times the file.
+Python's `zipfile` makes an object for every entry that the directory lists, and detects overlaps and wrong sizes
+late or not at all. This reader checks the whole directory first: entries must lie within the file, must not overlap,
+must agree with their local headers, must have distinct names, and must not inflate to many times the file's size.
 Layout: section 4.3 of PKWARE's APPNOTE.TXT.
 """
 
@@ -22,11 +22,11 @@ from rlpips_jax.weights.pickle_reader import printable
 MAX_ENTRIES = 20_000
 MAX_INFLATION = 2
 INFLATION_ALLOWANCE = 1 << 20
-"""Bytes that an archive may inflate to whatever its size: few zeros compress to nearly nothing."""
+"""Bytes that any archive may inflate to, however small it is: zeros compress to almost nothing."""
 
 _CHUNK = 1 << 20
 _STORED, _DEFLATED = 0, 8
-_WIDE = 0xFFFFFFFF  # the number is too large for its field, and stands in the zip64 extra field
+_WIDE = 0xFFFFFFFF  # marks a number too large for its field; the zip64 extra field holds it
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
@@ -35,7 +35,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
 class Entry(NamedTuple):
-    """One file of the archive; `start` is where its (compressed) bytes begin."""
+    """One file in the archive; its (compressed) bytes begin at offset `start`."""
 
     method: int
     checksum: int
@@ -45,11 +45,11 @@ class Entry(NamedTuple):
 
 
 class ZipReader:
-    """The entries of the zip archive in `file`, checked, by name.
+    """Checks the directory of the zip archive in `file`; `entries` maps each name to its entry.
 
     Raises:
-        WeightsCorrupt: cut off, damaged, inconsistent, encrypted, or compressed otherwise than by deflate.
-        UnsafeCheckpoint: it would inflate to many times its size, or has absurdly many entries.
+        WeightsCorrupt: the archive is cut off, damaged, inconsistent, encrypted, or not compressed by deflate.
+        UnsafeCheckpoint: the archive would inflate to many times its size, or has more than `MAX_ENTRIES` entries.
     """
 
     def __init__(self, file: io.BufferedIOBase, size: int) -> None:
@@ -57,12 +57,12 @@ class ZipReader:
         self._size = size
         offset, length, count = self._find_directory()
         if count > MAX_ENTRIES:
-            raise UnsafeCheckpoint(f"its zip archive has {count} entries; no checkpoint has over {MAX_ENTRIES}")
+            raise UnsafeCheckpoint(f"its zip archive has {count} entries; the limit is {MAX_ENTRIES}")
         self.entries: dict[str, Entry] = {}
         spans = []
         for name, header, flags, entry in self._directory(self._read_at(offset, length), count):
             if name in self.entries:
-                raise WeightsCorrupt(f"its zip directory has two entries called {printable(name)}")
+                raise WeightsCorrupt(f"its zip directory lists two entries named {printable(name)}")
             self.entries[name] = entry = self._locate(name, header, flags, entry)
             spans.append((header, entry.start + entry.compressed))
         spans.sort()
@@ -70,12 +70,12 @@ class ZipReader:
             raise WeightsCorrupt("entries of its zip archive overlap")
         inflated = sum(entry.size for entry in self.entries.values())
         if inflated > MAX_INFLATION * size + INFLATION_ALLOWANCE:
-            raise UnsafeCheckpoint(f"its {size} bytes would inflate to {inflated}, as no checkpoint does")
+            raise UnsafeCheckpoint(f"its {size} bytes would inflate to {inflated}, more than any checkpoint needs")
 
     def read(self, name: str) -> np.ndarray:
-        """The bytes of one entry, inflated, as a new uint8 array; the checksum is verified."""
+        """Returns the inflated bytes of one entry as a new uint8 array; verifies the checksum."""
         if name not in self.entries:
-            raise WeightsCorrupt(f"its zip archive lacks the entry {printable(name)}")
+            raise WeightsCorrupt(f"its zip archive has no entry {printable(name)}")
         entry = self.entries[name]
         data = np.empty(entry.size, np.uint8)
         filled, checksum = 0, 0
@@ -90,22 +90,22 @@ class ZipReader:
         return data
 
     def _pieces(self, entry: Entry) -> Iterator[bytes]:
-        """The entry's bytes, inflated, at most a mebibyte at a time."""
+        """Yields the entry's inflated bytes in pieces of at most one mebibyte."""
         starts = range(entry.start, entry.start + entry.compressed, _CHUNK)
         raw = (self._read_at(start, min(_CHUNK, starts.stop - start)) for start in starts)
         return raw if entry.method == _STORED else _inflate(raw)
 
     def _find_directory(self) -> tuple[int, int, int]:
-        """Offset, length and number of entries of the central directory, from the record at the end."""
+        """Returns the offset, length and number of entries of the central directory, as the record at the end says."""
         tail_start = max(self._size - _END.size - 0xFFFF, 0)
         tail = self._read_at(tail_start, self._size - tail_start)
         found = tail.rfind(b"PK\5\6")
         if found < 0 or len(tail) - found < _END.size:
-            raise WeightsCorrupt("it begins as a zip archive but has no directory at its end: it is cut off")
+            raise WeightsCorrupt("it begins like a zip archive but has no directory at its end: it is cut off")
         _, disk, _, _, count, length, offset, comment = _END.unpack_from(tail, found)
         end = tail_start + found
         if end + _END.size + comment != self._size:
-            raise WeightsCorrupt("its zip archive does not end where it says")
+            raise WeightsCorrupt("the length of its zip archive is not what its end record says")
         if end >= _LOCATOR64.size:
             signature, _, end64, _ = _LOCATOR64.unpack(self._read_at(end - _LOCATOR64.size, _LOCATOR64.size))
             if signature == b"PK\6\7":
@@ -115,11 +115,11 @@ class ZipReader:
                     raise WeightsCorrupt("the zip64 record of its zip archive is damaged")
                 end = end64
         if disk != 0 or offset + length != end:
-            raise WeightsCorrupt("the directory of its zip archive is not where it should be")
+            raise WeightsCorrupt("the directory of its zip archive is not where its end record says")
         return offset, length, count
 
     def _directory(self, directory: bytes, count: int) -> Iterator[tuple[str, int, int, Entry]]:
-        """Name, offset of the local header, flags and (not yet located) entry, of each in the directory."""
+        """Yields, per directory entry: name, offset of the local header, flags, and the entry with `start` still 0."""
         position = 0
         for _ in range(count):
             if len(directory) - position < _CENTRAL.size:
@@ -138,14 +138,14 @@ class ZipReader:
             yield _decode(directory[position : position + name]), header, flags, entry
             position += name + extra + comment
         if position != len(directory):
-            raise WeightsCorrupt("the directory of its zip archive has more entries than it says")
+            raise WeightsCorrupt("the directory of its zip archive is longer than its number of entries allows")
 
     def _locate(self, name: str, header: int, flags: int, entry: Entry) -> Entry:
-        """The entry with its start, once its local header agrees with the directory."""
+        """Checks the local header against the directory and returns the entry with its `start`."""
         if flags & 1 or entry.method not in (_STORED, _DEFLATED):
-            raise WeightsCorrupt(f"the zip entry {printable(name)} is encrypted, or not stored or deflated")
+            raise WeightsCorrupt(f"the zip entry {printable(name)} is encrypted, or not compressed by deflate")
         if entry.method == _STORED and entry.compressed != entry.size:
-            raise WeightsCorrupt(f"the zip entry {printable(name)} is not compressed but has two sizes")
+            raise WeightsCorrupt(f"the zip entry {printable(name)} is not compressed, but its two sizes differ")
         fields = _LOCAL.unpack(self._read_at(header, _LOCAL.size))
         signature, _, local_flags, method, _, _, *numbers, name_length, extra_length = fields
         local_name = self._read_at(header + _LOCAL.size, name_length)
@@ -154,7 +154,7 @@ class ZipReader:
         streamed = local_flags & 8  # sizes follow the data
         wide = _WIDE in numbers[1:]  # sizes are in an extra field
         if not (streamed or wide or numbers == [entry.checksum, entry.compressed, entry.size]):
-            raise WeightsCorrupt(f"the zip entry {printable(name)} disagrees with the directory")
+            raise WeightsCorrupt(f"the zip entry {printable(name)} has a header that differs from the directory")
         return entry._replace(start=header + _LOCAL.size + name_length + extra_length)
 
     def _read_at(self, offset: int, length: int) -> bytes:
@@ -179,11 +179,11 @@ def _inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
     except zlib.error as error:
         raise WeightsCorrupt(f"its zip archive cannot be inflated ({error})") from error
     if not stream.eof or stream.unused_data:
-        raise WeightsCorrupt("its zip archive cannot be inflated: data are missing, or left over")
+        raise WeightsCorrupt("its zip archive cannot be inflated: an entry has too few or too many bytes")
 
 
 def _wide_fields(extra: bytes) -> Iterator[int]:
-    """The 64-bit numbers of the zip64 extra field, in order."""
+    """Yields the 64-bit numbers of the zip64 extra field, in order."""
     position = 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
