@@ -41,12 +41,12 @@ class TripletOptions:
     """Folder to look for weights in first."""
 
     size: Annotated[
-        int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: BAPPS 64, others as stored)")
+        int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: BAPPS 64, NIGHTS 224, others as stored)")
     ] = None
     """Resize images in folders to this shorter side; height and width of patches of photographs."""
 
     split: str = "test"
-    """Part of a folder of images and votes."""
+    """Part of a folder of images and votes, or of NIGHTS: train, val, test, test_imagenet or test_no_imagenet."""
 
     count: int = 600
     """Triplets made from a folder of photographs: two strengths of one distortion, of which the weaker is closer."""

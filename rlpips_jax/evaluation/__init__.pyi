@@ -17,6 +17,7 @@ from .measurement import (
     evaluate as evaluate,
     shift_robustness as shift_robustness,
 )
+from .nights import read_nights as read_nights
 from .placement import over_all_devices as over_all_devices
 from .scores import (
     best_two_afc_score as best_two_afc_score,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import TripletsError
+from rlpips_jax.evaluation.nights import NIGHTS, NIGHTS_SIZE, is_nights, read_nights
 from rlpips_jax.evaluation.triplet_files import (
     BAPPS_SIZE,
     PARTS,
@@ -37,8 +38,8 @@ class ReadOptions:
 
     Attributes:
         size: shorter side in pixels to which stored images are resized, or to which patches are cut; None for the
-            usual one: BAPPS at 64, other stored images as they are, patches 64.
-        split: of a folder of votes.
+            usual one: BAPPS at 64, NIGHTS at 224, other stored images as they are, patches 64.
+        split: of a folder of votes, or of NIGHTS.
         count: triplets to make from photographs.
         kinds: distortions to make them with; None for the training kinds.
         teacher: metric that judges as many crossed triplets; None for ordinal triplets alone.
@@ -80,6 +81,10 @@ def _read_judgments(path: Path, options: ReadOptions) -> list[AnyTriplets]:
     return [read_judgments(path, split=options.split, size=options.size)]
 
 
+def _read_nights(path: Path, options: ReadOptions) -> list[AnyTriplets]:
+    return [read_nights(path, split=options.split, size=NIGHTS_SIZE if options.size is None else options.size)]
+
+
 def _is_photographs(path: Path) -> bool:
     return path.is_dir() and not _has_pairs(path) and bool(image_paths(path, recursive=True))
 
@@ -109,6 +114,9 @@ TRIPLET_SOURCES: dict[str, TripletSource] = {
         lambda path: bool(bapps_categories(path)),
         _read_bapps,
         resizes=True,
+    ),
+    "nights": TripletSource(
+        f"a folder in the layout of NIGHTS ({', '.join(NIGHTS)})", is_nights, _read_nights, resizes=True
     ),
     "photographs": TripletSource(
         "a folder of photographs, from which triplets are made", _is_photographs, _from_photographs
@@ -149,7 +157,7 @@ def read(
     Args:
         path: a file or a folder.
         size: as in `ReadOptions`.
-        split: of a folder of votes.
+        split: of a folder of votes, or of NIGHTS.
         count: triplets of each sort to make from a folder of photographs, which needs it.
         kinds: distortions to make them with; None for the training kinds.
         teacher: metric that judges triplets of two distortions, made from photographs too; None for ordinal ones alone.

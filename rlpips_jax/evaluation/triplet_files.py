@@ -69,7 +69,7 @@ def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
         ImageFileError: an image cannot be read.
     """
     folder = Path(folder)
-    _check_size(size)
+    check_size(size)
     categories = bapps_categories(folder)
     if not categories:
         raise TripletsError(f"{folder} has no folders {', '.join(PARTS)} at any depth; each category of BAPPS has them")
@@ -78,9 +78,9 @@ def read_bapps(folder: AnyPath, *, size: int | None = BAPPS_SIZE) -> Triplets:
         added = judged_files(category)
         rows += added
         kinds += [folder.resolve().name if category == folder else category.relative_to(folder).as_posix()] * len(added)
-    images = _read_images([row.images[part] for part in range(len(IMAGES)) for row in rows], size)
+    images = read_images([row.images[part] for part in range(len(IMAGES)) for row in rows], size)
     reference, p0, p1 = images.reshape(len(IMAGES), len(rows), *images.shape[1:])
-    judgment = np.array(list(_in_threads(read_fraction, [row.judgment for row in rows])), np.float32)
+    judgment = np.array(list(in_threads(read_fraction, [row.judgment for row in rows])), np.float32)
     source = {"folder": os.fspath(folder), "size": size}
     source["sha256"] = array_hash(reference, p0, p1, judgment, labels=kinds)
     return Triplets(reference, p0, p1, judgment, tuple(kinds), judgment != 0.5, folder.resolve().name, source)
@@ -120,7 +120,7 @@ def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
             save_image(category / part / f"{name}.png", images[0])
         np.save(category / JUDGMENTS / f"{name}.npy", one.judgment)
 
-    for _ in _in_threads(write, range(len(triplets))):
+    for _ in in_threads(write, range(len(triplets))):
         pass
 
 
@@ -186,10 +186,15 @@ def read_fraction(path: AnyPath) -> float:
     return number
 
 
-def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.ndarray, "i j 3"]:
-    """The image resized so that its shorter side has `size` pixels, bilinearly and antialiased, as for LPIPS's scores.
+def resized(
+    image: UInt8[np.ndarray, "h w 3"], size: int | None, *, bicubic: bool = False
+) -> UInt8[np.ndarray, "i j 3"]:
+    """The image resized so that its shorter side has `size` pixels, antialiased; None keeps it as it is.
 
-    None keeps it as it is.
+    Args:
+        image: of any size.
+        size: in pixels.
+        bicubic: as for DreamSim's scores; else bilinear, as for LPIPS's.
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
@@ -197,11 +202,9 @@ def resized(image: UInt8[np.ndarray, "h w 3"], size: int | None) -> UInt8[np.nda
         return image
     from PIL import Image
 
-    # Pillow widens its bilinear filter with the reduction, so the result is antialiased.
-    smaller = Image.fromarray(image).resize(
-        (width * size // shorter, height * size // shorter), Image.Resampling.BILINEAR
-    )
-    return np.asarray(smaller)
+    # Pillow widens its filters with the reduction, so the result is antialiased.
+    kernel = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((width * size // shorter, height * size // shorter), kernel))
 
 
 def read_npz(path: AnyPath) -> list[Triplets]:
@@ -322,7 +325,7 @@ def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = N
         ImageFileError: an image cannot be read.
     """
     folder = Path(folder)
-    _check_size(size)
+    check_size(size)
     path = folder / VOTES
     arrays = _read_arrays(path)
     splits = sorted(key.removesuffix("/triplets") for key in arrays if key.endswith("/triplets"))
@@ -332,7 +335,7 @@ def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = N
     for name in names:
         if Path(name).name != name or not (folder / "images" / name).is_file():
             raise TripletsError(f"{folder / 'images' / name} is not a file, but {path} names it")
-    images = _read_images([folder / "images" / name for name in names], size)
+    images = read_images([folder / "images" / name for name in names], size)
     indices, votes = (_array(path, arrays, f"{split}/{key}") for key in ("triplets", "votes"))
     name = folder.resolve().name
     kinds = (name,) * len(indices)
@@ -353,29 +356,35 @@ def bapps_categories(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _check_size(size: int | None) -> None:
+def check_size(size: int | None) -> None:
+    """Raises a TripletsError unless `size` is None or 1 or more."""
     if size is not None and size < 1:
         raise TripletsError(f"size is {size}; give 1 or more pixels, or None to keep images as they are")
 
 
-def _read_images(paths: Sequence[Path], size: int | None) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images of one size, decoded in threads: Pillow releases the GIL while it decodes."""
-    first = resized(read_uint8(paths[0]), size)
+def read_images(paths: Sequence[Path], size: int | None, *, bicubic: bool = False) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images, `resized`, which must then have one size. They are decoded in threads, as Pillow releases the GIL.
+
+    Raises:
+        TripletsError: they differ in size; names two of them.
+        ImageFileError: one cannot be read.
+    """
+    first = resized(read_uint8(paths[0]), size, bicubic=bicubic)
     images = np.empty((len(paths), *first.shape), np.uint8)
 
     def fill(index: int) -> None:
-        image = resized(read_uint8(paths[index]), size)
+        image = resized(read_uint8(paths[index]), size, bicubic=bicubic)
         if image.shape != first.shape:
             found, expected = (f"{height}x{width}" for height, width, _ in (image.shape, first.shape))
             raise TripletsError(f"{paths[index]} is {found} pixels and {paths[0]} {expected}; all must be of one size")
         images[index] = image
 
-    for _ in _in_threads(fill, range(len(paths))):
+    for _ in in_threads(fill, range(len(paths))):
         pass
     return images
 
 
-def _in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Results in order; the first error cancels the calls that have not begun."""
     with ThreadPoolExecutor() as pool:
         try:
