@@ -73,40 +73,47 @@ def squeeze(*, ceil: bool = True) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """ResNet-18's block."""
+    """A block of ResNet-18, or with a bottleneck, of ResNet-50."""
 
-    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        outputs = 4 * width if bottleneck else width
+        channels = (inputs, width, width, outputs) if bottleneck else (inputs, width, width)
+        windows, strides = ((1, 3, 1), (1, stride, 1)) if bottleneck else ((3, 3), (stride, 1))
+        self.count = len(windows)
+        for number, (window, step) in enumerate(zip(windows, strides, strict=True), start=1):
+            convolution = nn.Conv2d(*channels[number - 1 : number + 1], window, step, padding=window // 2, bias=False)
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(channels[number]))
         self.downsample = nn.Sequential()
-        if stride > 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        y = x
+        for number in range(1, self.count + 1):
+            y = y.relu() if number > 1 else y
+            y = self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(y))
         return (y + self.downsample(x)).relu()
 
 
-def resnet18() -> nn.Sequential:
-    """torchvision's ResNet-18 without its classifier, as a sequence."""
-    stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
-    return nn.Sequential(
-        *(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
-        nn.MaxPool2d(3, 2, padding=1),
-        *(
-            nn.Sequential(Residual(inputs, channels, stride), Residual(channels, channels, 1))
-            for inputs, channels, stride in stages
-        ),
-    )
+def resnet(depths: tuple[int, ...], *, bottleneck: bool = False) -> nn.Sequential:
+    """torchvision's ResNet of so many blocks, without its classifier, as a sequence."""
+    modules = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    modules.append(nn.MaxPool2d(3, 2, padding=1))
+    inputs = 64
+    for width, depth in zip((64, 128, 256, 512), depths, strict=True):
+        blocks = []
+        for index in range(depth):
+            stride = 2 if index == 0 and width > 64 else 1
+            blocks.append(Residual(inputs, width, stride, bottleneck=bottleneck))
+            inputs = 4 * width if bottleneck else width
+        modules.append(nn.Sequential(*blocks))
+    return nn.Sequential(*modules)
 
 
 IN_SEQUENCE = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
-"""The places of ResNet-18's modules in the sequence, by torchvision's names."""
+"""The places of a ResNet's modules in the sequence, by torchvision's names."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,8 @@ def variant(metric: str) -> Variant:
         "vgg": lambda: Variant(vgg(), (3, 8, 15, 22, 29)),
         "squeeze": lambda: Variant(squeeze(), (1, 4, 7, 9, 10, 11, 12)),
         "vgg19": lambda: Variant(vgg((2, 2, 4, 4, 4)), (3, 8, 17, 26, 35)),
-        "resnet18": lambda: Variant(resnet18(), (2, 4, 5, 6, 7)),
+        "resnet18": lambda: Variant(resnet((2, 2, 2, 2)), (2, 4, 5, 6, 7)),
+        "resnet50": lambda: Variant(resnet((3, 4, 6, 3), bottleneck=True), (2, 4, 5, 6, 7)),
     }
     backbone = metric.rpartition("-")[2].partition("@")[0]
     make = special.get(metric) or usual.get(backbone)

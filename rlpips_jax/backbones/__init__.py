@@ -3,7 +3,7 @@
 from rlpips_jax.backbones.alex import ALEX
 from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.backbones.protocol import IMAGENET, Backbone, Computation, Scaling, StagedBackbone
-from rlpips_jax.backbones.resnet import RESNET18
+from rlpips_jax.backbones.resnet import RESNET18, RESNET50
 from rlpips_jax.backbones.sequential import INPUT, Convolution, Fire, Layer, Pool, Sequential, layer_name
 from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
 from rlpips_jax.backbones.tiny import TINY
@@ -20,6 +20,7 @@ BACKBONES: dict[str, Backbone] = {
         TINY,
         VGG19,
         RESNET18,
+        RESNET50,
     )
 }
 """Every network by its name. Those with an official file give a metric `baseline-{name}`."""
@@ -32,6 +33,7 @@ __all__ = [
     "IMAGENET",
     "INPUT",
     "RESNET18",
+    "RESNET50",
     "SQUEEZE",
     "SQUEEZE_FLOOR",
     "TINY",

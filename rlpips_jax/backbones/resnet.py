@@ -1,4 +1,4 @@
-"""Residual networks (torchvision's `resnet18`), tapped after the stem's ReLU and after each of the four stages.
+"""Residual networks (torchvision's `resnet18`, `resnet50`), tapped after the stem's ReLU and after each stage.
 
 Batch normalisation is folded into the convolution before it when a PyTorch file is read: with its weight g, bias b,
 running mean m and running variance v, the kernel becomes k g / sqrt(v + 1e-5), and the bias b - m g / sqrt(v + 1e-5).
@@ -33,6 +33,9 @@ POOLING = Pooling("max", 3, 2)
 BASIC = ((3, 1), (3, 1))
 """A block's convolutions: their windows, and their channels as multiples of the stage's width."""
 
+BOTTLENECK = ((1, 1), (3, 1), (1, 4))
+"""The block of deeper networks."""
+
 _NORMALISATION = ("weight", "bias", "running_mean", "running_var")
 """The tensors of a batch normalisation, by the ends of their names."""
 
@@ -52,7 +55,7 @@ class ResNet:
 
     Attributes:
         name: as it stands in the names of metrics.
-        block: the convolutions of every block, such as `BASIC`. The first 3x3 convolution has the block's stride.
+        block: the convolutions of every block, `BASIC` or `BOTTLENECK`; its first 3x3 has the block's stride.
         depths: number of blocks in each stage.
         scaling: what its images are scaled by.
         official: the PyTorch file with the published weights.
@@ -203,6 +206,8 @@ class ResNet:
                     yield _Convolution(path, f"{path}.0", f"{path}.1", (1, 1, first, inputs))
 
 
+CITATION = "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016"
+
 RESNET18 = ResNet(
     name="resnet18",
     block=BASIC,
@@ -211,6 +216,18 @@ RESNET18 = ResNet(
         "resnet18-f37072fd.pth",
         "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
         size=46_830_571,
-        citation="He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016",
+        citation=CITATION,
+    ),
+)
+
+RESNET50 = ResNet(
+    name="resnet50",
+    block=BOTTLENECK,
+    depths=(3, 4, 6, 3),
+    official=torchvision(
+        "resnet50-0676ba61.pth",
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        size=102_530_333,
+        citation=CITATION,
     ),
 )

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import RESNET18, Backbone, Computation, StagedBackbone
+from rlpips_jax.backbones import RESNET18, RESNET50, Backbone, Computation, StagedBackbone
 from rlpips_jax.backbones.resnet import BASIC, ResNet
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.weights.parameters import from_pytorch, to_pytorch
 
-BOTTLENECK = ((1, 1), (3, 1), (1, 4))
-RESNET50 = ResNet("resnet50", BOTTLENECK, (3, 4, 6, 3))
 SMALL = ResNet("small", BASIC, (1, 1, 1, 1))
 
 

@@ -24,6 +24,7 @@ from rlpips_jax.backbones import (
     ELPIPS_SQUEEZE,
     ELPIPS_VGG,
     RESNET18,
+    RESNET50,
     SQUEEZE,
     SQUEEZE_FLOOR,
     VGG,
@@ -548,7 +549,11 @@ def test_published_weights_agree_with_pytorch(
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("architecture", [RESNET18, pytest.param(VGG19, marks=pytest.mark.slow)], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "architecture",
+    [RESNET18, pytest.param(RESNET50, marks=pytest.mark.slow), pytest.param(VGG19, marks=pytest.mark.slow)],
+    ids=lambda a: a.name,
+)
 def test_networks_without_heads_agree_with_pytorch(
     architecture: Backbone, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -563,7 +568,8 @@ def test_networks_without_heads_agree_with_pytorch(
             tensors[name] = random.normal(0, 0.1, tensor.shape).astype(np.float32)
     state = {name: torch.tensor(tensor) for name, tensor in tensors.items() if not name.startswith("lin")}
     state |= {name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in state if "_var" in name}
-    state |= {"fc.weight": torch.zeros(10, 512)} if architecture == RESNET18 else {"classifier.0.bias": torch.zeros(9)}
+    residual = architecture in (RESNET18, RESNET50)
+    state |= {"fc.weight": torch.zeros(10, 512)} if residual else {"classifier.0.bias": torch.zeros(9)}
     torch.save(state, tmp_path / "network.pth")
     assert run("--weights", tmp_path / "network.pth", "--out", out, "--verify") == 0
     table = differences(capsys.readouterr().out)
@@ -571,7 +577,7 @@ def test_networks_without_heads_agree_with_pytorch(
     assert max(distance, layers) < 1e-5
     assert gradient < 1e-4
     # Where batch normalisation is folded, the kernels are rounded once more.
-    assert max(table["library in float64"]) < (2e-6 if architecture == RESNET18 else 1e-12)
+    assert max(table["library in float64"]) < (2e-6 if residual else 1e-12)
     # From the folded file alone.
     assert run("--verify", "--name", f"baseline-{architecture.name}", "--weights-dir", out) == 0
 
