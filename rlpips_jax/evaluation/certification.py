@@ -260,8 +260,10 @@ def check_radii(radii: Float[np.ndarray, "..."] | Sequence[float | int]) -> Floa
     return asked
 
 
-def draws_needed(radius: float, sigma: float, alpha: float = 0.001) -> int:
-    """The fewest draws that can certify a radius, if all of them agree: Phi(r / sigma) <= alpha^(1/n).
+def draws_needed(radius: float | int, sigma: float | int, alpha: float = 0.001) -> int | float:
+    """The fewest draws n that can certify a radius, if all of them agree: Phi(r / sigma) <= alpha^(1/n).
+
+    Infinite where Phi(r / sigma) is 1 to the last digit.
 
     Args:
         radius: l2, in the units of sigma.
@@ -270,7 +272,8 @@ def draws_needed(radius: float, sigma: float, alpha: float = 0.001) -> int:
     """
     from scipy.special import log_ndtr
 
-    return max(1, math.ceil(math.log(alpha) / log_ndtr(radius / sigma)))
+    logarithm = float(log_ndtr(radius / sigma))
+    return max(1, math.ceil(math.log(alpha) / logarithm)) if logarithm else math.inf
 
 
 def abstention_rate(certificate: Certificate) -> float:
