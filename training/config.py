@@ -246,7 +246,7 @@ class Training:
         """The protocol's recipe, with the options that were given in place of its own."""
         recipe = dataclasses.replace(RECIPES[self.protocol], **self.changes.get(self.protocol, {}))
         if self.attack != NO_ATTACK and ATTACKS[self.attack].unit == "pixels":
-            recipe = dataclasses.replace(recipe, epsilon=FLOW)
+            recipe = dataclasses.replace(recipe, epsilon=(*ATTACKS[self.attack].measured, FLOW)[0])
         elif self.norm == "l2":
             recipe = dataclasses.replace(recipe, epsilon=L2_RADII[self.protocol])
         names = [field.name for field in dataclasses.fields(recipe)]

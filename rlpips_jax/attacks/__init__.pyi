@@ -57,6 +57,10 @@ from .semantic import (
     semantic as semantic,
     semantic_similarity as semantic_similarity,
 )
+from .shift import (
+    ShiftResult as ShiftResult,
+    shift as shift,
+)
 from .spatial import (
     SpatialResult as SpatialResult,
     spatial as spatial,

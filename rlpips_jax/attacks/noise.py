@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Evaluation, InBall, Point, Rendered, State
+from rlpips_jax.attacks.procedure import ByValues, InBall, Point, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
@@ -40,11 +40,7 @@ def noise(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Draws(InBall):
-    def gradient(self, objective: Rendered, variable: Array, state: State, index: Int[Array, ""]) -> Evaluation:
-        value = objective.value(variable)
-        return Evaluation(value, value)
-
+class _Draws(ByValues, InBall):
     def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ..."]]:
         return state, self.start(point.key)
 

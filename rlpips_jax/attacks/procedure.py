@@ -151,6 +151,14 @@ class Procedure:
         return result
 
 
+class ByValues(Procedure):
+    """An attack that needs values alone."""
+
+    def gradient(self, objective: Rendered, variable: Variable, state: State, index: Int[Array, ""]) -> Evaluation:
+        value = objective.value(variable)
+        return Evaluation(value, value)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InBall(Procedure):

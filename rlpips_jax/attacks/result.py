@@ -16,7 +16,7 @@ class AttackResult:
 
     Attributes:
         adversarial: `(n, ..., h, w, 3)`, floats in `value_range`; of the shape of the images. The image itself where
-            `pgd`, `apgd`, `square` or `spatial` found nothing better for an objective that is not randomised. An image
+            an attack on an objective (but `noise`) found nothing better, if the objective is not randomised. An image
             whose objective is not finite is returned only where no finite objective was seen.
         before: `(n,)`, the objective of the images.
         after: `(n,)`, the objective of the adversarial images. For a randomised objective both are judged with keys

@@ -14,7 +14,7 @@ from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Evaluation, InBall, Point, Rendered, State
+from rlpips_jax.attacks.procedure import ByValues, InBall, Point, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
 from rlpips_jax.errors import AttackError
@@ -86,7 +86,7 @@ def window_sides(steps: int, share: float, height: int, width: int) -> Int[np.nd
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Windows(InBall):
+class _Windows(ByValues, InBall):
     steps: int = field(metadata={"static": True})
     initial_share: float = field(metadata={"static": True})
 
@@ -98,10 +98,6 @@ class _Windows(InBall):
     def start(self, key: Key) -> Float[Array, "n ..."]:
         first = {"linf": _stripes, "l2": _pyramids}[self.norm]
         return self.project(self.images + first(key, self.images, self.radius))
-
-    def gradient(self, objective: Rendered, variable: Array, state: State, index: Int[Array, ""]) -> Evaluation:
-        value = objective.value(variable)
-        return Evaluation(value, value)
 
     def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ..."]]:
         change = {"linf": _repainted, "l2": _moved}[self.norm]

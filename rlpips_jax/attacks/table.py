@@ -22,6 +22,7 @@ from rlpips_jax.attacks.perceptual_pgd import perceptual_pgd
 from rlpips_jax.attacks.pgd import pgd
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.semantic import semantic
+from rlpips_jax.attacks.shift import shift
 from rlpips_jax.attacks.spatial import spatial
 from rlpips_jax.attacks.square import square
 from rlpips_jax.attacks.worst_case import worst_case
@@ -64,6 +65,7 @@ class AttackEntry:
         gradients: whether it needs the gradient of what it attacks.
         moves: which images of a triplet it can move, from `ATTACKED`; empty if it does not work on triplets.
         pace: the command line takes this many steps for each of --steps.
+        measured: radii that are measured where none are given; empty for those of `RADII`.
     """
 
     function: Callable[..., AttackResult]
@@ -77,11 +79,16 @@ class AttackEntry:
     gradients: bool = True
     moves: tuple[str, ...] = field(default=ATTACKED)
     pace: int = 1
+    measured: tuple[str, ...] = ()
 
     @property
     def measures(self) -> tuple[str, ...]:
         """How its radius can be told: its norms, else its unit."""
         return self.norms or (self.unit,)
+
+    def radii(self, measure: str) -> tuple[str, ...]:
+        """Radii that are measured where none are given, in one of `measures`."""
+        return self.measured or RADII[measure]
 
     def options(self, *, steps: int, norm: str | None = None, restarts: int | None = None) -> dict[str, Any]:
         """Arguments by name, those alone that the attack takes.
@@ -130,6 +137,10 @@ ATTACKS: dict[str, AttackEntry] = {
     "spatial": AttackEntry(
         function=spatial, does="moves pixels, smoothly, instead of changing them", norms=(), unit="pixels",
         random_start=True,
+    ),
+    "shift": AttackEntry(
+        function=shift, does="moves whole images by whole pixels, the worst of all shifts", norms=(), unit="pixels",
+        restarts=False, gradients=False, pace=16, measured=("1", "2", "3", "4", "5", "6", "7", "8"),
     ),
     "worst_case": AttackEntry(function=strongest, does="the worst of `pgd`, `apgd` and `square` for each example"),
     "distort": AttackEntry(

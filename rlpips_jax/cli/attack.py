@@ -57,9 +57,10 @@ class Attack(MetricOptions):
     """Norm of the change of values."""
 
     epsilon: Annotated[
-        str | None, tyro.conf.arg(metavar="E", help_behavior_hint="(default: 2/255; l2 1, spatial 1)")
+        str | None, tyro.conf.arg(metavar="E", help_behavior_hint="(default: 2/255; l2 1, spatial and shift 1)")
     ] = None
-    """Largest change, as a fraction of the whole range of values: 2/255 is 2 grey levels. For spatial, in pixels."""
+    """Largest change, as a fraction of the whole range of values: 2/255 is 2 grey levels. For spatial and shift, in
+    pixels."""
 
     bound: float = 0.1
     """Largest distance of an impostor."""

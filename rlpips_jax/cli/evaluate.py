@@ -19,11 +19,11 @@ import tyro
 from rlpips_jax import reports
 from rlpips_jax.attacks import Randomness
 from rlpips_jax.attacks.expectations import DRAWS, JUDGED
-from rlpips_jax.attacks.table import ATTACKS, RADII, names
+from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
-from rlpips_jax.cli.threats import PictureAttack, Threat, epsilon_of
+from rlpips_jax.cli.threats import CROPPED, PictureAttack, Threat, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import AttackError
@@ -61,14 +61,15 @@ class Evaluate(TripletOptions):
         tyro.conf.arg(metavar="E [E ...]", help_behavior_hint="(default: 1/255 2/255 4/255; l2 0.5 1 2)"),
     ] = ()
     """Radii as fractions of the range of values: 2/255 is 2 of 255 grey levels, 4/255 for images in [-1, 1]. For
-    spatial, pixels (default: 0.5 1)."""
+    spatial, pixels (default: 0.5 1); for shift, whole pixels (default: 1 to 8)."""
 
     attacked: Annotated[tuple[SIDES, ...], tyro.conf.arg(help_behavior_hint="(default: closer)")] = ("closer",)
     """Which image attacks move: the one closer to people (pushed away), the farther one (pulled in), both, the
     reference; 'worst' is the one that does most harm to each triplet."""
 
     steps: int = 20
-    """Steps of an attack; for square and noise queries, two per step against a randomised metric."""
+    """Steps of an attack; for square and noise queries, two per step against a randomised metric. shift tries 16 shifts
+    for each, so that by default no shift up to 8 pixels is left out."""
 
     restarts: int = 1
     """Starts of an attack, of which the best counts; against a randomised metric one after another."""
@@ -90,7 +91,8 @@ class Evaluate(TripletOptions):
     """Also measure how attacks on this metric harm the others (transfer)."""
 
     shift: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PX [PX ...]", help_behavior_hint="(default: none)")] = ()
-    """Also shift both images against the reference by this many pixels."""
+    """Also shift both images against the reference by this many pixels, up and left; all images are cropped to what the
+    largest shift leaves. --attack shift finds the worst of all shifts, and crops nothing."""
 
     batch: int = measurement.BATCH
     """Triplets attacked at once: bounds memory. The draws depend on it."""
@@ -180,11 +182,11 @@ class Evaluate(TripletOptions):
             alone = attack.takes == "distance"
             for norm in self._norms(name):
                 for side in attack.moves if alone else self.attacked:
-                    radii = [epsilon_of(text, norm) for text in self.epsilon or RADII[norm]] if norm else [self.bound]
-                    for radius in radii:
+                    texts = self.epsilon or attack.radii(norm) if norm else ()
+                    for radius in [epsilon_of(text, norm) for text in texts] or [self.bound]:
                         threat = Threat(name, norm, radius, side, attack.pace * self.steps, self.restarts)
                         threats += self._adapted(threat, metric, None if alone else surrogate)
-        return threats + [Threat("shift", "pixels", float(shift)) for shift in ((0, *self.shift) if self.shift else ())]
+        return threats + [Threat(CROPPED, "pixels", float(shift)) for shift in ((0, *self.shift) if self.shift else ())]
 
     def _norms(self, name: str) -> tuple[str, ...]:
         """Norms or units in which an attack is measured; "" for a bound on the metric."""
@@ -257,7 +259,7 @@ class Run:
             words += [threat.norm, f"{threat.epsilon:.6g}", threat.attacked]
             settings["threat"] = threat.document() | (
                 {"largest": max(options.shift)}
-                if threat.name == "shift"
+                if threat.name == CROPPED
                 else {"seed": options.seed, "batch": options.batch}
             )
         if self.surrogate is not None:
@@ -322,10 +324,10 @@ class Run:
 
     def _compute(self, start: int) -> Iterator[Distances]:
         threat = self.threat
-        placement = None if threat.name == "shift" else over_all_devices()
+        placement = None if threat.name == CROPPED else over_all_devices()
         conditions = Conditions(surrogate=self.surrogate, randomness=self.randomness, placement=placement)
         options: dict[str, Any] = {**self._seeded, "conditions": conditions, "start": start}
-        if threat.name == "shift":
+        if threat.name == CROPPED:
             shift, largest = int(threat.epsilon), max(self.options.shift)
             return measurement.shifted_distances(self.metric, self.triplets, shift, largest, **options)
         if not threat.name:

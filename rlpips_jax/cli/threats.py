@@ -23,6 +23,9 @@ def _choice(*takes: table.Takes) -> Any:
 PictureAttack = Annotated[str, _choice("objective", "distance")]
 """Name of an attack on triplets, distances or single images."""
 
+CROPPED = "cropped shift"
+"""Name of the threat of `rlpips_jax.evaluation.shift_robustness`, which is not an attack."""
+
 ADAPTED = ("draws", "fixed", "surrogate")
 """Fields that most threats do not use."""
 
@@ -32,7 +35,7 @@ class Threat:
     """What is done to triplets before a metric measures them.
 
     Attributes:
-        name: the attack, "shift", or "" for nothing.
+        name: the attack, `CROPPED`, or "" for nothing.
         norm: of the ball; "pixels" for flows and shifts, "" for a bound on the metric.
         epsilon: radius, as a fraction of the range of values, or in pixels; for impostors the bound on the metric, in
             usual distances.
@@ -92,7 +95,7 @@ class Threat:
     @property
     def is_base(self) -> bool:
         """Whether others are compared with it: no attack, or a shift by 0."""
-        return self.name == "" or (self.name == "shift" and self.epsilon == 0)
+        return self.name == "" or (self.name == CROPPED and self.epsilon == 0)
 
     def function(self) -> Attack:
         """The attack, as `rlpips_jax.evaluation.evaluate` takes it."""

@@ -26,6 +26,7 @@ class Case(NamedTuple):
         bounded: the length of the result that stays within epsilon, "linf" or "l2"; or None.
         options: arguments that it takes besides.
         climbs: whether it must find something better than the images: noise need not.
+        radius: one at which there is something to find, in the attack's unit for images in [0, 1].
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case(NamedTuple):
     bounded: str | None
     options: tuple[str, ...]
     climbs: bool
+    radius: float
 
 
 def cases(table: Mapping[str, AttackEntry]) -> list[Case]:
@@ -44,7 +46,8 @@ def cases(table: Mapping[str, AttackEntry]) -> list[Case]:
             run = functools.partial(entry.function, **entry.options(steps=STEPS, norm=norm))
             options += ["steps", *(["norm"] if len(entry.norms) > 1 else [])]
             title = f"{name}-{norm}" if norm else name
-            found.append(Case(title, run, norm, tuple(options), climbs=name != "noise"))
+            radius = 2.0 if entry.unit == "pixels" else 0.1
+            found.append(Case(title, run, norm, tuple(options), climbs=name != "noise", radius=radius))
     return found
 
 

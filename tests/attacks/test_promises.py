@@ -70,7 +70,7 @@ def test_says_what_it_reached(attack: Any, objective: Any) -> None:
     shape, value_range = CASES[0]
     images = drawn(shape, value_range)
     function = objective(value_range)
-    epsilon = np.full(3, 0.1, np.float32)
+    epsilon = np.full(3, attack.radius, np.float32)
     result = attack.run(function, images, key=KEY, epsilon=epsilon, value_range=value_range)
     np.testing.assert_allclose(result.before, function(images), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(result.after, function(result.adversarial), rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_says_what_it_reached(attack: Any, objective: Any) -> None:
 def test_is_determined_by_its_key(attack: Any, objective: Any) -> None:
     shape, value_range = CASES[0]
     images = drawn(shape, value_range)
-    epsilon = np.full(3, 0.1, np.float32)
+    epsilon = np.full(3, attack.radius, np.float32)
     first, again, other = (
         attack.run(objective(value_range), images, key=key, epsilon=epsilon, value_range=value_range)
         for key in (KEY, jax.random.key(7), jax.random.key(8))
@@ -99,7 +99,7 @@ def test_ten_batches_are_one_trace(attack: Any, objective: Any, traces: list[Any
             objective(value_range, scale=seed),
             drawn(shape, value_range, seed),
             key=jax.random.key(seed),
-            epsilon=np.full(3, 0.1 + seed / 100, np.float32),
+            epsilon=np.full(3, attack.radius * (1 + seed / 100), np.float32),
             value_range=value_range,
         )
         counts.append(len(traces))
@@ -138,7 +138,7 @@ def test_an_epsilon_for_each_example(attack: Any, objective: Any) -> None:
 def test_averages_over_draws_change_nothing_without_chance(attack: Any, objective: Any) -> None:
     shape, value_range = CASES[0]
     images = drawn(shape, value_range)
-    epsilon = np.full(3, 0.1, np.float32)
+    epsilon = np.full(3, attack.radius, np.float32)
     plain, averaged = (
         attack.run(function, images, key=KEY, epsilon=epsilon, value_range=value_range)
         for function in (objective(value_range), objective(value_range, chance=0))
@@ -151,7 +151,7 @@ def test_luck_is_not_reported(attack: Any, objective: Any) -> None:
     """The best of many draws of what is all chance is high; the same images judged by other draws are not."""
     shape, value_range = CASES[0]
     images = drawn(shape, value_range)
-    epsilon = np.full(3, 0.1, np.float32)
+    epsilon = np.full(3, attack.radius, np.float32)
     found, judged = [], []
     for seed in range(20):
         result = attack.run(
@@ -264,7 +264,7 @@ def test_what_is_not_finite_is_never_better(attack: Any, bad: float, offset: flo
     images[:, 0, 0, 0] = 0.5 + offset
     function = Partial(broken, jnp.float32(1), jnp.float32(bad))
     options = {"restarts": 3} if "restarts" in attack.options else {}
-    result = attack.run(function, images, key=KEY, epsilon=np.float32(0.1), value_range=(0.0, 1.0), **options)
+    result = attack.run(function, images, key=KEY, epsilon=np.float32(attack.radius), value_range=(0.0, 1.0), **options)
     seen = np.isfinite(result.before) | np.isfinite(result.trajectory).any(axis=0)
     assert np.all(np.isfinite(result.after) == seen)
     np.testing.assert_allclose(result.after[seen], function(result.adversarial)[seen], rtol=1e-5)

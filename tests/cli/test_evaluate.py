@@ -104,7 +104,7 @@ def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: P
         command, photographs, tmp_path, "--count", 4, "--size", 40, "--teacher", "lpips-tiny", "--shift", 2
     )
     assert status == 0
-    assert [line.split()[:3] for line in out.splitlines() if "shift pixels" in line] == [
+    assert [line.split()[:3] for line in out.splitlines() if "cropped shift pixels" in line] == [
         ["photographs0", kind, "lpips-tiny"] for kind in ("ordinal", "ordinal", "crossed", "crossed")
     ]
     assert "2 px" in out
