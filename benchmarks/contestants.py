@@ -87,7 +87,7 @@ def prepare(shared: Path, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     from rlpips_jax.backbones import BACKBONES, Sequential
-    from rlpips_jax.weights.parameters import from_pytorch
+    from rlpips_jax.weights.parameters import from_pytorch, with_heads
     from rlpips_jax.weights.pytorch import read_checkpoint
 
     for network in ("alex", "vgg"):
@@ -96,7 +96,7 @@ def prepare(shared: Path, folder: Path) -> None:
             continue
         architecture, parameters = BACKBONES[network], {}
         for file in files:
-            parameters |= from_pytorch(read_checkpoint(file), architecture, str(file))
+            parameters |= from_pytorch(read_checkpoint(file), with_heads(architecture), str(file))
         names = jaxlpips_names(network)
         assert isinstance(architecture, Sequential)
         tensors = {

@@ -25,7 +25,7 @@ from rlpips_jax.backbones import ELPIPS_SQUEEZE, ELPIPS_VGG
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ensemble import ESTIMATORS, Ensemble
 from rlpips_jax.ensemble.inference import compare
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 
 NETWORKS = {
@@ -63,8 +63,8 @@ def load(config: Ensembles) -> Ensemble:
     """The ensemble with the weights of the reference data."""
     backbone, heads, architecture = NETWORKS[config.network]
     folder = config.shared / "weights"
-    parameters = from_pytorch(read_checkpoint(folder / backbone), architecture, backbone)
-    parameters |= from_pytorch(read_checkpoint(folder / "elpips_heads" / heads), architecture, heads)
+    parameters = from_pytorch(read_checkpoint(folder / backbone), with_heads(architecture), backbone)
+    parameters |= from_pytorch(read_checkpoint(folder / "elpips_heads" / heads), with_heads(architecture), heads)
     return Ensemble(Lpips(jax.tree.map(jnp.asarray, parameters), f"elpips-{config.network}", architecture))
 
 

@@ -15,22 +15,24 @@ import tyro
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import BACKBONES, Backbone
-from rlpips_jax.distances.lpips import Lpips
+from rlpips_jax.distances.lpips import HEADS, Lpips, heads_part
+from rlpips_jax.ensemble.ensemble import HEADS as ENSEMBLE_HEADS
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
-from rlpips_jax.loading import recipes
+from rlpips_jax.loading import parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import (
+    Layout,
     Parameters,
     canonical,
     flatten,
     from_pytorch,
     is_needed,
-    pytorch_shapes,
     to_pytorch,
+    with_heads,
 )
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, Part
 
 PROGRAM = "python -m convert"
 DIFFERENT, IMPOSSIBLE = 1, 2
@@ -38,7 +40,7 @@ DIFFERENT, IMPOSSIBLE = 1, 2
 
 METRICS = HEADS | ENSEMBLE_HEADS
 
-IN_PACKAGE = [part.architecture for part in HEADS.values() if part.official and part.official.path.startswith("v0.1/")]
+IN_PACKAGE = [part.backbone for part in HEADS.values() if part.official and part.official.path.startswith("v0.1/")]
 """The networks that the `lpips` package has heads for."""
 
 # tyro would show "{None}|PATH" and "(default: None)".
@@ -209,7 +211,7 @@ def _convert(config: Convert) -> Lpips | None:
         products.append(_backbone(config.weights, config, config.out))
     if config.heads is not None or config.checkpoint is not None:
         products.append(_heads(config, config.out))
-    networks = {product.part.architecture.name for product in products}
+    networks = {product.part.backbone.name for product in products}
     if len(networks) > 1:
         raise ArgumentError(
             f"{config.weights} and {config.heads} are of different networks: {' and '.join(sorted(networks))}"
@@ -219,11 +221,11 @@ def _convert(config: Convert) -> Lpips | None:
     for product in products:
         _may_write(product.path, config)
     for product in products:
-        native.write(product.path, product.parameters, product.part.architecture, **product.metadata)
+        native.write(product.path, product.parameters, product.part.layout, **product.metadata)
         _report(product)
 
     *_, last = products
-    backbone = BACKBONE_PARTS.get(last.part.architecture.name)
+    backbone = BACKBONE_PARTS.get(last.part.backbone.name)
     whole = any("backbone" in product.parameters for product in products)
     if not (whole or backbone is None or config.verify or store.locate(backbone, config.out)):
         print(f"signature  needs the backbone '{backbone.name}', which is not on this machine yet")
@@ -246,8 +248,8 @@ def _convert(config: Convert) -> Lpips | None:
 def _backbone(path: Path, config: Convert, out: Path) -> Product:
     """The weight file of a torchvision network."""
     checkpoint = _read(path)
-    part = BACKBONE_PARTS[config.backbone or checkpoint.likeness.architecture.name]
-    parameters = _parameters(checkpoint, part.architecture)
+    part = BACKBONE_PARTS[config.backbone or checkpoint.likeness.backbone.name]
+    parameters = _parameters(checkpoint, with_heads(part.backbone))
     if parameters.keys() != {"backbone"}:
         found = "a whole metric; give it as --checkpoint" if len(parameters) > 1 else "heads; give it as --heads"
         raise ArgumentError(f"{path} holds {found}")
@@ -260,7 +262,7 @@ def _heads(config: Convert, out: Path) -> Product:
     assert path is not None
     checkpoint = _read(path)
     part, metric = _target(config, checkpoint)
-    parameters = _parameters(checkpoint, part.architecture)
+    parameters = _parameters(checkpoint, part.layout)
     if "heads" not in parameters:
         raise ArgumentError(f"{path} holds a backbone without heads; give it as --weights")
     if config.heads and "backbone" in parameters:
@@ -271,13 +273,13 @@ def _heads(config: Convert, out: Path) -> Product:
 
 def _read(path: Path) -> Checkpoint:
     tensors = read_checkpoint(path, keep=lambda name: is_needed(name, BACKBONES.values()))
-    official = store.identify(path)
+    official = store.identify(path, parts().values())
     if official is not None:
         return Checkpoint(path, tensors, official, official)
     shapes = {name: item.tensor.shape for name, item in canonical(tensors, str(path)).items()}
 
     def likeness(part: Part) -> tuple[int, int]:
-        expected = pytorch_shapes(part.architecture)
+        expected = with_heads(part.backbone).pytorch_shapes
         return sum(expected.get(name) == shape for name, shape in shapes.items()), -len(expected)
 
     best = max(_in_pytorch().values(), key=likeness)
@@ -293,8 +295,8 @@ def _in_pytorch() -> dict[Backbone, Part]:
     """The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone."""
     found: dict[Backbone, Part] = {}
     for part in (*METRICS.values(), *BACKBONE_PARTS.values()):
-        if part.architecture.official:
-            found.setdefault(part.architecture, part)
+        if part.backbone.official:
+            found.setdefault(part.backbone, part)
     return found
 
 
@@ -305,10 +307,10 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
         ArgumentError: name, version, backbone and file contradict each other.
     """
     likeness = checkpoint.likeness
-    official = checkpoint.official if likeness.half == "heads" else None
-    network = config.backbone or likeness.architecture.name
+    official = checkpoint.official if "heads" in likeness.holds else None
+    network = config.backbone or likeness.backbone.name
     suffix = "@0.0" if config.version == "0.0" else ""
-    if likeness.name in ENSEMBLE_HEADS and likeness.architecture.name == network:
+    if likeness.name in ENSEMBLE_HEADS and likeness.backbone.name == network:
         usual = base = likeness.name
     else:
         usual = f"{'lpips' if config.heads else 'rlpips'}-{network}{suffix}"
@@ -320,10 +322,10 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     if part is None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in recipes():
             raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
-        return Part(name, recipes()[base].architecture), base
+        return heads_part(name, recipes()[base].backbone), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
-    if config.backbone not in (None, part.architecture.name):
-        raise ArgumentError(f"{name} has the backbone {part.architecture.name}, but --backbone is {config.backbone}")
+    if config.backbone not in (None, part.backbone.name):
+        raise ArgumentError(f"{name} has the backbone {part.backbone.name}, but --backbone is {config.backbone}")
     if config.version not in (None, version):
         raise ArgumentError(f"{name} has version {version}, but --version is {config.version}")
     if official not in (None, part) and part.official is not None:
@@ -331,12 +333,12 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     return part, name
 
 
-def _parameters(checkpoint: Checkpoint, architecture: Backbone) -> Parameters:
+def _parameters(checkpoint: Checkpoint, layout: Layout) -> Parameters:
     try:
-        return from_pytorch(checkpoint.tensors, architecture, str(checkpoint.path))
+        return from_pytorch(checkpoint.tensors, layout, str(checkpoint.path))
     except WeightsMismatch as error:
-        likeness = checkpoint.likeness.architecture.name
-        if likeness == architecture.name:
+        likeness = checkpoint.likeness.backbone.name
+        if likeness == layout.backbone.name:
             raise
         raise WeightsMismatch(f"{error} It resembles '{likeness}'.") from error
 
@@ -363,7 +365,7 @@ def _export(config: Convert) -> Lpips:
     if metric is None or metric.backbone not in IN_PACKAGE:
         raise ArgumentError(
             f"the lpips package has no network like that of {config.to_pytorch}; it has "
-            f"{', '.join(architecture.name for architecture in IN_PACKAGE)} with LPIPS's pooling and layers"
+            f"{', '.join(backbone.name for backbone in IN_PACKAGE)} with LPIPS's pooling and layers"
         )
     if config.out.is_dir():
         raise ArgumentError(f"--out {config.out} is a folder; --to-pytorch writes a file")
@@ -388,9 +390,9 @@ def _load(name: str, weights_dir: Path | None) -> Lpips:
     part = ENSEMBLE_HEADS.get(name)
     if part is None:
         return rl.load(name, weights_dir=weights_dir)
-    backbone = BACKBONE_PARTS[part.architecture.name]
+    backbone = BACKBONE_PARTS[part.backbone.name]
     parameters = store.obtain(part, weights_dir)[0] | store.obtain(backbone, weights_dir)[0]
-    return Lpips(parameters, name, part.architecture)
+    return Lpips(parameters, name, part.backbone)
 
 
 def _verify(metric: Lpips, sources: Sequence[Path], images: Sequence[Path]) -> int:

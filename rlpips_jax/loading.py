@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
@@ -17,7 +17,7 @@ from rlpips_jax.ensemble import ensemble
 from rlpips_jax.ensemble.ensemble import Ensemble
 from rlpips_jax.errors import MetricError, UnknownMetric, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native
-from rlpips_jax.weights.registry import Recipe
+from rlpips_jax.weights.registry import Part, Recipe
 
 FAMILIES: dict[str, Family] = {
     "lpips": lpips.FAMILY,
@@ -140,7 +140,7 @@ def _load(
                 f"weights_dir={path.parent}"
             )
         family, recipe = _find(metadata["metric"])
-        at_hand, recipe = native.read(path, recipe.architecture)[0], replace(recipe, name=path.stem)
+        at_hand, recipe = native.read(path, recipe.layout)[0], replace(recipe, name=path.stem)
     else:
         (family, recipe), at_hand = _find(name), None
     return family.build(recipe, read_parameters(recipe, at_hand, weights_dir), options)
@@ -152,7 +152,7 @@ def save(metric: Metric | RandomMetric, path: str | os.PathLike[str], *, licence
     Options such as `dtype` are not part of the file; `load` takes them.
 
     Args:
-        metric: an `Lpips`, such as one whose heads were trained, or an `Ensemble` of one.
+        metric: of a family that `load` knows, such as an `Lpips` whose heads were trained.
         path: where to; must end in `.safetensors`.
         licence: under which the parameters may be used, kept in the file.
 
@@ -164,27 +164,48 @@ def save(metric: Metric | RandomMetric, path: str | os.PathLike[str], *, licence
     path = Path(path)
     if path.suffix != native.SUFFIX:
         raise MetricError(f"a metric is written to a file with the suffix {native.SUFFIX}, got {os.fspath(path)!r}")
-    inner = metric.metric if isinstance(metric, Ensemble) else metric
-    if not isinstance(inner, Lpips):
-        raise MetricError(f"only metrics of the family LPIPS have a file format, got {type(metric).__name__}")
-    alike = [
-        recipe.name
-        for recipe in recipes().values()
-        if (recipe.architecture, recipe.version) == (inner.backbone, inner.version)
-        and recipe.ensemble == isinstance(metric, Ensemble)
-    ]
+    families = [family for family in FAMILIES.values() if family.kind is type(metric)]
+    if not families:
+        kinds = ", ".join(family.kind.__name__ for family in FAMILIES.values())
+        raise MetricError(f"only metrics of a family have a file format ({kinds}), got {type(metric).__name__}")
+    parameters = _parametrised(metric).parameters
+    alike = {
+        recipe.name: recipe
+        for family in families
+        for recipe in family.recipes.values()
+        if _facts(family.build(recipe, parameters, Options())) == _facts(metric)
+    }
     if not alike:
         raise MetricError(
             f"{metric.name} has a network, taps or a version that no named metric has, so its file could not be read "
             "back; flax.serialization.to_bytes keeps its parameters"
         )
-    kind = metric.name if metric.name in alike else alike[0]
-    native.write(path, inner.parameters, inner.backbone, metric=kind, **({"licence": licence} if licence else {}))
+    recipe = alike.get(metric.name) or next(iter(alike.values()))
+    native.write(path, parameters, recipe.layout, metric=recipe.name, **({"licence": licence} if licence else {}))
+
+
+def _parametrised(metric: Any) -> Any:
+    """The metric that has the parameters: that of an ensemble, or the metric itself."""
+    return metric.metric if isinstance(metric, Ensemble) else metric
+
+
+def _facts(metric: Any) -> tuple[type, dict[str, Any]]:
+    """What tells a metric from others: its class and fields, but for name, parameters and options."""
+    metric = _parametrised(metric)
+    others = {"name", "parameters", *(field.name for field in fields(Options))}
+    return type(metric), {
+        field.name: getattr(metric, field.name) for field in fields(metric) if field.name not in others
+    }
 
 
 def recipes() -> dict[str, Recipe]:
     """The recipe of every metric that has a name."""
     return {name: recipe for family in FAMILIES.values() for name, recipe in family.recipes.items()}
+
+
+def parts() -> dict[str, Part]:
+    """Every weight file that a metric with a name is made of, by its name."""
+    return {part.name: part for recipe in recipes().values() for part in recipe.parts}
 
 
 def find(name: str) -> Recipe:

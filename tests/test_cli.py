@@ -27,10 +27,11 @@ from rlpips_jax import cli
 from rlpips_jax.backbones import SQUEEZE, TINY, Sequential
 from rlpips_jax.cli import doctor
 from rlpips_jax.cli import weights as weights_command
+from rlpips_jax.distances import lpips
 from rlpips_jax.errors import WeightsNotFound
-from rlpips_jax.loading import recipes
-from rlpips_jax.weights import native, registry, store
-from rlpips_jax.weights.parameters import Parameters, digest, to_pytorch, unflatten
+from rlpips_jax.loading import find, parts, recipes
+from rlpips_jax.weights import native, store
+from rlpips_jax.weights.parameters import Parameters, digest, to_pytorch, unflatten, with_heads
 from rlpips_jax.weights.pytorch import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def draw(architecture: Sequential) -> Parameters:
         name = "backbone." + ".".join(path)
         tensors[f"{name}.kernel"] = rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape)
         tensors[f"{name}.bias"] = rng.normal(0, 0.01, shape[-1:])
-    return unflatten(tensors, architecture, "drawn")
+    return unflatten(tensors, with_heads(architecture), "drawn")
 
 
 SQUEEZENET = draw(SQUEEZE)
@@ -82,7 +83,7 @@ BACKBONE = {"backbone": SQUEEZENET["backbone"]}
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with drawn weights for "lpips-tiny"."""
     folder = tmp_path_factory.mktemp("weights")
-    native.write(folder / "lpips-tiny.safetensors", draw(TINY), TINY, metric="lpips-tiny")
+    native.write(folder / "lpips-tiny.safetensors", draw(TINY), with_heads(TINY), metric="lpips-tiny")
     return folder
 
 
@@ -617,7 +618,7 @@ def test_the_list_names_every_metric_and_file(rlpips: Rlpips) -> None:
     assert rows.keys() == recipes().keys()
     assert "download 244.4 MB" in rows["lpips-alex"]
     assert "ready" in rows["rlpips-tiny"]
-    for part in registry.PARTS.values():
+    for part in parts().values():
         if part.official:
             assert part.official.licence in run.out
             assert part.official.citation in run.out
@@ -626,9 +627,9 @@ def test_the_list_names_every_metric_and_file(rlpips: Rlpips) -> None:
 def test_the_list_tells_where_weights_are(
     rlpips: Rlpips, caches: Path, tiny_dir: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    native.write(caches / "squeeze.safetensors", BACKBONE, SQUEEZE)
+    native.write(caches / "squeeze.safetensors", BACKBONE, with_heads(SQUEEZE))
     # These heads bring their backbone along.
-    native.write(tmp_path / "own" / "rlpips-squeeze.safetensors", SQUEEZENET, SQUEEZE)
+    native.write(tmp_path / "own" / "rlpips-squeeze.safetensors", SQUEEZENET, with_heads(SQUEEZE))
     monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path / "own"))
     rows = rows_of(rlpips("weights", "list", "--weights-dir", tiny_dir).out)
     assert "squeeze: cache" in rows["baseline-squeeze"]
@@ -653,7 +654,7 @@ def test_import_knows_a_network_by_its_tensors(rlpips: Rlpips, checkpoints: Path
     run = rlpips("weights", "import", checkpoints / "net.pth")
     assert (run.status, run.err) == (0, "")
     assert "not the official file" in run.out
-    kept, metadata = native.read(caches / "squeeze.safetensors", SQUEEZE)
+    kept, metadata = native.read(caches / "squeeze.safetensors", with_heads(SQUEEZE))
     assert digest(kept) == digest(BACKBONE)
     assert metadata["source"] == "imported from net.pth"
     assert rl.load("baseline-squeeze").backbone == SQUEEZE
@@ -680,7 +681,7 @@ def test_import_as_told(rlpips: Rlpips, checkpoints: Path, tmp_path: Path) -> No
     ("name", "part", "message"),
     [
         ("heads.pth", "lpips-alex", "left over"),
-        ("heads.pth", "squeeze", "heads alone"),
+        ("heads.pth", "squeeze", "no tensor of the backbone"),
         ("net.pth", "lpips-squeeze", "backbone alone"),
         ("net.pth", "bogus", "no such part"),
     ],
@@ -696,10 +697,11 @@ def test_import_recognises_official_files(
     rlpips: Rlpips, checkpoints: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = checkpoints / "heads.pth"
-    part = registry.PARTS["lpips-squeeze"]
+    part = parts()["lpips-squeeze"]
     assert part.official is not None
     official = replace(part.official, sha256=store.sha256_of(file), size=file.stat().st_size)
-    monkeypatch.setitem(registry.PARTS, part.name, replace(part, official=official))
+    recipe = replace(find(part.name), parts=(replace(part, official=official),))
+    monkeypatch.setitem(lpips.RECIPES, part.name, recipe)
     run = rlpips("weights", "import", file)
     assert run.status == 0
     assert "(the official file)" in run.out
@@ -718,7 +720,7 @@ def test_import_replaces_nothing_unasked(rlpips: Rlpips, checkpoints: Path, cach
     tampered(kept, caches)
     assert "--replace" in one_line(rlpips(*arguments))
     assert rlpips(*arguments, "--replace").status == 0
-    native.read(kept, SQUEEZE)
+    native.read(kept, with_heads(SQUEEZE))
 
 
 def test_import_takes_weight_files_of_this_library(rlpips: Rlpips, tiny_dir: Path, tmp_path: Path) -> None:
@@ -756,12 +758,12 @@ def test_verify_reads_behind_the_first_file(rlpips: Rlpips, tiny_dir: Path, cach
 
 
 def test_verify_checks_the_recorded_origin(rlpips: Rlpips, caches: Path) -> None:
-    official = registry.PARTS["squeeze"].official
+    official = parts()["squeeze"].official
     assert official is not None
     path = caches / "squeeze.safetensors"
-    native.write(path, BACKBONE, SQUEEZE, **store.provenance(official))
+    native.write(path, BACKBONE, with_heads(SQUEEZE), **store.provenance(official))
     assert rlpips("weights", "verify").status == 0
-    native.write(path, BACKBONE, SQUEEZE, **store.provenance(replace(official, sha256="0" * 64)))
+    native.write(path, BACKBONE, with_heads(SQUEEZE), **store.provenance(replace(official, sha256="0" * 64)))
     run = rlpips("weights", "verify")
     assert run.status == 1
     assert official.sha256 in run.err

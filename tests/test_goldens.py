@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Lpips
-from rlpips_jax.weights.parameters import from_pytorch, pytorch_shapes
-from rlpips_jax.weights.registry import ENSEMBLE_HEADS, HEADS
+from rlpips_jax.distances.lpips import HEADS, Lpips
+from rlpips_jax.ensemble.ensemble import HEADS as ENSEMBLE_HEADS
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from tests.goldens.make import GOLDENS, IN_FULL, METRICS, SLICE, draw, images
 
 EXPECTED = json.loads(GOLDENS.read_text())
@@ -20,15 +20,15 @@ EXPECTED = json.loads(GOLDENS.read_text())
 
 @functools.cache
 def metric_of(name: str) -> Lpips:
-    architecture = (HEADS | ENSEMBLE_HEADS)[name].architecture
+    architecture = (HEADS | ENSEMBLE_HEADS)[name].backbone
     tensors = draw(
         {
             # E-LPIPS's heads are channels last; a checkpoint's are not.
             key: (1, *shape, 1, 1) if key.startswith("lin") else shape
-            for key, shape in pytorch_shapes(architecture).items()
+            for key, shape in with_heads(architecture).pytorch_shapes.items()
         }
     )
-    return Lpips(from_pytorch(tensors, architecture, "drawn weights"), name, architecture)
+    return Lpips(from_pytorch(tensors, with_heads(architecture), "drawn weights"), name, architecture)
 
 
 def unweighted(metric: Lpips) -> Lpips:

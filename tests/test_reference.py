@@ -10,7 +10,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import ALEX, SQUEEZE, VGG
 from rlpips_jax.distances.lpips import Lpips
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 
 pytestmark = pytest.mark.shared
@@ -50,14 +50,14 @@ def network(request: pytest.FixtureRequest, shared: Path) -> tuple[str, dict]:
         tensors = drawn_vgg()
     else:
         tensors = read_checkpoint(shared / "weights" / f"{FILES[name]}-features.pth")
-    return name, from_pytorch(tensors, NETWORKS[name], name)
+    return name, from_pytorch(tensors, with_heads(NETWORKS[name]), name)
 
 
 def metric(shared: Path, network: tuple[str, dict], version: str, heads: str, dtype: str = "float32") -> Lpips:
     name, parameters = network
     architecture = NETWORKS[name]
     file = shared / "weights" / "lpips_heads" / f"v{version}-{architecture.name}.pth"
-    parameters = parameters | from_pytorch(read_checkpoint(file), architecture, str(file))
+    parameters = parameters | from_pytorch(read_checkpoint(file), with_heads(architecture), str(file))
     if heads == "unweighted":
         parameters["heads"] = tuple(np.ones_like(head) for head in parameters["heads"])
     # Under one name, so that both VGG16 share their programs.
@@ -135,7 +135,7 @@ def test_identity_and_symmetry(network, goldens, shared) -> None:
 )
 def test_wrong_ranges_give_the_numbers_that_the_readme_shows(scale, offset, value_range, distances, shared) -> None:
     tensors = read_checkpoint(shared / "weights" / "alexnet-features.pth")
-    alex = metric(shared, ("alex", from_pytorch(tensors, ALEX, "alex")), "0.1", "lin")
+    alex = metric(shared, ("alex", from_pytorch(tensors, with_heads(ALEX), "alex")), "0.1", "lin")
     images = [rl.load_image(shared / "images" / "lpips" / f"ex_{name}.png") for name in ("ref", "p0", "p1")]
     reference, *others = (image.astype(np.float32) * np.float32(scale) + offset for image in images)
     unchecked = jax.jit(rl.distance, static_argnames="value_range")

@@ -106,10 +106,11 @@ def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path,
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
     from rlpips_jax.distances import lpips as module
     from rlpips_jax.weights import native
+    from rlpips_jax.weights.parameters import with_heads
 
     parameters = drawn(ALEX).parameters
     for name, half in (("alex", "backbone"), ("lpips-alex", "heads")):
-        native.write(tmp_path / f"{name}.safetensors", {half: parameters[half]}, ALEX)
+        native.write(tmp_path / f"{name}.safetensors", {half: parameters[half]}, with_heads(ALEX))
     monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path))
     module.default.cache_clear()
     x, y = images[:1], images[1:2]
@@ -122,9 +123,10 @@ def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path,
 def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:
     """The metric is read from disk while a gradient is being traced, then used outside."""
     from rlpips_jax.weights import native
+    from rlpips_jax.weights.parameters import with_heads
 
     path = tmp_path / "lpips-tiny.safetensors"
-    native.write(path, drawn(TINY).parameters, TINY, metric="lpips-tiny")
+    native.write(path, drawn(TINY).parameters, with_heads(TINY), metric="lpips-tiny")
     loaded: list[Lpips] = []
 
     @jax.jit

@@ -38,6 +38,7 @@ from rlpips_jax.evaluation.pairs import make_pairs
 from rlpips_jax.evaluation.patches import patches
 from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import native
+from rlpips_jax.weights.parameters import with_heads
 from training import procedural, run_folder
 
 FLOOR = 1e-3
@@ -250,7 +251,7 @@ def _distill(config: Distill) -> Path:
     native.write(
         path,
         jax.device_get(student.parameters),
-        student.backbone,
+        with_heads(student.backbone),
         metric="lpips-tiny",
         source=f"distilled from {teacher.signature}, seed {config.seed}, {config.steps} steps",
         held_out=_numbers(report),

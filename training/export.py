@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import rlpips_jax as rl
+from rlpips_jax.distances import lpips
 from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import TrainingError, WeightsError
 from rlpips_jax.loading import recipes
@@ -32,7 +33,7 @@ def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
     sort = "elpips" if is_random(metric) else "rlpips" if robust else "lpips"
     for name in (f"{sort}-{family}",) if is_random(metric) else (f"{sort}-{family}", metric.name):
         recipe = recipes().get(name)
-        if recipe and (recipe.architecture, recipe.version) == (part.backbone, part.version):
+        if recipe and (recipe.backbone, recipe.settings["version"]) == (part.backbone, part.version):
             return folder / f"{name}.safetensors"
     raise TrainingError(
         f"a metric trained from {metric.name} (network {family}, version {part.version}) could not be loaded by any "
@@ -69,11 +70,13 @@ def export(metric: AnyMetric, path: Path, *, with_backbone: bool, card: dict[str
     metric, name = trained_part(metric), path.stem
     parameters = jax.device_get(metric.parameters)
     # A network that nobody publishes travels with its heads.
-    if not with_backbone and recipes()[name].backbone is not None:
+    recipe = recipes()[name]
+    published = any("backbone" in part.holds for part in recipe.parts)
+    if not with_backbone and published:
         parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}
     document = json.dumps(card, sort_keys=True)
-    native.write(path, parameters, metric.backbone, metric=name, licence="Apache-2.0", card=document)
-    if "floors" in parameters or recipes()[name].backbone is None or recipes()[name].ensemble:
+    native.write(path, parameters, recipe.layout, metric=name, licence="Apache-2.0", card=document)
+    if "floors" in parameters or not published or name not in lpips.RECIPES:
         return [path]
     checkpoint = path.with_suffix(".pth")
     write_checkpoint(checkpoint, to_pytorch(parameters, metric.backbone))

@@ -12,13 +12,13 @@ from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
 from rlpips_jax.cli.options import Folder
 from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
-from rlpips_jax.loading import find, recipes
+from rlpips_jax.loading import find, parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import PARTS, Part
+from rlpips_jax.weights.registry import BACKBONE, Part
 
 KEPT = ("source", "source_sha256", "licence", "citation", "held_out", "model_card")
 """What an imported weight file of this library goes on saying of itself."""
@@ -32,7 +32,7 @@ class List:
     """Folder to look into first."""
 
     def run(self) -> int:
-        first(PARTS["lpips-tiny"], self.weights_dir)  # Raises if a path is not a folder, once for all metrics.
+        first(parts()["lpips-tiny"], self.weights_dir)  # Raises if a path is not a folder, once for all metrics.
         rows = []
         for recipe in recipes().values():
             here = availability(recipe, self.weights_dir)
@@ -41,7 +41,7 @@ class List:
         print()
         print(reports.table(("place", "path"), [(kind, str(path)) for kind, path in places(self.weights_dir)]))
         print("\nOfficial files, downloaded by 'rlpips weights fetch METRIC' or at the first use of a metric:\n")
-        officials = [(name, part.official) for name, part in PARTS.items() if part.official]
+        officials = [(name, part.official) for name, part in parts().items() if part.official]
         citations = list(dict.fromkeys(official.citation for _, official in officials))
         files = [
             (name, megabytes(official.size), official.licence, f"[{citations.index(official.citation) + 1}]")
@@ -68,17 +68,15 @@ class Fetch:
             raise WeightsNotFound("name the metrics to fetch, such as lpips-alex; 'rlpips weights list' shows all")
         recipes = [find(name) for name in self.metrics]
         for recipe in recipes:
-            # Heads come first: those of a tuned metric bring their backbone.
-            for part in (recipe.heads, recipe.backbone):
-                if part is None:
+            groups: set[str] = set()
+            for part in recipe.parts:
+                if groups.issuperset(part.holds):  # Heads of a tuned metric bring their backbone.
                     continue
                 here = first(part, None)
-                parameters, _ = store.obtain(part)
+                groups.update(store.obtain(part)[0])
                 place = here or first(part, None)
                 state = "is here" if here else "downloaded"
                 print(f"{recipe.name}: {part.name} {state}: {place.path if place else 'not kept'}")
-                if part is recipe.heads and "backbone" in parameters:
-                    break
         return 0
 
 
@@ -110,8 +108,8 @@ class Import:
             raise WeightsNotFound("name the files to import; 'rlpips weights list' shows which are official")
         if self.part is not None and len(self.files) > 1:
             raise WeightsMismatch(f"--as names what one file is, but there are {len(self.files)}: import one at a time")
-        if self.part is not None and self.part not in PARTS:
-            raise WeightsMismatch(f"--as {self.part}: there is no such part; there are {', '.join(PARTS)}")
+        if self.part is not None and self.part not in parts():
+            raise WeightsMismatch(f"--as {self.part}: there is no such part; there are {', '.join(parts())}")
         folder = self.weights_dir.expanduser() if self.weights_dir else store.cache_folder()
         for file in self.files:
             part, parameters, metadata, remark = _recognised(file, self.part)
@@ -123,7 +121,7 @@ class Import:
     def _write(self, target: Path, part: Part, parameters: Parameters, metadata: dict[str, str]) -> str:
         if target.exists() and not self.replace:
             try:
-                kept, _ = native.read(target, part.architecture)
+                kept, _ = native.read(target, part.layout)
             except WeightsError:
                 kept = None
             if kept is not None and digest(kept) == digest(parameters):
@@ -134,7 +132,7 @@ class Import:
             )
         # Heads can be loaded by their path as well, if they say of which metric they are.
         metric = {"metric": part.name} if part.name in recipes() else {}
-        native.write(target, parameters, part.architecture, **metadata | metric)
+        native.write(target, parameters, part.layout, **metadata | metric)
         return "kept as"
 
 
@@ -161,7 +159,7 @@ class Verify:
                 rows.append((found.part.name, "damaged", found.kind, str(found.path)))
             else:
                 rows.append((found.part.name, f"whole, {origin}", found.kind, str(found.path)))
-        for part in PARTS.values():
+        for part in parts().values():
             for path in store.passed_over(part):
                 rows.append((part.name, "another file, not used", kind_of(path, self.weights_dir), str(path)))
         print(reports.table(("file", "state", "where", "path"), rows))
@@ -178,22 +176,22 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
         metadata = native.read_metadata(file)
         part, parameters = _fitting(
             file,
-            [PARTS[name]] if name else _named_inside(file, metadata),
-            lambda part: native.read(file, part.architecture)[0],
+            [parts()[name]] if name else _named_inside(file, metadata),
+            lambda part: native.read(file, part.layout)[0],
         )
         remark = metadata.get("source", "a weight file of this library")
         # The rest of the metadata is written anew.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
         return part, parameters, kept, remark
     tensors = read_checkpoint(file, keep=lambda tensor: is_needed(tensor, BACKBONES.values()))
-    official = store.identify(file)
+    official = store.identify(file, parts().values())
     if official and official.official and name in (None, official.name):
-        parameters = from_pytorch(tensors, official.architecture, str(file))
+        parameters = from_pytorch(tensors, official.layout, str(file))
         return official, parameters, store.provenance(official.official), "the official file"
     part, parameters = _fitting(
         file,
-        [PARTS[name]] if name else list(PARTS.values()),
-        lambda part: from_pytorch(tensors, part.architecture, str(file)),
+        [parts()[name]] if name else list(parts().values()),
+        lambda part: from_pytorch(tensors, part.layout, str(file)),
     )
     metadata = {"source": f"imported from {file.name}", "source_sha256": sha256_of(file)}
     remark = "as told" if name else "it fits nothing else"
@@ -207,11 +205,11 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
 def _named_inside(file: Path, metadata: dict[str, str]) -> list[Part]:
     """The parts that a weight file of this library may be: the one its metadata or its name tells, or any."""
     try:
-        heads = find(metadata.get("metric", "")).heads
+        first_part, *_ = find(metadata.get("metric", "")).parts
     except UnknownMetric:
-        heads = None
-    told = heads or PARTS.get(file.stem)
-    return [told] if told else list(PARTS.values())
+        first_part = None
+    told = first_part if first_part and first_part.holds != BACKBONE else parts().get(file.stem)
+    return [told] if told else list(parts().values())
 
 
 def _fitting(file: Path, candidates: list[Part], read: Callable[[Part], Parameters]) -> tuple[Part, Parameters]:
@@ -228,10 +226,12 @@ def _fitting(file: Path, candidates: list[Part], read: Callable[[Part], Paramete
             if len(candidates) == 1:
                 raise
             continue
-        if part.half in parameters:
+        if set(part.holds) <= parameters.keys():
             fitting.append((part, parameters))
         elif len(candidates) == 1:
-            raise WeightsMismatch(f"{file} holds {' and '.join(parameters)} alone, but '{part.name}' needs {part.half}")
+            raise WeightsMismatch(
+                f"{file} holds {' and '.join(parameters)} alone, but '{part.name}' needs {' and '.join(part.holds)}"
+            )
     if not fitting:
         raise WeightsMismatch(
             f"{file} fits none of {', '.join(part.name for part in candidates)}; --as PART tells why not PART"
@@ -246,7 +246,7 @@ def _fitting(file: Path, candidates: list[Part], read: Callable[[Part], Paramete
 def _all(weights_dir: Path | None) -> Iterator[Found]:
     """Every weight file that this library would read, each once."""
     seen = set()
-    for part in PARTS.values():
+    for part in parts().values():
         for found in everywhere(part, weights_dir):
             if found.path not in seen:
                 seen.add(found.path)

@@ -18,10 +18,12 @@ class Family:
     Attributes:
         recipes: by the name that `rlpips_jax.load` takes: which network and which weight files a metric is made of.
         build: makes a metric of a recipe, its parameters and the options of `rlpips_jax.load`.
+        kind: the class of its metrics.
     """
 
     recipes: Mapping[str, Recipe]
     build: Callable[[Recipe, Parameters, Options], Metric | RandomMetric]
+    kind: type
 
 
 def read_parameters(
@@ -39,8 +41,8 @@ def read_parameters(
         WeightsCorrupt: a weight file is damaged.
         WeightsMismatch: a weight file is of another network.
     """
-    if parameters is None:
-        parameters = store.obtain(recipe.heads, weights_dir)[0] if recipe.heads else {}
-    if "backbone" not in parameters and recipe.backbone:
-        parameters = parameters | {"backbone": store.obtain(recipe.backbone, weights_dir)[0]["backbone"]}
-    return parameters
+    found: Parameters = dict(parameters or {})
+    for part in recipe.parts:
+        if not set(part.holds) <= found.keys():
+            found = store.obtain(part, weights_dir)[0] | found
+    return found

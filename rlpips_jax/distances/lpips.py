@@ -24,11 +24,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
+from rlpips_jax.backbones import (
+    ALEX,
+    SQUEEZE,
+    SQUEEZE_FLOOR,
+    TINY,
+    VGG,
+    Backbone,
+    Computation,
+    Dropout,
+    StagedBackbone,
+)
 from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.errors import ImageError, MetricError
+from rlpips_jax.files.official import Official
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
@@ -36,8 +47,8 @@ from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
-from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest
-from rlpips_jax.weights.registry import RECIPES, Recipe
+from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest, with_heads
+from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 DEFAULT = "lpips-alex"
 EPSILON = 1e-10
@@ -283,16 +294,116 @@ def build(recipe: Recipe, parameters: Parameters, options: Options) -> Lpips:
         parameters: backbone, and heads and floors where there are any.
         options: how it is to be computed.
     """
-    backbone = recipe.architecture
+    backbone = recipe.backbone
     if options.unweighted or "heads" not in parameters:
         parameters = parameters | {"heads": tuple(np.ones(channels, np.float32) for channels in backbone.channels)}
     with jax.ensure_compile_time_eval():
         parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
-    name = f"{recipe.name} (unweighted)" if options.unweighted and recipe.heads else recipe.name
-    return Lpips(parameters, name, backbone, version=recipe.version, **options.of_network)
+    name = (
+        f"{recipe.name} (unweighted)"
+        if options.unweighted and any("heads" in part.holds for part in recipe.parts)
+        else recipe.name
+    )
+    return Lpips(parameters, name, backbone, **recipe.settings, **options.of_network)
 
 
-FAMILY = Family(RECIPES, build)
+CITATION = "Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018"
+ELPIPS = (
+    "Kettunen, Härkönen, Lehtinen: E-LPIPS: Robust Perceptual Image Similarity via Random Transformation "
+    "Ensembles, arXiv:1906.03973"
+)
+
+
+def _official(path: str, sha256: str, size: int) -> Official:
+    url = f"https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/{path}"
+    return Official(path, url, sha256, size, "BSD-2-Clause", CITATION)
+
+
+def elpips_heads(file: str, sha256: str, size: int) -> Official:
+    url = f"https://raw.githubusercontent.com/mkettune/elpips/master/elpips/{file}"
+    return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
+
+
+def heads_part(name: str, backbone: Backbone, official: Official | None = None) -> Part:
+    """The file of heads over a backbone; those that were trained with it bring it along."""
+    return Part(name, with_heads(backbone), ("heads",), official)
+
+
+HEADS = {
+    part.name: part
+    for part in (
+        heads_part(
+            "lpips-alex",
+            ALEX,
+            _official("v0.1/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", 6_009),
+        ),
+        heads_part(
+            "lpips-vgg",
+            VGG,
+            _official("v0.1/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", 7_289),
+        ),
+        heads_part(
+            "lpips-squeeze",
+            SQUEEZE,
+            _official("v0.1/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", 10_811),
+        ),
+        heads_part(
+            "lpips-alex@0.0",
+            ALEX,
+            _official("v0.0/alex.pth", "18720f55913d0af89042f13faa7e536a6ce1444a0914e6db9461355ece1e8cd5", 5_455),
+        ),
+        heads_part(
+            "lpips-vgg@0.0",
+            VGG,
+            _official("v0.0/vgg.pth", "b9e4236260c3dd988fc79d2a48d645d885afcbb21f9fd595e6744cf7419b582c", 6_735),
+        ),
+        heads_part(
+            "lpips-squeeze@0.0",
+            SQUEEZE,
+            _official("v0.0/squeeze.pth", "c27abd3a0145541baa50990817df58d3759c3f8154949f42af3b59b4e042d0bf", 10_057),
+        ),
+        heads_part(
+            "lpips-squeeze@elpips",
+            SQUEEZE_FLOOR,
+            elpips_heads("squeeze.npy", "9cf7e036dbcac9e8134b45641e5efd32c5e97681f7c3b08b911ab3c78236a4b9", 13_135),
+        ),
+        heads_part(
+            "lpips-vgg@elpips",
+            VGG,
+            elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
+        ),
+        heads_part("lpips-tiny", TINY),
+        heads_part("rlpips-alex", ALEX),
+        heads_part("rlpips-vgg", VGG),
+        heads_part("rlpips-squeeze", SQUEEZE),
+        heads_part("rlpips-tiny", TINY),
+    )
+}
+"""The heads of LPIPS and R-LPIPS by name."""
+
+
+def recipe(name: str, heads: Part | None, backbone: Backbone, *, version: str = "0.1") -> Recipe:
+    """A metric of heads, or of none, over a backbone, whose official file is read where the heads bring none."""
+    parts = tuple(part for part in (heads, BACKBONE_PARTS.get(backbone.name)) if part)
+    return Recipe(name, with_heads(backbone), parts, {"version": version})
+
+
+def baselines(backbone: Backbone) -> dict[str, Recipe]:
+    """The metrics without heads over a backbone that has an official file, by name."""
+    names = {f"baseline-{backbone.name}": "0.1", f"baseline-{backbone.name}@0.0": "0.0"}
+    return {name: recipe(name, None, backbone, version=version) for name, version in names.items()}
+
+
+RECIPES = {
+    name: recipe(name, heads, heads.backbone, version="0.0" if name.endswith("@0.0") else "0.1")
+    for name, heads in HEADS.items()
+}
+"""Every LPIPS, R-LPIPS and baseline by name."""
+
+for _part in BACKBONE_PARTS.values():
+    RECIPES |= baselines(_part.backbone)
+
+FAMILY = Family(RECIPES, build, Lpips)
 """LPIPS, R-LPIPS and baselines."""
 
 

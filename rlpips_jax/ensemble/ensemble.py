@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
 from rlpips_jax.arguments import Key, check_key, whole_number
-from rlpips_jax.backbones import Dropout
+from rlpips_jax.backbones import ELPIPS_SQUEEZE, ELPIPS_VGG, Dropout
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import distance, zero_where_identical
 from rlpips_jax.distances.family import Family
+from rlpips_jax.distances.lpips import elpips_heads, heads_part
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import DropoutMetric, Features, LayeredMetric, Metric, TransposableMetric
 from rlpips_jax.distances.registration import register_metric
@@ -35,7 +36,7 @@ from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, chec
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.weights.parameters import Parameters
-from rlpips_jax.weights.registry import ENSEMBLE_RECIPES, Recipe
+from rlpips_jax.weights.registry import Recipe
 
 KEEP = 0.99
 """Share of the inputs of each convolution that dropout keeps."""
@@ -133,7 +134,39 @@ def build(recipe: Recipe, parameters: Parameters, options: Options) -> Ensemble[
     return Ensemble(lpips.build(recipe, parameters, options))
 
 
-FAMILY = Family(ENSEMBLE_RECIPES, build)
+HEADS = {
+    part.name: part
+    for part in (
+        heads_part(
+            "elpips-squeeze",
+            ELPIPS_SQUEEZE,
+            elpips_heads(
+                "squeeze_full_maxpool.npy",
+                "bcaae2eb93410893fb2f97b5fc57854ef9cc8ebb813304a617a5416b68bedc22",
+                14_259,
+            ),
+        ),
+        heads_part(
+            "elpips-vgg",
+            ELPIPS_VGG,
+            elpips_heads(
+                "vgg_full_avg.npy", "2f9171c0fb542223efc240fed40c0e56ad3014d5a9153e4a3fdc00cf7b1bb16e", 23_948
+            ),
+        ),
+    )
+}
+"""The heads of E-LPIPS by name."""
+
+UNTAPPED = ("alex", "tiny")
+"""Networks for which E-LPIPS's authors trained no heads. Their ensembles use LPIPS's heads and taps."""
+
+RECIPES = {
+    name: lpips.recipe(name, heads, heads.backbone)
+    for name, heads in (HEADS | {f"elpips-{name}": lpips.HEADS[f"lpips-{name}"] for name in UNTAPPED}).items()
+}
+"""Every E-LPIPS by name."""
+
+FAMILY = Family(RECIPES, build, Ensemble)
 """E-LPIPS."""
 
 

@@ -85,14 +85,16 @@ def availability(recipe: Recipe, weights_dir: Path | None) -> Availability:
 
 
 def _needed(recipe: Recipe, weights_dir: Path | None) -> Iterator[Part]:
-    """The parts of a metric. Heads may bring their backbone, which only their file can tell."""
-    if recipe.heads:
-        yield recipe.heads
-        path = store.locate(recipe.heads, weights_dir)
-        if path and path.suffix == native.SUFFIX and "backbone" in store.read(path, recipe.heads)[0]:
-            return
-    if recipe.backbone:
-        yield recipe.backbone
+    """The parts of a metric. One may bring the groups of a later one, which only its file can tell."""
+    groups: set[str] = set()
+    for part in recipe.parts:
+        if groups.issuperset(part.holds):
+            continue
+        yield part
+        path = store.locate(part, weights_dir) if part is not recipe.parts[-1] else None
+        if path and path.suffix == native.SUFFIX:
+            groups.update(store.read(path, part)[0])
+        groups.update(part.holds)
 
 
 def first(part: Part, weights_dir: Path | None) -> Found | None:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Backbone
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
 from rlpips_jax.files.atomic import replacing
-from rlpips_jax.weights.parameters import Parameters, digest_tensors, flatten, unflatten
+from rlpips_jax.weights.parameters import Layout, Parameters, digest_tensors, flatten, unflatten
 from rlpips_jax.weights.pickle_reader import printable
 
 SUFFIX = ".safetensors"
@@ -18,13 +17,13 @@ FORMAT = "rlpips-jax/1"
 SEAL = "metadata_sha256"
 
 
-def write(path: Path, parameters: Parameters, architecture: Backbone, /, **metadata: str) -> None:
+def write(path: Path, parameters: Parameters, layout: Layout, /, **metadata: str) -> None:
     """Writes a weight file, atomically; float32 whatever the arrays are. Equal arguments give equal bytes.
 
     Args:
         path: where to; its folder is made.
-        parameters: backbone, heads, or both; floors if there are any.
-        architecture: the table they fit.
+        parameters: one group of them or more.
+        layout: what they fit.
         **metadata: kept beside the tensors: `metric` (as which the file is loaded by its path), `source`,
             `source_sha256`, `licence`... What `read` gave can be handed on; the entries that describe the file itself
             are replaced.
@@ -36,13 +35,13 @@ def write(path: Path, parameters: Parameters, architecture: Backbone, /, **metad
     from safetensors.numpy import save
 
     tensors = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
-    tensors = dict(flatten(unflatten(tensors, architecture, f"what was to be written to {path}")))
+    tensors = dict(flatten(unflatten(tensors, layout, f"what was to be written to {path}")))
     metadata.pop(SEAL, None)
     metadata = {
         **metadata,
         "format": FORMAT,
-        "architecture": architecture.name,
-        "taps": json.dumps(architecture.tapped),
+        "architecture": layout.backbone.name,
+        "taps": json.dumps(layout.backbone.tapped),
         "library_version": __version__,
         "parameters_sha256": digest_tensors(tensors),
     }
@@ -66,24 +65,25 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _read(path, tensors_too=False)[1]
 
 
-def read(path: Path, architecture: Backbone) -> tuple[Parameters, dict[str, str]]:
+def read(path: Path, layout: Layout) -> tuple[Parameters, dict[str, str]]:
     """Parameters (float32 NumPy arrays) and metadata of a weight file.
 
     Raises:
         WeightsCorrupt: not a weight file of this library, or damaged.
-        WeightsMismatch: the file is whole, but of another architecture.
+        WeightsMismatch: the file is whole, but of another network.
         OSError: the file cannot be opened.
     """
     tensors, metadata = _read(path, tensors_too=True)
-    if metadata.get("architecture") != architecture.name:
+    backbone = layout.backbone
+    if metadata.get("architecture") != backbone.name:
         found = printable(metadata.get("architecture", "not stated"))
-        raise WeightsMismatch(f"{path} holds weights for the network {found}, not '{architecture.name}'")
-    parameters = unflatten(tensors, architecture, str(path))
-    at_taps = " and ".join(group for group in ("heads", "floors") if group in parameters)
-    if at_taps and metadata.get("taps") != json.dumps(architecture.tapped):
+        raise WeightsMismatch(f"{path} holds weights for the network {found}, not '{backbone.name}'")
+    parameters = unflatten(tensors, layout, str(path))
+    at_taps = " and ".join(group for group in parameters if group != "backbone")
+    if at_taps and metadata.get("taps") != json.dumps(backbone.tapped):
         raise WeightsMismatch(
-            f"{path} holds {at_taps} for the layers {metadata.get('taps')} of '{architecture.name}', not for "
-            f"{json.dumps(architecture.tapped)}"
+            f"{path} holds {at_taps} for the layers {metadata.get('taps')} of '{backbone.name}', not for "
+            f"{json.dumps(backbone.tapped)}"
         )
     return parameters, metadata
 

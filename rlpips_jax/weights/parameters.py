@@ -1,18 +1,20 @@
 """The parameter tree of a metric, and the names of the same tensors in PyTorch's checkpoints.
 
-A metric's parameters are
-`{"backbone": {layer: {"kernel": (h, w, in, out), "bias": (out,)}}, "heads": (w_0, ...)}`
-where the tree below "backbone" is the network's own (a fire module nests its three convolutions), and `w_l` has one
-weight >= 0 per channel of tap l. Either half may be absent in a file: official backbones come without heads, official
-heads without a backbone. There may also be `"floors": (c_0, ...)`, one number >= 0 per tap, of shape (), which
-PyTorch's checkpoints cannot hold.
+A metric's parameters are a dictionary of groups. The group "backbone" is the network's own tree
+`{layer: {"kernel": (h, w, in, out), "bias": (out,)}}` (a fire module nests its three convolutions). What stands beside
+it is the family's: LPIPS has `"heads": (w_0, ...)`, where `w_l` has one weight >= 0 per channel of tap l, and perhaps
+`"floors": (c_0, ...)`, one number >= 0 per tap, of shape (), which PyTorch's checkpoints cannot hold. A `Layout` lists
+all of them. A file holds a group whole or not at all: official backbones come without heads, official heads without a
+backbone.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -27,11 +29,62 @@ Tensors = Mapping[str, np.ndarray]
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
-_PER_TAP = ("heads", "floors")
-"""The groups of parameters that have one tensor per tap."""
-
 _HEAD = re.compile(r"lin(?:s\.)?(\d+)\.model\.\d+\.weight")
 _SLICE = re.compile(r"net\.slice\d+\.")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of a metric beside those of its backbone.
+
+    Attributes:
+        path: its dotted path in the tree: "heads.0" is the first of the tuple of heads.
+        shape: its shape.
+        pytorch: its name in PyTorch's checkpoints, where it may have further axes of length 1; None where these cannot
+            hold it.
+        signed: whether it may be negative.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    pytorch: str | None = None
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters of a metric: those of a backbone, and what stands beside it.
+
+    Attributes:
+        backbone: the network, with its taps.
+        weights: the parameters beside it.
+    """
+
+    backbone: Backbone
+    weights: tuple[Weight, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter, by its dotted path."""
+        shapes = {f"backbone.{name}": shape for name, shape in self.backbone.shapes.items()}
+        return shapes | {weight.path: weight.shape for weight in self.weights}
+
+    @property
+    def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of a fitting PyTorch checkpoint, by its canonical name."""
+        return dict(self.backbone.pytorch_shapes) | {
+            weight.pytorch: weight.shape for weight in self.weights if weight.pytorch
+        }
+
+
+def with_heads(backbone: Backbone) -> Layout:
+    """The layout of LPIPS: per tap one weight per channel, and perhaps a floor."""
+    heads = (
+        Weight(f"heads.{tap}", (channels,), f"lin{tap}.model.1.weight")
+        for tap, channels in enumerate(backbone.channels)
+    )
+    floors = (Weight(f"floors.{tap}", ()) for tap in range(len(backbone.channels)))
+    return Layout(backbone, (*heads, *floors))
 
 
 class Named(NamedTuple):
@@ -42,55 +95,36 @@ class Named(NamedTuple):
 
 
 def flatten(parameters: Parameters) -> Iterator[tuple[str, Any]]:
-    """Dotted name and array of each parameter, in a fixed order.
-
-    Raises:
-        WeightsMismatch: there is another entry than the backbone, the heads and the floors.
-    """
-    if others := sorted(parameters.keys() - {"backbone", *_PER_TAP}):
-        raise WeightsMismatch(
-            f"parameters are a 'backbone', 'heads' and perhaps 'floors'; {_list(others)} cannot be stored"
-        )
-    yield from _flatten("backbone", parameters.get("backbone") or {})
-    for group in _PER_TAP:
-        for index, tensor in enumerate(parameters.get(group) or ()):
-            yield f"{group}.{index}", tensor
+    """Dotted path and array of each parameter, in a fixed order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
-def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name in sorted(tree):
-        path = f"{prefix}.{name}"
-        if isinstance(tree[name], Mapping):
-            yield from _flatten(path, tree[name])
-        else:
-            yield path, tree[name]
-
-
-def unflatten(tensors: Tensors, architecture: Backbone, source: str) -> Parameters:
+def unflatten(tensors: Tensors, layout: Layout, source: str) -> Parameters:
     """Inverse of `flatten`, for the groups that are there; float32.
 
     Args:
-        tensors: arrays by dotted name.
-        architecture: the backbone that they must fit completely.
+        tensors: arrays by dotted path.
+        layout: what they must fit.
         source: what to call the file in errors.
 
     Raises:
-        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative heads or
-            floors.
+        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative where they must not be.
     """
     if not tensors:
         raise WeightsMismatch(f"{source} holds no tensors; a metric needs a backbone, or heads, or both")
-    shapes: dict[str, tuple[int, ...]] = {f"backbone.{name}": shape for name, shape in architecture.shapes.items()}
-    shapes |= {f"heads.{tap}": (channels,) for tap, channels in enumerate(architecture.channels)}
-    shapes |= {f"floors.{tap}": () for tap in range(len(architecture.channels))}
     groups = {_group(name) for name in tensors}
-    expected = {name: shape for name, shape in shapes.items() if _group(name) in groups}
-    _check_names({name: name for name in expected}, {name: name for name in tensors}, architecture, source)
-    return _assemble((name, _checked(name, tensors[name], shape, source)) for name, shape in expected.items())
+    expected = {name: shape for name, shape in layout.shapes.items() if _group(name) in groups}
+    _check_names({name: name for name in expected}, {name: name for name in tensors}, layout.backbone, source)
+    signs = {weight.path: weight.signed for weight in layout.weights}
+    return _assemble(
+        (name, _checked(name, tensors[name], shape=shape, signed=signs.get(name, True), source=source))
+        for name, shape in expected.items()
+    )
 
 
-def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Parameters:
-    """Parameters from a PyTorch checkpoint: a torchvision network, LPIPS heads, or a whole LPIPS; float32.
+def from_pytorch(tensors: Tensors, layout: Layout, source: str) -> Parameters:
+    """Parameters from a PyTorch checkpoint: a torchvision network, what stands beside it, or both; float32.
 
     Understands `features.0.weight` (torchvision), `net.slice1.0.weight` (inside an LPIPS),
     `lin0.model.1.weight` and its alias `lins.0.model.1.weight` (heads; also E-LPIPS's, which are channels
@@ -99,37 +133,48 @@ def from_pytorch(tensors: Tensors, architecture: Backbone, source: str) -> Param
 
     Args:
         tensors: the checkpoint, arrays by name, kernels (out, in, h, w).
-        architecture: the backbone that the checkpoint must fit completely.
+        layout: what the checkpoint must fit; it may lack whole groups.
         source: what to call the checkpoint in errors.
 
     Raises:
-        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative heads.
+        WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative where they must not be.
     """
-    needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [architecture])}
+    backbone = layout.backbone
+    needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [backbone])}
     named = canonical(needed, source)
-    halves = of_backbone, of_heads = architecture.pytorch_shapes, _head_shapes(architecture)
-    if not any(named.keys() & half.keys() for half in halves):
+    beside = {weight.pytorch: weight for weight in layout.weights if weight.pytorch}
+    groups = dict.fromkeys(backbone.pytorch_shapes, "backbone") | {
+        name: _group(weight.path) for name, weight in beside.items()
+    }
+    there = {groups[name] for name in named if name in groups}
+    if not there:
         found = _list(item.original for item in named.values()) or "nothing else either"
+        examples = [next(name for name in groups if groups[name] == group) for group in dict.fromkeys(groups.values())]
+        beside_it = " and none of what stands beside it" if beside else ""
         raise WeightsMismatch(
-            f"{source} holds no tensor of the backbone '{architecture.name}' and none of its heads, but "
-            f"{found}; expected such names as {_list([*of_backbone][:1])} and {_list([*of_heads][:1])}"
+            f"{source} holds no tensor of the backbone '{backbone.name}'{beside_it}, but {found}; expected such names "
+            f"as {_list(examples)}"
         )
-    expected = {name: shape for half in halves if named.keys() & half.keys() for name, shape in half.items()}
+    expected = {name: shape for name, shape in layout.pytorch_shapes.items() if groups[name] in there}
     in_slices = any("net.slice" in item.original for item in named.values())
-    slices = _slice_names(architecture) if in_slices else {}
+    slices = _slice_names(backbone) if in_slices else {}
     _check_names(
         {name: slices.get(name, name) for name in expected},
         {name: item.original for name, item in named.items()},
-        architecture,
+        backbone,
         source,
     )
-    checked = {
-        name: _checked(named[name].original, named[name].tensor, shape, source) for name, shape in expected.items()
-    }
+    checked = {}
+    for name, shape in expected.items():
+        original, tensor = named[name]
+        if name in beside and [length for length in tensor.shape if length != 1] == [n for n in shape if n != 1]:
+            tensor = tensor.reshape(shape)
+        signed = name not in beside or beside[name].signed
+        checked[name] = _checked(original, tensor, shape=shape, signed=signed, source=source)
     native: dict[str, np.ndarray] = {}
-    if checked.keys() & of_backbone.keys():
-        native |= {f"backbone.{name}": tensor for name, tensor in architecture.from_pytorch(checked).items()}
-    native |= {f"heads.{tap}": checked[name] for tap, name in enumerate(of_heads) if name in checked}
+    if "backbone" in there:
+        native |= {f"backbone.{name}": tensor for name, tensor in backbone.from_pytorch(checked).items()}
+    native |= {weight.path: checked[name] for name, weight in beside.items() if name in checked}
     return _assemble(native.items())
 
 
@@ -178,12 +223,7 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
     return named
 
 
-def pytorch_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a fitting checkpoint, by its canonical name."""
-    return dict(architecture.pytorch_shapes) | _head_shapes(architecture)
-
-
-def to_pytorch(parameters: Parameters, architecture: Backbone) -> dict[str, np.ndarray]:
+def to_pytorch(parameters: Parameters, backbone: Backbone) -> dict[str, np.ndarray]:
     """A whole LPIPS as the `lpips` package names it, if it has such networks; inverse of `from_pytorch`.
 
     Raises:
@@ -200,20 +240,15 @@ def to_pytorch(parameters: Parameters, architecture: Backbone) -> dict[str, np.n
         tensors["scaling_layer.scale"] = np.array(SCALE, np.float32).reshape(1, 3, 1, 1)
     flat = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
     prefix = "backbone."
-    backbone = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
-    if backbone:
-        names = _slice_names(architecture)
-        tensors |= {names.get(name, name): tensor for name, tensor in architecture.to_pytorch(backbone).items()}
-    for tap, name in enumerate(_head_shapes(architecture)):
+    kernels = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+    if kernels:
+        names = _slice_names(backbone)
+        tensors |= {names.get(name, name): tensor for name, tensor in backbone.to_pytorch(kernels).items()}
+    for tap in range(len(backbone.channels)):
         if f"heads.{tap}" in flat:
             head = flat[f"heads.{tap}"].reshape(1, -1, 1, 1)
-            tensors[name] = tensors[f"lins.{tap}.model.1.weight"] = head
+            tensors[f"lin{tap}.model.1.weight"] = tensors[f"lins.{tap}.model.1.weight"] = head
     return tensors
-
-
-def check_heads(heads: tuple[Any, ...], architecture: Backbone, source: str) -> None:
-    """Raises `WeightsMismatch` unless there is one non-negative, finite weight per tapped channel."""
-    unflatten({f"heads.{index}": np.asarray(head) for index, head in enumerate(heads)}, architecture, source)
 
 
 def digest(parameters: Parameters) -> str:
@@ -231,36 +266,31 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _head_shapes(architecture: Backbone) -> dict[str, tuple[int, ...]]:
-    """Shape of each head of a fitting checkpoint, flat, by its canonical name."""
-    return {f"lin{tap}.model.1.weight": (channels,) for tap, channels in enumerate(architecture.channels)}
-
-
-def _slice_names(architecture: Backbone) -> dict[str, str]:
+def _slice_names(backbone: Backbone) -> dict[str, str]:
     """The names of a backbone's tensors in the lpips package, whose slices end at the taps, by torchvision's names."""
-    if not isinstance(architecture, Sequential):
+    if not isinstance(backbone, Sequential):
         return {}
-    slices = {layer.index: number for number, stage in enumerate(architecture.stages(), start=1) for layer in stage}
+    slices = {layer.index: number for number, stage in enumerate(backbone.stages(), start=1) for layer in stage}
     names: dict[str, str] = {}
-    for name in architecture.pytorch_shapes:
+    for name in backbone.pytorch_shapes:
         _, index, _ = name.split(".", 2)
         names[name] = name.replace("features", f"net.slice{slices[int(index)]}", 1)
     return names
 
 
-def _group(native: str) -> str:
-    """ "backbone", "heads" or "floors", for the name of one of its tensors."""
-    return native.partition(".")[0]
+def _group(path: str) -> str:
+    """The group of a parameter, such as "backbone" or "heads", by its dotted path."""
+    return path.partition(".")[0]
 
 
 def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
-    """The tree of named arrays; heads and floors are in the order of the taps already."""
+    """The tree of named arrays; those of a tuple, such as the heads, are in order already."""
     parameters: Parameters = {}
     for name, tensor in flat:
-        if (group := _group(name)) in _PER_TAP:
-            parameters[group] = (*parameters.get(group, ()), tensor)
-            continue
         *path, leaf = name.split(".")
+        if len(path) == 1 and leaf.isdigit():
+            parameters[path[0]] = (*parameters.get(path[0], ()), tensor)
+            continue
         node = parameters
         for step in path:
             node = node.setdefault(step, {})
@@ -268,7 +298,7 @@ def _assemble(flat: Iterable[tuple[str, np.ndarray]]) -> Parameters:
     return parameters
 
 
-def _check_names(expected: Mapping[str, str], found: Mapping[str, str], architecture: Backbone, source: str) -> None:
+def _check_names(expected: Mapping[str, str], found: Mapping[str, str], backbone: Backbone, source: str) -> None:
     """Raises `WeightsMismatch`, which shows the values, unless the keys are the same."""
     missing = [shown for name, shown in expected.items() if name not in found]
     left_over = [shown for name, shown in found.items() if name not in expected]
@@ -276,13 +306,13 @@ def _check_names(expected: Mapping[str, str], found: Mapping[str, str], architec
         faults = [f"missing {_list(missing)}"] if missing else []
         faults += [f"left over {_list(left_over)}"] if left_over else []
         raise WeightsMismatch(
-            f"{source} fits the network '{architecture.name}' only in part, so none of it was loaded: "
+            f"{source} fits the network '{backbone.name}' only in part, so none of it was loaded: "
             f"{'; '.join(faults)}. Is it a checkpoint of another network, or incomplete?"
         )
 
 
-def _checked(name: str, tensor: np.ndarray, shape: tuple[int, ...], source: str) -> np.ndarray:
-    """The tensor as float32, once its shape, type and values are checked; names tell heads and floors."""
+def _checked(name: str, tensor: np.ndarray, *, shape: tuple[int, ...], signed: bool, source: str) -> np.ndarray:
+    """The tensor as float32, once its shape, type and values are checked."""
     if tensor.shape != shape:
         raise WeightsMismatch(f"{source}: {printable(name)} has shape {tensor.shape}, but this network needs {shape}")
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -291,16 +321,10 @@ def _checked(name: str, tensor: np.ndarray, shape: tuple[int, ...], source: str)
         tensor = np.asarray(tensor, np.float32, order="C")
     if not np.isfinite(tensor).all():
         raise WeightsMismatch(f"{source}: {printable(name)} contains NaN, infinity, or more than float32 can hold")
-    is_head = name.startswith("heads.") or _HEAD.fullmatch(name.removeprefix("module."))
-    if is_head and tensor.min() < 0:
+    if not signed and tensor.min() < 0:
         raise WeightsMismatch(
-            f"{source}: {printable(name)} has negative weights (smallest {tensor.min():.3g}); a distance "
-            "needs heads >= 0: clip them in training, after each step"
-        )
-    if _group(name) == "floors" and tensor < 0:
-        raise WeightsMismatch(
-            f"{source}: {printable(name)} is {float(tensor):.3g}, but a floor is >= 0: clip it in training, after "
-            "each step"
+            f"{source}: {printable(name)} has negative values (smallest {tensor.min():.3g}), but must be >= 0: clip it "
+            "in training, after each step"
         )
     return tensor
 

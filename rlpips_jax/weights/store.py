@@ -13,7 +13,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
@@ -21,7 +21,7 @@ from rlpips_jax.weights import native
 from rlpips_jax.weights.download import downloading, sha256_of
 from rlpips_jax.weights.parameters import Parameters, from_pytorch, is_needed
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import PARTS, Official, Part
+from rlpips_jax.weights.registry import BACKBONE, Official, Part
 
 SHIPPED = Path(__file__).parent.parent / "data"
 WEIGHTS_DIR = "RLPIPS_WEIGHTS_DIR"
@@ -101,16 +101,16 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
 
     Raises:
         WeightsCorrupt: the file is damaged, or under an official name but not the official one.
-        WeightsMismatch: the file is of another network, or lacks the half that the part stands for.
+        WeightsMismatch: the file is of another network, or lacks what the part stands for.
     """
     if path.suffix == native.SUFFIX:
-        parameters, metadata = native.read(path, part.architecture)
-        if part.half not in parameters:
+        parameters, metadata = native.read(path, part.layout)
+        if not set(part.holds) <= parameters.keys():
             raise WeightsMismatch(
-                f"{path} holds {' and '.join(parameters)} alone, but '{part.name}' stands for {part.half}: "
-                "was the file renamed?"
+                f"{path} holds {' and '.join(parameters)} alone, but '{part.name}' stands for "
+                f"{' and '.join(part.holds)}: was the file renamed?"
             )
-        if part.half == "heads" and metadata.get("metric", part.name) != part.name:
+        if metadata.get("metric", part.name) != part.name:
             raise WeightsMismatch(
                 f"{path} holds the metric '{metadata['metric']}', not '{part.name}': was the file renamed? "
                 "Pooling and version may differ; give it back its name, or load it by its path"
@@ -123,7 +123,7 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
         raise WeightsCorrupt(not_official(path, found, official))
     parameters, metadata = _extract(path, part, official)
     with contextlib.suppress(OSError):  # Without a writable cache it is only read.
-        native.write(_kept(part), parameters, part.architecture, **metadata)
+        native.write(_kept(part), parameters, part.layout, **metadata)
     return parameters, metadata
 
 
@@ -154,7 +154,7 @@ def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
             ) from error
         parameters, metadata = _extract(path, part, official)
         with contextlib.suppress(OSError):  # Without room for it, the official file stays for the next time.
-            native.write(_kept(part), parameters, part.architecture, **metadata)
+            native.write(_kept(part), parameters, part.layout, **metadata)
             path.unlink()
         return parameters, metadata
 
@@ -167,10 +167,10 @@ def not_official(path: Path, found: str, official: Official) -> str:
     )
 
 
-def identify(path: Path) -> Part | None:
-    """The part whose official file this is, by its sha256."""
+def identify(path: Path, parts: Iterable[Part]) -> Part | None:
+    """The one of some parts whose official file this is, by its sha256."""
     size = path.stat().st_size
-    candidates = [part for part in PARTS.values() if part.official and part.official.size == size]
+    candidates = [part for part in parts if part.official and part.official.size == size]
     found = sha256_of(path) if candidates else None
     return next((part for part in candidates if part.official and part.official.sha256 == found), None)
 
@@ -187,9 +187,9 @@ def provenance(official: Official) -> dict[str, str]:
 
 def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
     """The needed tensors of a verified official file."""
-    needed = read_checkpoint(path, keep=lambda name: is_needed(name, [part.architecture]))
-    metric = {"metric": part.name} if part.half == "heads" else {}
-    return from_pytorch(needed, part.architecture, str(path)), provenance(official) | metric
+    needed = read_checkpoint(path, keep=lambda name: is_needed(name, [part.backbone]))
+    metric = {} if part.holds == BACKBONE else {"metric": part.name}
+    return from_pytorch(needed, part.layout, str(path)), provenance(official) | metric
 
 
 def _kept(part: Part) -> Path:

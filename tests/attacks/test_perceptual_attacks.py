@@ -16,7 +16,7 @@ from rlpips_jax import attacks
 from rlpips_jax.backbones import ALEX
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 
 BOUND = 0.1
@@ -259,7 +259,7 @@ def test_misuse_is_told(tiny, wrong_types) -> None:
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_published_metric_bounds_an_attack(digits, shared: Path) -> None:
-    backbone = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alexnet")
+    backbone = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), with_heads(ALEX), "alexnet")
     heads = tuple(np.ones(channels, np.float32) for channels in ALEX.channels)
     metric = Lpips(backbone | {"heads": heads}, "baseline-alex", ALEX)
     images, labels = digits.images[:4], digits.labels[:4]

@@ -27,10 +27,11 @@ from rlpips_jax.backbones import (
     Scaling,
     StagedBackbone,
 )
+from rlpips_jax.distances import lpips
 from rlpips_jax.errors import MetricError
 from rlpips_jax.files.official import Official
 from rlpips_jax.weights import registry
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import write_checkpoint
 
 EVERY = [*BACKBONES.values(), ELPIPS_VGG, ELPIPS_SQUEEZE, SQUEEZE_FLOOR]
@@ -62,7 +63,7 @@ def test_backbones_are_values() -> None:
 @each
 def test_taps_have_their_channels_at_the_minimum_size(backbone: Backbone) -> None:
     """Shapes are evaluated, so the claim is checked on the network itself."""
-    parameters = from_pytorch(checkpoint(backbone), backbone, "drawn weights")["backbone"]
+    parameters = from_pytorch(checkpoint(backbone), with_heads(backbone), "drawn weights")["backbone"]
     images = jax.ShapeDtypeStruct((1, backbone.minimum_size, backbone.minimum_size, 3), jnp.float32)
     taps = jax.eval_shape(lambda p, x: backbone.taps(p, x, Computation(dtype="bfloat16")), parameters, images)
     assert tuple(tap.shape[-1] for tap in taps) == backbone.channels
@@ -127,11 +128,10 @@ class Two:
 def test_a_new_backbone_is_converted_listed_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Any
 ) -> None:
-    for table in (registry.PARTS, registry.BACKBONE_PARTS, registry.RECIPES, BACKBONES):
-        for name in ("two", "baseline-two", "baseline-two@0.0"):
-            monkeypatch.setitem(table, name, None)
-            monkeypatch.delitem(table, name)
-    registry.add_backbone(Two())
+    monkeypatch.setitem(BACKBONES, "two", Two())
+    monkeypatch.setitem(registry.BACKBONE_PARTS, "two", registry.backbone_part(Two()))
+    for name, recipe in lpips.baselines(Two()).items():
+        monkeypatch.setitem(lpips.RECIPES, name, recipe)
     tensors = checkpoint(Two())
     write_checkpoint(tmp_path / "a.pth", {**tensors, "fc.weight": np.ones((3, 6), np.float32)})
     assert main(["--weights", str(tmp_path / "a.pth"), "--out", str(tmp_path)]) == 0

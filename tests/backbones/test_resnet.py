@@ -14,7 +14,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import RESNET18, RESNET50, Backbone, Computation, StagedBackbone
 from rlpips_jax.backbones.resnet import BASIC, ResNet
 from rlpips_jax.errors import WeightsMismatch
-from rlpips_jax.weights.parameters import from_pytorch, to_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, to_pytorch, with_heads
 
 SMALL = ResNet("small", BASIC, (1, 1, 1, 1))
 
@@ -49,7 +49,7 @@ def test_names_are_torchvision_s() -> None:
 @pytest.mark.parametrize(("size", "sizes"), [(1, (1, 1, 1, 1, 1)), (65, (33, 17, 9, 5, 3))])
 def test_shapes_of_taps(backbone: ResNet, size: int, sizes: tuple[int, ...]) -> None:
     tensors = {name: np.zeros(shape, np.float32) for name, shape in backbone.pytorch_shapes.items()}
-    parameters = from_pytorch(tensors, backbone, "zeros")["backbone"]
+    parameters = from_pytorch(tensors, with_heads(backbone), "zeros")["backbone"]
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     taps = jax.eval_shape(lambda p, x: backbone.taps(p, x, Computation()), parameters, images)
     assert [tap.shape for tap in taps] == [(2, n, n, c) for n, c in zip(sizes, backbone.channels, strict=True)]
@@ -71,8 +71,8 @@ def test_batch_normalisation_is_folded() -> None:
 
 
 def test_folded_parameters_survive_the_way_to_pytorch_and_back() -> None:
-    parameters = from_pytorch(drawn_checkpoint(SMALL), SMALL, "drawn weights")
-    again = from_pytorch(to_pytorch(parameters, SMALL), SMALL, "drawn weights")
+    parameters = from_pytorch(drawn_checkpoint(SMALL), with_heads(SMALL), "drawn weights")
+    again = from_pytorch(to_pytorch(parameters, SMALL), with_heads(SMALL), "drawn weights")
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), parameters, again)
 
 
@@ -80,7 +80,7 @@ def test_a_negative_variance_is_refused() -> None:
     tensors = drawn_checkpoint(SMALL)
     tensors["layer3.0.bn2.running_var"][3] = -0.5
     with pytest.raises(WeightsMismatch, match=r"layer3\.0\.bn2\.running_var is -0\.5, but variances are >= 0"):
-        from_pytorch(tensors, SMALL, "drawn weights")
+        from_pytorch(tensors, with_heads(SMALL), "drawn weights")
 
 
 def test_gradients_are_finite_and_recomputation_changes_nothing(drawn: Callable[..., Any]) -> None:

@@ -34,7 +34,7 @@ from rlpips_jax.backbones import (
 )
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.weights import native, store
-from rlpips_jax.weights.parameters import digest, from_pytorch, pytorch_shapes, to_pytorch
+from rlpips_jax.weights.parameters import digest, from_pytorch, to_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -51,13 +51,14 @@ def drawn(architecture: Backbone, half: str = "") -> Tensors:
     """A checkpoint of a backbone and its heads, or the tensors of it whose names begin with `half`."""
     random = np.random.default_rng(0)
     tensors: Tensors = {}
-    for name, shape in pytorch_shapes(architecture).items():
+    for name, shape in with_heads(architecture).pytorch_shapes.items():
         values = random.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / math.prod(shape[1:])))
         tensors[name] = np.abs(values).reshape(1, -1, 1, 1) if name.startswith("lin") else values
     return {name: tensor for name, tensor in tensors.items() if name.startswith(half)}
 
 
-SQUEEZE_PARAMETERS = from_pytorch(drawn(SQUEEZE), SQUEEZE, "drawn weights")
+SQUEEZE_PARAMETERS = from_pytorch(drawn(SQUEEZE), with_heads(SQUEEZE), "drawn weights")
+HEADS = {"heads": SQUEEZE_PARAMETERS["heads"]}
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def test_heads_of_an_ensemble(architecture: Sequential, tmp_path: Path, out: Pat
     assert run("--heads", path, "--out", out) == 0
     name = f"elpips-{architecture.name}"
     assert names(out) == [f"{name}.safetensors"]
-    parameters, metadata = native.read(out / f"{name}.safetensors", architecture)
+    parameters, metadata = native.read(out / f"{name}.safetensors", with_heads(architecture))
     assert metadata["metric"] == name
     np.testing.assert_array_equal(parameters["heads"][3], heads["lin3.model.1.weight"].reshape(-1))
 
@@ -223,7 +224,7 @@ def test_checkpoint_of_heads_alone_uses_the_official_backbone(files: SimpleNames
 def test_networks_are_recognised_by_their_tensors(
     architecture: Sequential, half: str, tmp_path: Path, out: Path
 ) -> None:
-    shapes = pytorch_shapes(architecture)
+    shapes = with_heads(architecture).pytorch_shapes
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith(half)}
     write_checkpoint(tmp_path / "a.pth", tensors)
     assert run("--weights" if half == "features." else "--heads", tmp_path / "a.pth", "--out", out) == 0
@@ -327,7 +328,7 @@ REFUSALS = {
     "negative heads": (
         ["--weights", "{weights}", "--heads", "{heads}", "--out", "{out}"],
         _change("heads", _negative),
-        r"'lin2\.model\.1\.weight' has negative weights",
+        r"'lin2\.model\.1\.weight' has negative values",
     ),
     "not a number": (
         ["--weights", "{weights}", "--out", "{out}"],
@@ -401,7 +402,7 @@ def test_halves_of_different_networks(
 
 def test_existing_files_are_kept(files: SimpleNamespace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--weights", files.weights, "--heads", files.heads, "--out", out)
-    native.write(out / "lpips-squeeze.safetensors", {"heads": SQUEEZE_PARAMETERS["heads"]}, SQUEEZE, source="old")
+    native.write(out / "lpips-squeeze.safetensors", HEADS, with_heads(SQUEEZE), source="old")
     assert run(*arguments) == 2
     message = f"{out / 'lpips-squeeze.safetensors'} exists; --overwrite replaces it"
     assert message in capsys.readouterr().err
@@ -472,7 +473,7 @@ def test_a_metric_with_floors_is_neither_exported_nor_compared(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parameters = SQUEEZE_PARAMETERS | {"floors": (np.float32(0.5),) * 7}
-    native.write(out / "rlpips-squeeze.safetensors", parameters, SQUEEZE, metric="rlpips-squeeze")
+    native.write(out / "rlpips-squeeze.safetensors", parameters, with_heads(SQUEEZE), metric="rlpips-squeeze")
     target = tmp_path / "new" / "a.pth"
     assert run("--to-pytorch", "rlpips-squeeze", "--weights-dir", out, "--out", target) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -700,7 +701,7 @@ def test_the_package_loads_an_export(
     from convert import reference
 
     path = tmp_path / "whole.pth"
-    tensors = to_pytorch(from_pytorch(drawn(architecture), architecture, "drawn weights"), architecture)
+    tensors = to_pytorch(from_pytorch(drawn(architecture), with_heads(architecture), "drawn weights"), architecture)
     write_checkpoint(path, tensors)
     assert run("--checkpoint", path, "--out", out, "--name", "mine", "--version", version) == 0
     export = tmp_path / "export.pth"

@@ -16,6 +16,7 @@ from rlpips_jax.cli.doctor import distance_in_numpy
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights import native
+from rlpips_jax.weights.parameters import with_heads
 
 
 def photographs(*shape: int, seed: int = 0) -> np.ndarray:
@@ -539,7 +540,7 @@ def test_vgg_too_is_its_definition(drawn) -> None:
 
 def test_a_renamed_file_is_refused(tiny, tmp_path) -> None:
     """Heads of another version or pooling fit in shape, and would load with wrong numbers."""
-    native.write(tmp_path / "lpips-tiny.safetensors", tiny.parameters, TINY, metric="lpips-alex@0.0")
+    native.write(tmp_path / "lpips-tiny.safetensors", tiny.parameters, with_heads(TINY), metric="lpips-alex@0.0")
     with pytest.raises(rl.WeightsMismatch, match=r"holds the metric 'lpips-alex@0\.0', not 'lpips-tiny'"):
         rl.load("lpips-tiny", weights_dir=tmp_path)
 
@@ -700,7 +701,7 @@ def test_floors_come_from_the_file(tmp_path) -> None:
     """With the heads, by name and by path; they stay if the heads are not wanted."""
     expected = with_floors(rl.load("lpips-tiny"))
     path = tmp_path / "lpips-tiny.safetensors"
-    native.write(path, jax.device_get(expected.parameters), TINY, metric="lpips-tiny")
+    native.write(path, jax.device_get(expected.parameters), with_heads(TINY), metric="lpips-tiny")
     for metric in (rl.load("lpips-tiny", weights_dir=tmp_path), rl.load(path)):
         assert metric.signature == expected.signature
         np.testing.assert_array_equal(rl.distance(X, Y, metric), rl.distance(X, Y, expected))
@@ -712,8 +713,8 @@ def test_floors_come_from_the_file(tmp_path) -> None:
 
 def test_heads_bring_floors_to_a_backbone_of_another_file(drawn, tmp_path) -> None:
     parameters = jax.device_get(with_floors(drawn(ALEX), 1, 2, 3, 4, 5).parameters)
-    native.write(tmp_path / "alex.safetensors", {"backbone": parameters["backbone"]}, ALEX)
+    native.write(tmp_path / "alex.safetensors", {"backbone": parameters["backbone"]}, with_heads(ALEX))
     alone = {"heads": parameters["heads"], "floors": parameters["floors"]}
-    native.write(tmp_path / "rlpips-alex.safetensors", alone, ALEX, metric="rlpips-alex")
+    native.write(tmp_path / "rlpips-alex.safetensors", alone, with_heads(ALEX), metric="rlpips-alex")
     metric = rl.load("rlpips-alex", weights_dir=tmp_path)
     assert [float(floor) for floor in metric.parameters["floors"]] == [1, 2, 3, 4, 5]

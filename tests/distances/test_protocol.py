@@ -18,6 +18,7 @@ from rlpips_jax.backbones import TINY
 from rlpips_jax.distances.family import Family
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError
 from rlpips_jax.images import to_unit
+from rlpips_jax.weights.parameters import Layout
 from rlpips_jax.weights.registry import Recipe
 
 
@@ -107,8 +108,8 @@ def test_what_a_metric_cannot_do_is_said(wrong_types: None) -> None:
 
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch, tiny: rl.Lpips) -> None:
-    recipe = Recipe("blurred-l2", tiny.backbone, None, None)
-    monkeypatch.setitem(loading.FAMILIES, "blurred", Family({"blurred-l2": recipe}, lambda *_: Blurred()))
+    recipe = Recipe("blurred-l2", Layout(tiny.backbone), ())
+    monkeypatch.setitem(loading.FAMILIES, "blurred", Family({"blurred-l2": recipe}, lambda *_: Blurred(), Blurred))
 
 
 @pytest.mark.usefixtures("family")

@@ -43,7 +43,7 @@ from rlpips_jax.ensemble.sampling import Samples
 from rlpips_jax.ensemble.transformations import from_uniform
 from rlpips_jax.errors import AttackError, EnsembleError, ImageError, MetricError
 from rlpips_jax.weights import native
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 from tests.ensemble.test_transformations import of_record
 
@@ -98,10 +98,8 @@ def weights(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def make(architecture: Sequential) -> Path:
         name = {"squeeze": "squeezenet1_1", "vgg": "vgg16"}[architecture.name]
-        tensors = read_checkpoint(shared / "weights" / f"{name}-features.pth")
-        native.write(
-            tmp_path / f"{architecture.name}.safetensors", from_pytorch(tensors, architecture, name), architecture
-        )
+        tensors, layout = read_checkpoint(shared / "weights" / f"{name}-features.pth"), with_heads(architecture)
+        native.write(tmp_path / f"{architecture.name}.safetensors", from_pytorch(tensors, layout, name), layout)
         (tmp_path / "elpips").symlink_to(shared / "weights" / "elpips_heads")
         return tmp_path
 

@@ -25,7 +25,7 @@ from rlpips_jax.evaluation.triplets import (
     teacher_opinion,
     triplet_distances,
 )
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 
 
@@ -317,7 +317,7 @@ def lpips(shared: Path, name: str) -> Lpips:
     architecture, file = {"alex": (ALEX, "alexnet"), "squeeze": (SQUEEZE, "squeezenet1_1")}[name]
     parameters: dict[str, Any] = {}
     for path in (f"{file}-features.pth", f"lpips_heads/v0.1-{name}.pth"):
-        parameters |= from_pytorch(read_checkpoint(shared / "weights" / path), architecture, path)
+        parameters |= from_pytorch(read_checkpoint(shared / "weights" / path), with_heads(architecture), path)
     return Lpips(parameters, f"lpips-{name}", architecture)
 
 

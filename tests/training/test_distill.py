@@ -11,6 +11,7 @@ from rlpips_jax.backbones import ALEX, TINY
 from rlpips_jax.errors import Locked, TrainingError
 from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import native
+from rlpips_jax.weights.parameters import with_heads
 from training import procedural
 from training.distill import Distill, batch_of, distill, draw_student, follows, group_distances, loss
 
@@ -75,7 +76,7 @@ def config(tmp_path: Path, drawn, monkeypatch: pytest.MonkeyPatch) -> Distill:
 @pytest.mark.filterwarnings("default")  # Orbax's own
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(config, monkeypatch, tmp_path) -> None:
     whole = distill(config)
-    straight = native.read(whole, TINY)[0]
+    straight = native.read(whole, with_heads(TINY))[0]
     start = draw_student(jax.random.key(config.seed)).parameters
     assert not np.array_equal(start["heads"][0], straight["heads"][0]), "nothing was learnt"
     assert all(np.min(head) >= 0 for head in straight["heads"])
@@ -90,7 +91,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(config, monkeyp
     with pytest.raises(KeyboardInterrupt):
         distill(again)
     monkeypatch.setattr("training.distill.batch_of", batch_of)
-    resumed = native.read(distill(again), TINY)[0]
+    resumed = native.read(distill(again), with_heads(TINY))[0]
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
     with pytest.raises(TrainingError, match=r"rate .*give another --out"):

@@ -15,7 +15,7 @@ from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.weights import native
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 from training.export import export, has_official_backbone, path_of, rescaled
 from training.step import with_parameters
@@ -48,8 +48,8 @@ def written(squeeze, tmp_path_factory) -> SimpleNamespace:
 def test_both_files_hold_what_was_trained(written, squeeze) -> None:
     assert [file.name for file in written.files] == ["rlpips-squeeze.safetensors", "rlpips-squeeze.pth"]
     expected = jax.device_get(squeeze.parameters)
-    equal(native.read(written.path, SQUEEZE)[0], expected)
-    equal(from_pytorch(read_checkpoint(written.files[1]), SQUEEZE, "the checkpoint"), expected)
+    equal(native.read(written.path, with_heads(SQUEEZE))[0], expected)
+    equal(from_pytorch(read_checkpoint(written.files[1]), with_heads(SQUEEZE), "the checkpoint"), expected)
     loaded = rl.load(written.path)
     equal(jax.device_get(loaded.parameters), expected)
     assert loaded.name == "rlpips-squeeze"
@@ -58,7 +58,7 @@ def test_both_files_hold_what_was_trained(written, squeeze) -> None:
 def test_convert_reads_the_checkpoint_back(written, squeeze, tmp_path) -> None:
     assert convert(["--checkpoint", str(written.files[1]), "--name", "mine", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("mine*.safetensors")
-    equal(native.read(path, SQUEEZE)[0], jax.device_get(squeeze.parameters))
+    equal(native.read(path, with_heads(SQUEEZE))[0], jax.device_get(squeeze.parameters))
 
 
 def test_the_card_is_in_the_file(written) -> None:
@@ -72,7 +72,7 @@ def test_a_backbone_that_was_not_trained_stays_out(squeeze, tmp_path) -> None:
     path = path_of(squeeze, tmp_path, robust=False)
     assert path.name == "lpips-squeeze.safetensors"
     files = export(squeeze, path, with_backbone=False, card=CARD)
-    found, _ = native.read(path, SQUEEZE)
+    found, _ = native.read(path, with_heads(SQUEEZE))
     assert found.keys() == {"heads"}
     equal(found["heads"], jax.device_get(squeeze.parameters["heads"]))
     names = set(read_checkpoint(files[1]))
@@ -85,13 +85,13 @@ def test_floors_cannot_be_said_in_a_checkpoint(squeeze, tmp_path) -> None:
     path = path_of(squeeze, tmp_path, robust=True)
     assert export(with_parameters(squeeze, floors=floors), path, with_backbone=False, card=CARD) == [path]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    equal(native.read(path, SQUEEZE)[0]["floors"], floors)
+    equal(native.read(path, with_heads(SQUEEZE))[0]["floors"], floors)
 
 
 def test_a_network_that_nobody_publishes_travels_with_its_heads(tiny, tmp_path) -> None:
     path = path_of(tiny, tmp_path, robust=True)
     assert export(tiny, path, with_backbone=False, card=CARD) == [path]
-    equal(native.read(path, TINY)[0], jax.device_get(tiny.parameters))
+    equal(native.read(path, with_heads(TINY))[0], jax.device_get(tiny.parameters))
 
 
 def test_what_an_ensemble_learnt_is_loaded_as_one(drawn, tmp_path) -> None:
@@ -113,7 +113,7 @@ def test_another_version_has_no_name(squeeze, tmp_path) -> None:
 
 def test_a_backbone_is_official_by_its_values(squeeze, tmp_path) -> None:
     backbone = jax.device_get(squeeze.parameters["backbone"])
-    native.write(tmp_path / "squeeze.safetensors", {"backbone": backbone}, SQUEEZE)
+    native.write(tmp_path / "squeeze.safetensors", {"backbone": backbone}, with_heads(SQUEEZE))
     assert has_official_backbone(squeeze, tmp_path)
     other = jax.tree.map(lambda leaf: leaf * 1.001, backbone)
     assert not has_official_backbone(with_parameters(squeeze, backbone=other), tmp_path)

@@ -18,7 +18,7 @@ from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.judgment import judgment_loss, ratio_logit
 from rlpips_jax.ops.pooling import Pooling
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 from training.config import Lin, Natural, Training, Tune
 from training.step import (
@@ -86,7 +86,7 @@ def begin(config: Training, metric: Lpips | rl.Ensemble, optimiser: Any = None) 
 def test_six_steps_are_those_of_the_reference_program(shared: Path) -> None:
     with np.load(shared / "goldens" / "train_natural.npz") as file:
         golden = dict(file)
-    parameters = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), ALEX, "alex")
+    parameters = from_pytorch(read_checkpoint(shared / "weights" / "alexnet-features.pth"), with_heads(ALEX), "alex")
     parameters |= {"heads": tuple(jnp.asarray(golden[f"init/head{index}"], jnp.float32) for index in range(5))}
     metric = Lpips(jax.tree.map(jnp.asarray, parameters), "lpips-alex", ALEX)
     config = Natural(loss="head", rate=1e-4, b1=0.5, batch=8, precision="highest")

@@ -28,6 +28,7 @@ import rlpips_jax as rl
 from rlpips_jax.backbones import TINY
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.weights import native
+from rlpips_jax.weights.parameters import with_heads
 from training import evaluate
 from training import train as program
 from training.config import Lin, Natural
@@ -200,7 +201,9 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def check_same_bits(out: Path, whole: Path) -> None:
     assert read(out / RECORDS) == read(whole / RECORDS)
-    (found, metadata), (expected, of_whole) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
+    (found, metadata), (expected, of_whole) = (
+        native.read(folder / WEIGHTS, with_heads(TINY)) for folder in (out, whole)
+    )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     # The card too, which has the scores, and the sum of the parameters.
     assert metadata == of_whole
@@ -215,7 +218,7 @@ def check_close(out: Path, whole: Path) -> None:
     for one, other in zip(found, expected, strict=True):
         numbers = [name for name in one if name != "kind"]
         np.testing.assert_allclose([one[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5)
-    (found, _), (expected, _) = (native.read(folder / WEIGHTS, TINY) for folder in (out, whole))
+    (found, _), (expected, _) = (native.read(folder / WEIGHTS, with_heads(TINY)) for folder in (out, whole))
     for half in ("heads", "floors"):
         for one, other in zip(found[half], expected[half], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.max(other))
@@ -231,7 +234,7 @@ def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) ->
     )
     steps = [record for record in records if record["kind"] == "step"]
     assert all({"loss", "natural", "attacked", "gradient"} <= record.keys() for record in steps)
-    trained, metadata = native.read(whole / WEIGHTS, TINY)
+    trained, metadata = native.read(whole / WEIGHTS, with_heads(TINY))
     assert trained.keys() == {"backbone", "heads", "floors"}
     # Heads and floors alone were trained.
     start = jax.device_get(rl.load("lpips-tiny").parameters)
@@ -317,7 +320,7 @@ def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configu
     train(configure(whole_best, export="best"))
     printed = capsys.readouterr().out
     assert "the best checkpoint is that of step 3" in printed
-    exported, metadata = native.read(whole_best / WEIGHTS, TINY)
+    exported, metadata = native.read(whole_best / WEIGHTS, with_heads(TINY))
     card, records = json.loads(metadata["card"]), read(whole_best / RECORDS)
     before, third, last = (record["people/natural"] for record in records if record["kind"] != "step")
     assert before == 1 > third > last + 0.005
@@ -375,11 +378,11 @@ def test_another_run_is_refused_by_what_differs(whole, configure) -> None:
 
 
 def test_a_finished_run_says_the_same_again(whole, configure, capsys) -> None:
-    records, weights = (whole / RECORDS).read_bytes(), native.read(whole / WEIGHTS, TINY)
+    records, weights = (whole / RECORDS).read_bytes(), native.read(whole / WEIGHTS, with_heads(TINY))
     train(configure(whole, prefetch=0, keep=3))
     assert "validation ordinal" in capsys.readouterr().out
     assert (whole / RECORDS).read_bytes() == records
-    again = native.read(whole / WEIGHTS, TINY)
+    again = native.read(whole / WEIGHTS, with_heads(TINY))
     jax.tree.map(np.testing.assert_array_equal, again[0], weights[0])
     assert again[1] == weights[1]
 

@@ -26,14 +26,13 @@ from rlpips_jax.backbones import (
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import (
-    check_heads,
     digest,
     digest_tensors,
     flatten,
     from_pytorch,
-    pytorch_shapes,
     to_pytorch,
     unflatten,
+    with_heads,
 )
 
 MINI = Sequential(
@@ -51,7 +50,7 @@ def drawn(architecture: Sequential, seed: int = 0) -> Tensors:
     """A checkpoint of a backbone and its heads, as torchvision and LPIPS name the tensors."""
     random = np.random.default_rng(seed)
     tensors: Tensors = {}
-    for name, shape in pytorch_shapes(architecture).items():
+    for name, shape in with_heads(architecture).pytorch_shapes.items():
         values = random.standard_normal(shape, np.float32)
         tensors[name] = np.abs(values).reshape(1, -1, 1, 1) if name.startswith("lin") else values
     return tensors
@@ -64,7 +63,7 @@ def same(one: dict, other: dict) -> bool:
 
 def test_kernels_are_channels_last() -> None:
     tensors = drawn(MINI)
-    parameters = from_pytorch(tensors, MINI, "file")
+    parameters = from_pytorch(tensors, with_heads(MINI), "file")
     kernel = parameters["backbone"]["features_2"]["expand3x3"]["kernel"]
     weight = tensors["features.2.expand3x3.weight"]
     assert kernel.shape == (3, 3, 2, 3)
@@ -81,9 +80,9 @@ def test_kernels_are_channels_last() -> None:
     ids=lambda architecture: f"{architecture.name}-{len(architecture.tapped)}",
 )
 def test_round_trips_are_exact(architecture: Sequential) -> None:
-    parameters = from_pytorch(drawn(architecture), architecture, "file")
-    assert same(parameters, from_pytorch(to_pytorch(parameters, architecture), architecture, "file"))
-    assert same(parameters, unflatten(dict(flatten(parameters)), architecture, "file"))
+    parameters = from_pytorch(drawn(architecture), with_heads(architecture), "file")
+    assert same(parameters, from_pytorch(to_pytorch(parameters, architecture), with_heads(architecture), "file"))
+    assert same(parameters, unflatten(dict(flatten(parameters)), with_heads(architecture), "file"))
 
 
 def test_names_are_those_of_the_lpips_package() -> None:
@@ -92,7 +91,7 @@ def test_names_are_those_of_the_lpips_package() -> None:
     for piece, indices in numbers.items():
         expected |= {f"net.slice{piece}.{index}.{leaf}" for index in indices for leaf in ("weight", "bias")}
         expected |= {f"lin{piece - 1}.model.1.weight", f"lins.{piece - 1}.model.1.weight"}
-    tensors = to_pytorch(from_pytorch(drawn(ALEX), ALEX, "file"), ALEX)
+    tensors = to_pytorch(from_pytorch(drawn(ALEX), with_heads(ALEX), "file"), ALEX)
     assert tensors.keys() == expected
     assert tensors["net.slice1.0.weight"].shape == (64, 3, 11, 11)
     assert tensors["lin0.model.1.weight"].shape == (1, 64, 1, 1)
@@ -106,16 +105,16 @@ def test_names_are_those_of_the_lpips_package() -> None:
 
 
 def _zeros(architecture: Sequential) -> dict:
-    shapes = pytorch_shapes(architecture)
+    shapes = with_heads(architecture).pytorch_shapes
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith("features")}
-    return from_pytorch(tensors, architecture, "file")["backbone"]
+    return from_pytorch(tensors, with_heads(architecture), "file")["backbone"]
 
 
 def test_a_tapped_input_has_a_head_and_a_slice_without_weights() -> None:
     tensors = drawn(ELPIPS_SQUEEZE)
     assert ELPIPS_SQUEEZE.tapped[0] == INPUT
     assert tensors["lin0.model.1.weight"].shape == (1, 3, 1, 1)
-    names = to_pytorch(from_pytorch(tensors, ELPIPS_SQUEEZE, "file"), ELPIPS_SQUEEZE)
+    names = to_pytorch(from_pytorch(tensors, with_heads(ELPIPS_SQUEEZE), "file"), ELPIPS_SQUEEZE)
     assert "net.slice2.0.weight" in names
     assert not any(name.startswith("net.slice1.") for name in names)
     assert len(ELPIPS_VGG.tapped) == 14
@@ -134,13 +133,13 @@ def test_all_ways_to_name_a_tensor(prefix: str, head: str, inside: bool) -> None
             name = f"net.slice{slices[int(name[9])]}.{name[9:]}"
         renamed[prefix + name] = tensor
     renamed[f"{prefix}classifier.1.weight"] = np.ones((2, 2), np.float32)
-    assert same(from_pytorch(renamed, MINI, "file"), from_pytorch(drawn(MINI), MINI, "file"))
+    assert same(from_pytorch(renamed, with_heads(MINI), "file"), from_pytorch(drawn(MINI), with_heads(MINI), "file"))
 
 
 def test_heads_may_be_channels_last() -> None:
     tensors = drawn(MINI)
     heads = {name: tensor.reshape(1, 1, -1, 1) for name, tensor in tensors.items() if name.startswith("lin")}
-    parameters = from_pytorch(heads, MINI, "file")
+    parameters = from_pytorch(heads, with_heads(MINI), "file")
     assert parameters.keys() == {"heads"}
     np.testing.assert_array_equal(parameters["heads"][2], tensors["lin2.model.1.weight"].reshape(-1))
 
@@ -148,12 +147,12 @@ def test_heads_may_be_channels_last() -> None:
 @pytest.mark.parametrize("half", ["features", "lin"])
 def test_either_half_may_be_absent(half: str) -> None:
     tensors = {name: tensor for name, tensor in drawn(MINI).items() if name.startswith(half)}
-    parameters = from_pytorch(tensors, MINI, "file")
+    parameters = from_pytorch(tensors, with_heads(MINI), "file")
     assert parameters.keys() == {"backbone" if half == "features" else "heads"}
-    assert same(parameters, from_pytorch(to_pytorch(parameters, MINI), MINI, "file"))
+    assert same(parameters, from_pytorch(to_pytorch(parameters, MINI), with_heads(MINI), "file"))
 
 
-NAMES = sorted(pytorch_shapes(MINI))
+NAMES = sorted(with_heads(MINI).pytorch_shapes)
 
 
 @given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=len(NAMES) - 1))
@@ -162,10 +161,10 @@ def test_an_incomplete_half_is_refused(absent: set[str]) -> None:
     halves = [[name for name in NAMES if name.startswith(prefix)] for prefix in ("features", "lin")]
     partial = [name for names in halves if not absent.issuperset(names) for name in names if name in absent]
     if not partial:
-        assert from_pytorch(tensors, MINI, "file")
+        assert from_pytorch(tensors, with_heads(MINI), "file")
         return
     with pytest.raises(WeightsMismatch, match="file fits the network 'mini' only in part") as caught:
-        from_pytorch(tensors, MINI, "file")
+        from_pytorch(tensors, with_heads(MINI), "file")
     named = [name for name in partial if f"'{name}'" in str(caught.value)]
     assert len(named) == min(len(partial), 6)
 
@@ -174,7 +173,7 @@ def test_missing_and_left_over_tensors_are_named_together() -> None:
     tensors = drawn(MINI) | {"features.7.weight": np.zeros(1, np.float32), "net.num_batches": np.zeros(1)}
     del tensors["features.2.squeeze.bias"], tensors["lin2.model.1.weight"]
     with pytest.raises(WeightsMismatch) as caught:
-        from_pytorch(tensors, MINI, "some.pth")
+        from_pytorch(tensors, with_heads(MINI), "some.pth")
     assert str(caught.value) == (
         "some.pth fits the network 'mini' only in part, so none of it was loaded: "
         "missing 'features.2.squeeze.bias', 'lin2.model.1.weight'; "
@@ -186,23 +185,23 @@ def test_tensors_are_named_as_in_the_checkpoint() -> None:
     tensors = {f"module.{name}": tensor for name, tensor in to_pytorch(_parameters(), MINI).items()}
     del tensors["module.net.slice2.2.squeeze.weight"]
     with pytest.raises(WeightsMismatch, match=r"missing 'net\.slice2\.2\.squeeze\.weight'\."):
-        from_pytorch(tensors, MINI, "file")
+        from_pytorch(tensors, with_heads(MINI), "file")
     tensors = {f"module.{name}": tensor for name, tensor in to_pytorch(_parameters(), MINI).items()}
     tensors["module.lin1.model.1.weight"] = tensors["module.lins.1.model.1.weight"] = -np.ones((1, 6, 1, 1))
-    with pytest.raises(WeightsMismatch, match=r"'module\.lin1\.model\.1\.weight' has negative weights"):
-        from_pytorch(tensors, MINI, "file")
+    with pytest.raises(WeightsMismatch, match=r"'module\.lin1\.model\.1\.weight' has negative values"):
+        from_pytorch(tensors, with_heads(MINI), "file")
 
 
 def _parameters() -> dict:
-    return from_pytorch(drawn(MINI), MINI, "file")
+    return from_pytorch(drawn(MINI), with_heads(MINI), "file")
 
 
 def test_another_network_is_refused() -> None:
     with pytest.raises(WeightsMismatch, match=r"missing .*'features\.2\..*left over 'features\.1\.weight'"):
-        from_pytorch(drawn(OTHER), MINI, "file")
+        from_pytorch(drawn(OTHER), with_heads(MINI), "file")
     squeeze = {name: tensor for name, tensor in drawn(SQUEEZE).items() if name.startswith("features")}
     with pytest.raises(WeightsMismatch, match=r"left over 'features\.3\.squeeze\.weight'.* and \d+ more"):
-        from_pytorch(squeeze, ALEX, "file")
+        from_pytorch(squeeze, with_heads(ALEX), "file")
 
 
 @pytest.mark.parametrize(
@@ -211,12 +210,12 @@ def test_another_network_is_refused() -> None:
 )
 def test_a_file_without_any_part_of_a_metric_is_refused(tensors: Tensors, found: str) -> None:
     with pytest.raises(WeightsMismatch, match=f"holds no tensor of the backbone 'mini'.*but {found}; expected"):
-        from_pytorch(tensors, MINI, "file")
+        from_pytorch(tensors, with_heads(MINI), "file")
 
 
 def test_control_characters_in_names_are_escaped() -> None:
     with pytest.raises(WeightsMismatch) as caught:
-        from_pytorch(drawn(MINI) | {"\x1b[2J\nfine": np.ones(1, np.float32)}, MINI, "file")
+        from_pytorch(drawn(MINI) | {"\x1b[2J\nfine": np.ones(1, np.float32)}, with_heads(MINI), "file")
     assert str(caught.value).isprintable()
 
 
@@ -240,7 +239,7 @@ def _reshape(name: str, *shape: int) -> Callable[[Tensors], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("lin1.model.1.weight", -1e-3), r"'lin1\.model\.1\.weight' has negative weights \(smallest -0\.001\)"),
+        (_set("lin1.model.1.weight", -1e-3), r"'lin1\.model\.1\.weight' has negative values \(smallest -0\.001\)"),
         (_set("lin1.model.1.weight", np.nan), r"'lin1\.model\.1\.weight' contains NaN"),
         (_set("features.0.bias", np.nan), r"'features\.0\.bias' contains NaN"),
         (_set("features.0.weight", np.inf), r"'features\.0\.weight' contains NaN, infinity"),
@@ -260,13 +259,13 @@ def test_unfit_tensors_are_refused(change: Callable[[Tensors], None], message: s
     tensors = drawn(MINI)
     change(tensors)
     with pytest.raises(WeightsMismatch, match=f"^some file: .*{message}"):
-        from_pytorch(tensors, MINI, "some file")
+        from_pytorch(tensors, with_heads(MINI), "some file")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
 def test_every_floating_type_becomes_float32(dtype: type) -> None:
     tensors = {name: tensor.astype(dtype) for name, tensor in drawn(MINI).items()}
-    parameters = from_pytorch(tensors, MINI, "file")
+    parameters = from_pytorch(tensors, with_heads(MINI), "file")
     bias = parameters["backbone"]["features_0"]["bias"]
     assert bias.dtype == np.float32
     np.testing.assert_array_equal(bias, tensors["features.0.bias"].astype(np.float32))
@@ -283,11 +282,11 @@ def test_every_floating_type_becomes_float32(dtype: type) -> None:
 def test_two_names_of_a_tensor_must_agree(name: str, alias: str) -> None:
     tensors = drawn(MINI)
     tensors[alias] = tensors[name].copy()
-    assert same(from_pytorch(tensors, MINI, "file"), _parameters())
+    assert same(from_pytorch(tensors, with_heads(MINI), "file"), _parameters())
     tensors[alias].reshape(-1)[0] += 0.5
     message = f"'{name}' and '{alias}' are names of the same tensor, but their values differ"
     with pytest.raises(WeightsMismatch, match=message):
-        from_pytorch(tensors, MINI, "file")
+        from_pytorch(tensors, with_heads(MINI), "file")
 
 
 @pytest.mark.parametrize("name", ["scaling_layer.shift", "module.scaling_layer.scale"])
@@ -295,44 +294,25 @@ def test_the_scaling_layer_must_be_that_of_lpips(name: str) -> None:
     values = (-0.030, -0.088, -0.188) if "shift" in name else (0.458, 0.448, 0.450)
     right = np.array(values, np.float32).reshape(1, 3, 1, 1)
     for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
-        assert same(from_pytorch(drawn(MINI) | {name: right.astype(dtype)}, MINI, "file"), _parameters())
+        assert same(from_pytorch(drawn(MINI) | {name: right.astype(dtype)}, with_heads(MINI), "file"), _parameters())
     for wrong in (right + 1e-3, right[:, :2], np.full_like(right, np.nan), (right * 0).astype(np.int64)):
         with pytest.raises(WeightsMismatch, match=r"scaling_layer\.(shift|scale) is .*, but LPIPS's is \("):
-            from_pytorch(drawn(MINI) | {name: wrong}, MINI, "file")
+            from_pytorch(drawn(MINI) | {name: wrong}, with_heads(MINI), "file")
 
 
 def test_a_flat_file_must_fit_too() -> None:
     flat = dict(flatten(_parameters()))
     assert list(flat)[:2] == ["backbone.features_0.bias", "backbone.features_0.kernel"]
     with pytest.raises(WeightsMismatch, match=r"missing 'heads\.1'\."):
-        unflatten({name: array for name, array in flat.items() if name != "heads.1"}, MINI, "file")
+        unflatten({name: array for name, array in flat.items() if name != "heads.1"}, with_heads(MINI), "file")
     with pytest.raises(WeightsMismatch, match=r"left over 'heads\.3'"):
-        unflatten(flat | {"heads.3": flat["heads.0"]}, MINI, "file")
+        unflatten(flat | {"heads.3": flat["heads.0"]}, with_heads(MINI), "file")
     with pytest.raises(WeightsMismatch, match=r"left over 'optimiser\.count'"):
-        unflatten(flat | {"optimiser.count": flat["heads.0"]}, MINI, "file")
-    with pytest.raises(WeightsMismatch, match=r"'heads\.0' has negative weights"):
-        unflatten(flat | {"heads.0": -flat["heads.0"]}, MINI, "file")
+        unflatten(flat | {"optimiser.count": flat["heads.0"]}, with_heads(MINI), "file")
+    with pytest.raises(WeightsMismatch, match=r"'heads\.0' has negative values"):
+        unflatten(flat | {"heads.0": -flat["heads.0"]}, with_heads(MINI), "file")
     with pytest.raises(WeightsMismatch, match="file holds no tensors"):
-        unflatten({}, MINI, "file")
-
-
-def test_unknown_groups_of_parameters_are_refused() -> None:
-    with pytest.raises(WeightsMismatch, match="'ranking' cannot be stored"):
-        dict(flatten(_parameters() | {"ranking": {"kernel": np.ones(3)}}))
-
-
-def test_check_heads() -> None:
-    heads = _parameters()["heads"]
-    check_heads(heads, MINI, "file")
-    check_heads(tuple(jnp.asarray(head) for head in heads), MINI, "file")
-    for wrong, message in (
-        (heads[:2], r"missing 'heads\.2'"),
-        ((*heads, heads[0]), r"left over 'heads\.3'"),
-        ((heads[0], -heads[1], heads[2]), r"'heads\.1' has negative weights"),
-        ((), "no tensors"),
-    ):
-        with pytest.raises(WeightsMismatch, match=message):
-            check_heads(wrong, MINI, "file")
+        unflatten({}, with_heads(MINI), "file")
 
 
 FLOORS = tuple(np.array(floor, np.float32) for floor in (0, 0.5, 3))
@@ -341,13 +321,13 @@ FLOORS = tuple(np.array(floor, np.float32) for floor in (0, 0.5, 3))
 def test_there_is_one_floor_per_tap() -> None:
     parameters = _parameters() | {"floors": FLOORS}
     flat = dict(flatten(parameters))
-    assert list(flat)[-3:] == ["floors.0", "floors.1", "floors.2"]
-    read = unflatten({name: np.asarray(array, np.float64) for name, array in flat.items()}, MINI, "file")
+    assert {name for name in flat if name.startswith("floors")} == {"floors.0", "floors.1", "floors.2"}
+    read = unflatten({name: np.asarray(array, np.float64) for name, array in flat.items()}, with_heads(MINI), "file")
     assert same(read, parameters)
     assert all(floor.shape == () and floor.dtype == np.float32 for floor in read["floors"])
-    assert same(unflatten(dict(flatten({"floors": FLOORS})), MINI, "file"), {"floors": FLOORS})
+    assert same(unflatten(dict(flatten({"floors": FLOORS})), with_heads(MINI), "file"), {"floors": FLOORS})
     for change, message in (
-        ({"floors.1": np.array(-1e-3, np.float32)}, r"'floors\.1' is -0\.001, but a floor is >= 0"),
+        ({"floors.1": np.array(-1e-3, np.float32)}, r"'floors\.1' has negative values \(smallest -0\.001\)"),
         ({"floors.1": np.array(np.nan, np.float32)}, r"'floors\.1' contains NaN"),
         ({"floors.1": np.array(np.inf, np.float32)}, r"'floors\.1' contains NaN, infinity"),
         ({"floors.1": np.array(1, np.int32)}, r"'floors\.1' has dtype int32"),
@@ -355,9 +335,9 @@ def test_there_is_one_floor_per_tap() -> None:
         ({"floors.3": np.array(1, np.float32)}, r"left over 'floors\.3'"),
     ):
         with pytest.raises(WeightsMismatch, match=message):
-            unflatten(flat | change, MINI, "file")
+            unflatten(flat | change, with_heads(MINI), "file")
     with pytest.raises(WeightsMismatch, match=r"missing 'floors\.1'\."):
-        unflatten({name: array for name, array in flat.items() if name != "floors.1"}, MINI, "file")
+        unflatten({name: array for name, array in flat.items() if name != "floors.1"}, with_heads(MINI), "file")
 
 
 def test_the_digest_pins_floors() -> None:
@@ -376,7 +356,7 @@ def test_floors_cannot_be_written_for_pytorch() -> None:
     with pytest.raises(WeightsMismatch, match=r"the metric has floors.*the lpips package always computes"):
         to_pytorch(_parameters() | {"floors": FLOORS}, MINI)
     with pytest.raises(WeightsMismatch, match=r"left over 'floors\.0'"):
-        from_pytorch(drawn(MINI) | {"floors.0": np.array(1, np.float32)}, MINI, "file")
+        from_pytorch(drawn(MINI) | {"floors.0": np.array(1, np.float32)}, with_heads(MINI), "file")
 
 
 def test_digest_pins_names_shapes_and_values() -> None:

@@ -9,20 +9,26 @@ from urllib.parse import urlsplit
 import pytest
 
 from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG
+from rlpips_jax.distances import lpips
+from rlpips_jax.ensemble import ensemble
 from rlpips_jax.errors import UnknownMetric
-from rlpips_jax.loading import find, recipes
+from rlpips_jax.loading import FAMILIES, find, parts, recipes
 from rlpips_jax.weights import registry, store
-from rlpips_jax.weights.parameters import from_pytorch
+from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, ENSEMBLE_HEADS, HEADS, PARTS, Part
+from rlpips_jax.weights.registry import BACKBONE, BACKBONE_PARTS, Part
 
+PARTS = parts()
 OFFICIAL = [part for part in PARTS.values() if part.official]
 
 
 def test_names_are_unique() -> None:
-    assert len(PARTS) == len(BACKBONE_PARTS) + len(HEADS) + len(ENSEMBLE_HEADS)
-    for table in (BACKBONE_PARTS, HEADS, ENSEMBLE_HEADS, RECIPES):
+    every = [part for recipe in RECIPES.values() for part in recipe.parts]
+    assert all(PARTS[part.name] == part for part in every)
+    assert PARTS.keys() >= BACKBONE_PARTS.keys()
+    for table in (BACKBONE_PARTS, RECIPES, *(family.recipes for family in FAMILIES.values())):
         assert all(item.name == name for name, item in table.items())
+    assert len(RECIPES) == sum(len(family.recipes) for family in FAMILIES.values())
     digests = [part.official.sha256 for part in OFFICIAL if part.official]
     assert len(set(digests)) == len(digests)
 
@@ -45,7 +51,7 @@ def test_official_files_are_described_well(part: Part) -> None:
     assert len(official.citation) > 40
     # torchvision puts the first digits of the hash into the name.
     stated = re.search(r"-([0-9a-f]{8})\.pth$", official.file_name)
-    assert (part.half == "backbone") == bool(stated)
+    assert part.holds != BACKBONE or stated
     assert stated is None or official.sha256.startswith(stated[1])
 
 
@@ -54,20 +60,25 @@ RECIPES = recipes()
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_recipes_fit_together(recipe: registry.Recipe) -> None:
-    assert recipe.version == ("0.0" if recipe.name.endswith("@0.0") else "0.1")
-    if recipe.heads:
-        assert recipe.heads.half == "heads"
-        assert recipe.heads.architecture == recipe.architecture
-        # An ensemble without heads of its own has those of its metric.
-        assert recipe.heads.name in (recipe.name, *([recipe.name.removeprefix("e")] if recipe.ensemble else []))
-    if recipe.backbone:
-        assert recipe.backbone.half == "backbone"
-        # Taps and pooling may differ; the convolutions may not.
-        own, needed = recipe.backbone.architecture, recipe.architecture
-        assert own.shapes == needed.shapes
-        assert own.name == needed.name
+    for part in recipe.parts:
+        assert {path.partition(".")[0] for path in part.layout.shapes} >= set(part.holds)
+        # Taps and pooling of a backbone alone may differ; the parameters may not.
+        assert part.backbone.shapes == recipe.backbone.shapes
+        assert part.backbone.name == recipe.backbone.name
+        assert part.holds == BACKBONE or part.backbone == recipe.backbone
     # A metric without an official backbone ships with its own.
-    assert recipe.backbone or (recipe.heads and recipe.heads.shipped)
+    assert any("backbone" in part.holds or part.shipped for part in recipe.parts)
+
+
+def test_versions() -> None:
+    for name, recipe in (lpips.RECIPES | ensemble.RECIPES).items():
+        assert recipe.settings["version"] == ("0.0" if name.endswith("@0.0") else "0.1")
+        # An ensemble without heads of its own has those of its metric.
+        assert recipe.parts[0].name in (
+            name,
+            name.removeprefix("e"),
+            name.removeprefix("baseline-").removesuffix("@0.0"),
+        )
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS.values() if part.shipped], ids=lambda part: part.name)
@@ -78,7 +89,7 @@ def test_shipped_files_are_complete_and_described(part: registry.Part) -> None:
     assert all((head >= 0).all() and head.any() for head in parameters["heads"])
     # A metric that was trained under attack is in the paper's form, and its card tells how it was trained.
     if part.name.startswith("rlpips-"):
-        assert parameters.keys() == ({"heads"} if RECIPES[part.name].backbone else {"heads", "backbone"})
+        assert parameters.keys() == ({"heads"} if len(RECIPES[part.name].parts) > 1 else {"heads", "backbone"})
         card = json.loads(metadata["card"])
         assert {"data", "scores", "start", "trained"} <= card.keys()
         assert "/" not in "".join(map(str, (card["trained"][name] for name in ("data", "validation", "metric"))))
@@ -88,31 +99,31 @@ def test_every_backbone_with_an_official_file_has_a_baseline() -> None:
     assert BACKBONE_PARTS.keys() == {name for name, backbone in BACKBONES.items() if backbone.official}
     for name in BACKBONE_PARTS:
         baseline = RECIPES[f"baseline-{name}"]
-        assert baseline.heads is None
-        assert baseline.architecture == BACKBONES[name]
-        assert RECIPES[f"baseline-{name}@0.0"].version == "0.0"
+        assert baseline.parts == (BACKBONE_PARTS[name],)
+        assert baseline.backbone == BACKBONES[name]
+        assert RECIPES[f"baseline-{name}@0.0"].settings["version"] == "0.0"
 
 
 @pytest.mark.parametrize("name", ["alex", "vgg", "squeeze"])
 def test_the_networks_of_lpips_have_every_metric(name: str) -> None:
     for expected in (f"lpips-{name}", f"lpips-{name}@0.0", f"rlpips-{name}"):
-        assert RECIPES[expected].architecture == BACKBONES[name]
+        assert RECIPES[expected].backbone == BACKBONES[name]
 
 
 def test_pooling_of_e_lpips() -> None:
     assert SQUEEZE.pooling.ceil
     assert not SQUEEZE_FLOOR.pooling.ceil
-    assert RECIPES["lpips-squeeze@elpips"].architecture == SQUEEZE_FLOOR
-    assert RECIPES["lpips-vgg@elpips"].architecture == VGG
-    assert [len(part.architecture.tapped) for part in ENSEMBLE_HEADS.values()] == [10, 14]
-    for part, kind in zip(ENSEMBLE_HEADS.values(), ("max", "average"), strict=True):
-        assert f" pooling={kind}-" in part.architecture.signature
+    assert RECIPES["lpips-squeeze@elpips"].backbone == SQUEEZE_FLOOR
+    assert RECIPES["lpips-vgg@elpips"].backbone == VGG
+    assert [len(part.backbone.tapped) for part in ensemble.HEADS.values()] == [10, 14]
+    for part, kind in zip(ensemble.HEADS.values(), ("max", "average"), strict=True):
+        assert f" pooling={kind}-" in part.backbone.signature
 
 
 def test_find() -> None:
-    assert find("lpips-alex").architecture == ALEX
+    assert find("lpips-alex").backbone == ALEX
     assert find("lpips-alex@0.1") is find("lpips-alex")
-    assert find("lpips-alex@0.0").version == "0.0"
+    assert find("lpips-alex@0.0").settings["version"] == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +149,7 @@ def test_unknown_names_get_advice(name: str, advice: str) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("part", [part for part in OFFICIAL if part.half == "heads"], ids=lambda part: part.name)
+@pytest.mark.parametrize("part", [part for part in OFFICIAL if part.holds == ("heads",)], ids=lambda part: part.name)
 def test_official_heads_are_the_published_files(part: Part, shared: Path) -> None:
     official = part.official
     assert official is not None
@@ -147,5 +158,5 @@ def test_official_heads_are_the_published_files(part: Part, shared: Path) -> Non
     content = (shared / "weights" / name).read_bytes()
     assert len(content) == official.size
     assert hashlib.sha256(content).hexdigest() == official.sha256
-    parameters = from_pytorch(read_checkpoint(shared / "weights" / name), part.architecture, name)
+    parameters = from_pytorch(read_checkpoint(shared / "weights" / name), with_heads(part.backbone), name)
     assert parameters.keys() == {"heads"}

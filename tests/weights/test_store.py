@@ -25,11 +25,11 @@ from rlpips_jax.backbones import SQUEEZE, Convolution, Pool, Sequential
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
 from rlpips_jax.files.locks import locked
 from rlpips_jax.ops.pooling import Pooling
-from rlpips_jax.weights import download, native, registry, store
+from rlpips_jax.weights import download, native, store
 from rlpips_jax.weights.download import downloading
-from rlpips_jax.weights.parameters import digest, flatten, from_pytorch, pytorch_shapes
+from rlpips_jax.weights.parameters import digest, flatten, from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import write_checkpoint
-from rlpips_jax.weights.registry import Official, Part
+from rlpips_jax.weights.registry import BACKBONE, Official, Part
 
 MINI = Sequential("mini", (Convolution(0, 4, 3), Pool(1), Convolution(2, 3, 1)), Pooling("max", 2, 2), tapped=(0, 2))
 FILE = "mini-0123abcd.pth"
@@ -40,13 +40,13 @@ def drawn(seed: int = 0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     tensors = {
         name: random.standard_normal(shape, np.float32)
-        for name, shape in pytorch_shapes(MINI).items()
+        for name, shape in with_heads(MINI).pytorch_shapes.items()
         if name.startswith("features.")
     }
     return tensors | {"classifier.1.weight": random.standard_normal((100, 100), np.float32)}
 
 
-PARAMETERS = from_pytorch(drawn(), MINI, "drawn weights")
+PARAMETERS = from_pytorch(drawn(), with_heads(MINI), "drawn weights")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -104,12 +104,10 @@ def server(published: bytes) -> Iterator[Server]:
 
 
 @pytest.fixture
-def part(server: Server, published: bytes, monkeypatch: pytest.MonkeyPatch) -> Part:
+def part(server: Server, published: bytes) -> Part:
     digest = hashlib.sha256(published).hexdigest()
     official = Official(f"v0.1/{FILE}", server.url, digest, len(published), "BSD-2-Clause", "Nobody: Nothing, 2024")
-    part = Part("mini", MINI, official, half="backbone")
-    monkeypatch.setitem(registry.PARTS, "mini", part)
-    return part
+    return Part("mini", with_heads(MINI), BACKBONE, official)
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +167,7 @@ def test_search_order(
         if path.suffix == ".pth":
             put(path, published)
         else:
-            native.write(path, PARAMETERS, MINI)
+            native.write(path, PARAMETERS, with_heads(MINI))
     assert list(store.candidates(part, places.argument)) == order
     kept = order[4]
     for place, path in enumerate(order):
@@ -187,13 +185,13 @@ def test_search_order(
 def test_a_shipped_file_comes_before_the_caches(
     places: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = Part("mini", MINI, half="backbone")
+    part = Part("mini", with_heads(MINI), BACKBONE)
     monkeypatch.setattr(store, "SHIPPED", tmp_path / "data")
-    native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
+    native.write(places.cache / "mini.safetensors", PARAMETERS, with_heads(MINI))
     shipped = tmp_path / "data" / "mini.safetensors"
-    native.write(shipped, PARAMETERS, MINI)
+    native.write(shipped, PARAMETERS, with_heads(MINI))
     assert store.locate(part) == shipped
-    native.write(places.argument / "mini.safetensors", PARAMETERS, MINI)
+    native.write(places.argument / "mini.safetensors", PARAMETERS, with_heads(MINI))
     assert store.locate(part, places.argument) == places.argument / "mini.safetensors"
     (places.cache / "mini.safetensors").unlink()
     shipped.unlink()
@@ -220,7 +218,7 @@ def test_torch_agrees_where_its_cache_is(tmp_path: Path) -> None:
 
 def test_folders_may_be_below_home(places: SimpleNamespace, part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(places.argument.parent))
-    native.write(places.argument / "mini.safetensors", PARAMETERS, MINI)
+    native.write(places.argument / "mini.safetensors", PARAMETERS, with_heads(MINI))
     assert store.locate(part, "~/argument") == places.argument / "mini.safetensors"
 
 
@@ -235,7 +233,7 @@ def test_a_named_folder_must_exist(part: Part, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_damaged_file_is_no_reason_to_look_further(places: SimpleNamespace, part: Part, server: Server) -> None:
-    native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
+    native.write(places.cache / "mini.safetensors", PARAMETERS, with_heads(MINI))
     put(places.argument / "mini.safetensors", (places.cache / "mini.safetensors").read_bytes()[:-1])
     with pytest.raises(WeightsCorrupt, match=r"argument/mini\.safetensors is not a readable"):
         store.obtain(part, places.argument)
@@ -258,7 +256,7 @@ def test_official_file_in_torchs_cache(places: SimpleNamespace, part: Part, serv
     assert below(places.cache) == ["mini.safetensors"]
     kept = places.cache / "mini.safetensors"
     assert kept.stat().st_size < len(published) / 10
-    assert dict(flatten(native.read(kept, MINI)[0])).keys() == dict(flatten(PARAMETERS)).keys()
+    assert dict(flatten(native.read(kept, with_heads(MINI))[0])).keys() == dict(flatten(PARAMETERS)).keys()
     path.unlink()
     again, remembered = store.obtain(part)
     assert same(again)
@@ -340,23 +338,23 @@ def test_what_is_called_lpips_but_is_no_package(
 
 
 def test_identify(part: Part, published: bytes, tmp_path: Path) -> None:
-    assert store.identify(put(tmp_path / "renamed.bin", published)) is part
-    assert store.identify(put(tmp_path / "renamed.bin", published[:-1] + b"?")) is None
-    assert store.identify(put(tmp_path / "renamed.bin", b"")) is None
+    assert store.identify(put(tmp_path / "renamed.bin", published), [part]) is part
+    for other in (published[:-1] + b"?", b""):
+        assert store.identify(put(tmp_path / "renamed.bin", other), [part]) is None
 
 
 def test_a_file_must_hold_what_it_is_named_for(places: SimpleNamespace, part: Part) -> None:
     """Else a renamed backbone would pass for heads, and the distance would be unweighted in silence."""
     heads = {"heads": (np.ones(4, np.float32), np.ones(3, np.float32))}
-    native.write(places.argument / "mini.safetensors", PARAMETERS, MINI)
+    native.write(places.argument / "mini.safetensors", PARAMETERS, with_heads(MINI))
     with pytest.raises(WeightsMismatch, match="holds backbone alone, but 'mini' stands for heads"):
-        store.obtain(replace(part, half="heads"), places.argument)
-    native.write(places.argument / "mini.safetensors", heads, MINI)
+        store.obtain(replace(part, holds=("heads",)), places.argument)
+    native.write(places.argument / "mini.safetensors", heads, with_heads(MINI))
     with pytest.raises(WeightsMismatch, match="holds heads alone, but 'mini' stands for backbone"):
         store.obtain(part, places.argument)
-    native.write(places.argument / "mini.safetensors", PARAMETERS | heads, MINI)
-    for half in ("backbone", "heads"):
-        assert store.obtain(replace(part, half=half), places.argument)[0].keys() == {"backbone", "heads"}
+    native.write(places.argument / "mini.safetensors", PARAMETERS | heads, with_heads(MINI))
+    for group in ("backbone", "heads"):
+        assert store.obtain(replace(part, holds=(group,)), places.argument)[0].keys() == {"backbone", "heads"}
 
 
 # Downloads.
@@ -462,7 +460,7 @@ def test_another_process_that_downloads_is_waited_for(
             while f"which downloads {server.url}" not in text:
                 assert not waiting.done()
                 text += capfd.readouterr().err
-            native.write(places.cache / "mini.safetensors", PARAMETERS, MINI)
+            native.write(places.cache / "mini.safetensors", PARAMETERS, with_heads(MINI))
         assert same(waiting.result()[0])
     assert server.requests == []
 
@@ -495,11 +493,11 @@ def test_without_locks_it_works_too(number: int, part: Part, server: Server, mon
 def squeeze(places: SimpleNamespace) -> Path:
     """A folder with drawn weights of a metric."""
     random = np.random.default_rng(0)
-    shapes = pytorch_shapes(SQUEEZE)
+    shapes = with_heads(SQUEEZE).pytorch_shapes
     tensors = {name: np.abs(random.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
-    parameters = from_pytorch(tensors, SQUEEZE, "drawn weights")
+    parameters = from_pytorch(tensors, with_heads(SQUEEZE), "drawn weights")
     for name, half in (("squeeze", "backbone"), ("lpips-squeeze", "heads")):
-        native.write(places.argument / f"{name}.safetensors", {half: parameters[half]}, SQUEEZE)
+        native.write(places.argument / f"{name}.safetensors", {half: parameters[half]}, with_heads(SQUEEZE))
     return places.argument
 
 
