@@ -18,6 +18,7 @@ import jax
 
 from rlpips_jax.errors import LogError, RlpipsError
 from rlpips_jax.files.atomic import replacing, sync
+from rlpips_jax.files.json_object import json_object
 from training.checkpoint import is_full
 from training.devices import on_first
 
@@ -180,7 +181,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json_object(line)
         if not isinstance(record["step"], int) or not isinstance(record["kind"], str):
             raise TypeError
     except (ValueError, TypeError, LookupError):

@@ -9,6 +9,7 @@ import jax
 
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.json_object import json_object
 from rlpips_jax.files.locks import locked
 
 RECORD = "configuration.json"
@@ -27,7 +28,7 @@ def check(folder: Path, document: dict[str, Any], ignored: Collection[str] = ())
     """
     record = folder / RECORD
     try:
-        found = json.loads(record.read_text())
+        found = json_object(record.read_bytes())
     except FileNotFoundError:
         return False
     except ValueError as error:

@@ -27,6 +27,7 @@ from rlpips_jax._version import __version__
 from rlpips_jax.cli import interrupts
 from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.journal import Journal
+from rlpips_jax.files.json_object import json_object, json_value
 
 Column = Shaped[np.ndarray, " n"]
 
@@ -62,7 +63,7 @@ class Recording:
     @property
     def document(self) -> dict[str, Any]:
         """The document that `finish` has written."""
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        return json_object(self.path.read_bytes())
 
     def collect(
         self, total: int, compute: Callable[[int], Iterator[tuple[Column, ...]]], done: Callable[[int], Any]
@@ -126,7 +127,7 @@ class Recording:
 
     def _parse(self, record: bytes, journal: Journal, index: int) -> tuple[Column, ...]:
         try:
-            lists = json.loads(record)
+            lists = json_value(record)
             if not isinstance(lists, list) or len(lists) != len(self.columns):
                 raise ValueError(f"not {len(self.columns)} columns")
             part = tuple(_column(one, dtype) for one, dtype in zip(lists, self.columns.values(), strict=True))

@@ -16,8 +16,6 @@ import contextlib
 import itertools
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +30,8 @@ from rlpips_jax.evaluation.triplets import AnyTriplets, IndexedTriplets, Triplet
 from rlpips_jax.files.array_hash import array_hash
 from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.image_files import image_paths, save_image
+from rlpips_jax.files.json_object import json_object
+from rlpips_jax.files.npz import Npz
 
 IMAGES = ("ref", "p0", "p1")
 JUDGMENTS = "judge"
@@ -220,7 +220,7 @@ def read_npz(path: AnyPath) -> list[Triplets]:
         TripletsError: the file is missing, damaged or of another kind, or its arrays do not fit.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = Npz(path, TripletsError)
     parts = sorted(key.removesuffix("ref") for key in arrays if key == "ref" or key.endswith("/ref"))
     if not parts:
         raise TripletsError(f"{path} holds no part/ref, only {', '.join(sorted(arrays)) or 'nothing'}")
@@ -246,30 +246,14 @@ def summarise_npz(path: AnyPath) -> dict[str, PartSummary]:
         TripletsError: the file is missing, damaged or of another kind.
     """
     path, found = Path(path), {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = set(archive.namelist())
-            for member in sorted(members):
-                part, _, name = member.rpartition("/")
-                if name != "ref.npy":
-                    continue
-                with archive.open(member) as file:
-                    shape = _read_shape(file)
-                source, made = member.removesuffix(name) + "source.npy", {}
-                if source in members:
-                    with archive.open(source) as file:
-                        made = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
-                found[part] = PartSummary(shape, made)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TripletsError(f"{path} cannot be read as an .npz file of numbers: {error}") from error
+    arrays = Npz(path, TripletsError)
+    for name in sorted(arrays):
+        part, _, last = name.rpartition("/")
+        if last == "ref":
+            source = f"{name.removesuffix(last)}source"
+            made = _made(path, arrays, source) if source in arrays else {}
+            found[part] = PartSummary(arrays.declared(name).shape, made)
     return found
-
-
-def _read_shape(file: Any) -> tuple[int, ...]:
-    """The shape of the array in a `.npy` file, from its header alone."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)[0]
-    return np.lib.format.read_array_header_2_0(file)[0]
 
 
 def write_npz(path: AnyPath, parts: Mapping[str, Triplets]) -> None:
@@ -327,7 +311,7 @@ def read_judgments(folder: AnyPath, *, split: str = "test", size: int | None = N
     folder = Path(folder)
     check_size(size)
     path = folder / VOTES
-    arrays = _read_arrays(path)
+    arrays = Npz(path, TripletsError)
     splits = sorted(key.removesuffix("/triplets") for key in arrays if key.endswith("/triplets"))
     if split not in splits:
         raise TripletsError(f"{path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
@@ -394,20 +378,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
             raise
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise TripletsError(f"{path} does not exist")
-    try:
-        with open(path, "rb") as file:  # NumPy would leave a damaged file open.
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.lib.npyio.NpzFile):
-                return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise TripletsError(f"{path} cannot be read as an .npz file of numbers: {error}") from error
-    raise TripletsError(f"{path} is a single array; an .npz file with several is needed")
-
-
-def _array(path: Path, arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
+def _array(path: Path, arrays: Npz, key: str) -> np.ndarray:
     if key not in arrays:
         raise TripletsError(f"{path} has no {key}, only {', '.join(sorted(arrays))}")
     return arrays[key]
@@ -422,7 +393,25 @@ def _naming(path: Path) -> Iterator[None]:
         raise TripletsError(f"{path}: {error}") from error
 
 
-def _part(path: Path, arrays: dict[str, np.ndarray], part: str) -> Triplets:
+def _made(path: Path, arrays: Npz, key: str) -> dict[str, Any]:
+    """The source of a set, as `write_npz` wrote it."""
+    try:
+        return json_object(str(arrays[key]))
+    except ValueError as error:
+        raise TripletsError(f"{path}: {key} does not say how the set was made: {error}") from error
+
+
+def _check_declared(path: Path, arrays: Npz, part: str) -> None:
+    """Raises a TripletsError, before they are read, for images that do not fit together."""
+    found = {part + name: arrays.declared(part + name) for name in IMAGES if part + name in arrays}
+    shapes = {declared.shape for declared in found.values()}
+    if len(shapes) > 1 or any(declared.dtype != np.uint8 or len(declared.shape) != 4 for declared in found.values()):
+        listing = ", ".join(f"{name} {declared.dtype} {declared.shape}" for name, declared in found.items())
+        raise TripletsError(f"{path}: images must be uint8 (n, h, w, 3), of one shape, got {listing}")
+
+
+def _part(path: Path, arrays: Npz, part: str) -> Triplets:
+    _check_declared(path, arrays, part)
     reference, p0, p1 = (_array(path, arrays, part + name) for name in IMAGES)
     name = part.removesuffix("/")
     sure = arrays.get(f"{part}sure")
@@ -434,12 +423,12 @@ def _part(path: Path, arrays: dict[str, np.ndarray], part: str) -> Triplets:
         kinds = _labels(path, arrays, part, len(reference))
         source: dict[str, Any] = {"file": os.fspath(path), "part": name}
         if f"{part}source" in arrays:
-            source["made"] = json.loads(str(arrays[f"{part}source"]))
+            source["made"] = _made(path, arrays, f"{part}source")
         source["sha256"] = array_hash(reference, p0, p1, judgment, labels=kinds)
         return Triplets(reference, p0, p1, judgment, kinds, sure, f"{path.name} {name}".rstrip(), source)
 
 
-def _labels(path: Path, arrays: dict[str, np.ndarray], part: str, count: int) -> tuple[str, ...]:
+def _labels(path: Path, arrays: Npz, part: str, count: int) -> tuple[str, ...]:
     """The label of each triplet; "blur/jpeg" where p0 and p1 have their own."""
     if f"{part}kind" not in arrays:
         return (part.removesuffix("/") or path.stem,) * count

@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Float, UInt, UInt8
 
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning
+from rlpips_jax.files.regular import open_regular
 from rlpips_jax.warning import warn_user
 
 if TYPE_CHECKING:
@@ -99,13 +100,8 @@ def load_image(
 def _read(path: Path) -> _Picture:
     from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise ImageFileError(
-            f"{path} is a folder, not an image file; 'rlpips distance --dirs' compares two folders, and "
-            "rlpips_jax.image_paths lists the images in one"
-        )
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if not file.read(1):
                 raise ImageFileError(f"{path} is empty (0 bytes), not an image")
             return _decode(path, file)
@@ -115,6 +111,11 @@ def _read(path: Path) -> _Picture:
         if URL.match(str(path)):
             raise ImageFileError(f"{path} looks like a URL, and URLs are not read: download the image") from error
         raise ImageFileError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageFileError(
+            f"{path} is a folder, not an image file; 'rlpips distance --dirs' compares two folders, and "
+            "rlpips_jax.image_paths lists the images in one"
+        ) from error
     except UnidentifiedImageError as error:
         if _begins_as_tiff(path):
             raise ImageFileError(
@@ -126,10 +127,19 @@ def _read(path: Path) -> _Picture:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageFileError(f"{path} is too large: {error} {_limit_advice()}") from error
+    except OSError as error:
+        # Decoders raise OSErrors without a number for damaged data.
+        if error.errno is None:
+            raise _damage(path, error) from error
+        raise ImageFileError(f"{path} cannot be opened: {error.strerror}") from error
     except Exception as error:  # Damaged files make decoders raise nearly anything.
-        raise ImageFileError(
-            f"{path} cannot be read: {cause(error)}; it is damaged, cut off or of a rare kind: fetch or save it again"
-        ) from error
+        raise _damage(path, error) from error
+
+
+def _damage(path: Path, error: Exception) -> ImageFileError:
+    return ImageFileError(
+        f"{path} cannot be read: {cause(error)}; it is damaged, cut off or of a rare kind: fetch or save it again"
+    )
 
 
 def _decode(path: Path, file: IO[bytes]) -> _Picture:
@@ -154,7 +164,7 @@ def _decode(path: Path, file: IO[bytes]) -> _Picture:
 
 
 def _begins_as_tiff(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(4) in (b"II*\0", b"MM\0*")
 
 

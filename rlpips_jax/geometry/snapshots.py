@@ -4,7 +4,6 @@ The file is a NumPy archive; its member `run` is a JSON document of everything t
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 
 from rlpips_jax.errors import SnapshotError
 from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.json_object import json_object
+from rlpips_jax.files.npz import Npz
 
 FORMAT = 2
 
@@ -55,13 +56,12 @@ def read(path: Path, run: Run) -> dict[str, np.ndarray] | None:
         SnapshotError: it cannot be read, is damaged or not a snapshot, or is of another run; says how they differ.
     """
     try:
-        # NumPy would leave a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        found = json.loads(str(arrays.pop("run")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if not path.exists():
+            return None
+        archive = Npz(path, ValueError)
+        arrays = {name: archive[name] for name in archive}
+        found = json_object(str(arrays.pop("run")))
+    except (OSError, ValueError, KeyError) as error:
         raise SnapshotError(f"{path} is not a complete snapshot ({error}): {ADVICE}") from error
     wanted = json.loads(_text(run))
     differences = [

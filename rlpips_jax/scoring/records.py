@@ -17,6 +17,7 @@ from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import MetricError
 from rlpips_jax.files.decimals import decimal
 from rlpips_jax.files.journal import Journal
+from rlpips_jax.files.json_object import json_object
 from rlpips_jax.scoring.pairs import Pair, Result
 
 COLUMNS = ("image", "distance", "reference", "signature", "error", "check")
@@ -49,8 +50,15 @@ class JsonLines:
     def parse(self, record: bytes) -> Result:
         """The result in a record; ValueError if it is damaged."""
         body = _checked(record, separator=', "check": "', end='"}\n')
-        entry = json.loads(body + "}", parse_float=_number)
-        return Result(entry["reference"], entry["image"], entry.get("distance"), entry.get("error"), recorded=True)
+        entry = json_object(body + "}", parse_float=_number, parse_constant=_refused)
+        reference, image, distance, error = map(entry.get, ("reference", "image", "distance", "error"))
+        if not isinstance(reference, str) or not isinstance(image, str):
+            raise ValueError("it does not name two images")
+        if not (isinstance(distance, np.floating) and error is None) and not (
+            isinstance(error, str) and distance is None
+        ):
+            raise ValueError("it has neither a distance nor an error")
+        return Result(reference, image, distance, error, recorded=True)
 
 
 class CsvRows:
@@ -88,6 +96,8 @@ class CsvRows:
         ((image, value, reference, signature, error),) = csv.reader(io.StringIO(body, newline=""), strict=True)
         if signature != self._signature:
             raise ValueError(f"of {signature}, not of {self._signature}")
+        if bool(value) == bool(error):
+            raise ValueError("it has neither a distance nor an error")
         return Result(reference, image, _number(value) if value else None, error or None, recorded=True)
 
 
@@ -148,9 +158,15 @@ def _checked(record: bytes, *, separator: str, end: str) -> str:
 
 
 def _number(text: str) -> np.floating:
-    """The number that was written: float32 where that gives the same digits."""
+    """The number that was written: float32 where that gives the same digits; ValueError if it is not finite."""
     short = np.float32(text)
+    if not np.isfinite(np.float64(text)):
+        _refused(text)
     return short if decimal(short) == text else np.float64(text)
+
+
+def _refused(text: str) -> None:
+    raise ValueError(f"{text} is not a distance")
 
 
 def _named(pair: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,15 @@ def test_a_changed_distance_is_refused(tmp_path: Path, metric: rl.Lpips, suffix:
     message = refused(path, metric)
     assert "record 3 is damaged" in message
     assert "checksum" in message
+
+
+@pytest.mark.parametrize("outcome", ['"distance": null', '"distance": NaN', '"distance": "0.5"', "{" * 9999])
+def test_what_is_not_a_result_is_refused_even_with_its_checksum(tmp_path: Path, metric: rl.Lpips, outcome: str) -> None:
+    path = tmp_path / "out.jsonl"
+    record(path, metric, RESULTS[:1])
+    body = f'{{"reference": "ref a.png", "image": "a.png", {outcome}'
+    path.write_text(f'{JsonLines(metric).header}{body}, "check": "{zlib.crc32(body.encode()):08x}"}}\n')
+    assert "record 2 is damaged" in refused(path, metric, RESULTS[:1])
 
 
 def test_numbers_come_back_in_their_precision(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:

@@ -108,7 +108,8 @@ def test_damage_before_the_checkpoint_is_told(tmp_path) -> None:
     log(tmp_path, range(1, 8))
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for damaged in (b"{\n", b"[]\n", b'{"kind": "train"}\n', b"\xff\n", b'{"step": "2", "kind": "train"}\n'):
+    wrong = (b"{", b"[]", b"[" * 99_999, b'{"kind": "train"}', b"\xff", b'{"step": "2", "kind": "train"}')
+    for damaged in (line + b"\n" for line in wrong):
         content = b"".join([lines[0], damaged, *lines[2:]])
         path.write_bytes(content)
         with pytest.raises(RlpipsError, match=r"metrics\.jsonl, line 2, is .* should be a record"):

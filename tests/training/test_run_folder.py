@@ -23,9 +23,11 @@ def test_a_folder_is_its_runs_alone(tmp_path) -> None:
     ):
         with pytest.raises(TrainingError, match=rf"a run with {differences}; give another --out"):
             run_folder.claim(folder, other)
-    (folder / run_folder.RECORD).write_text("{")
-    with pytest.raises(TrainingError, match=r"configuration.json is damaged"):
-        run_folder.check(folder, document)
+    for damaged in ("{", "[]", "null", "[" * 200_000):
+        (folder / run_folder.RECORD).write_text(damaged)
+        with pytest.raises(TrainingError, match=r"configuration.json is damaged"):
+            run_folder.check(folder, document)
+        assert (folder / run_folder.RECORD).read_text() == damaged
 
 
 def test_what_decides_nothing_is_not_compared_in_folders_of_earlier_versions_either(tmp_path) -> None:

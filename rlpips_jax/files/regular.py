@@ -1,0 +1,39 @@
+"""Regular files: opening a named pipe waits for a writer for ever, and some devices never end."""
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes, if it is a regular one or a link to one.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        OSError: it is a named pipe, a socket or a device, or it cannot be opened.
+    """
+    # Without O_NONBLOCK the opening of a pipe would wait; a regular file is read as without it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"it is a {_kind(mode)}, not a regular file", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a regular file; errors as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "named pipe"
+    return "socket" if stat.S_ISSOCK(mode) else "device"
