@@ -102,25 +102,29 @@ def _pixels(window: int, size: int, edges: Edges) -> Iterator[tuple[int, float]]
 
 
 def _transposed(cotangent: Array, axis: int, *, size: int, edges: Edges) -> Array:
-    """The transpose of `_along`: by blocks of two pixels, which two windows and one window see."""
-    windows, around = cotangent.shape[axis], AROUND[edges]
-    nothing = jnp.zeros_like(lax.slice_in_dim(cotangent, 0, 1, axis=axis))
-    here = jnp.expand_dims(lax.concatenate([cotangent, nothing], axis), axis + 1)
-    before = jnp.expand_dims(lax.concatenate([nothing, cotangent], axis), axis + 1)
+    """The transpose of `_along`, by blocks of two pixels: the second of them only one window sees."""
+    first, last = (lax.slice_in_dim(cotangent, place, place + 1, axis=axis) for place in (0, cotangent.shape[axis] - 1))
+    nothing = jnp.zeros_like(first)
+    if edges == "zero":
+        here, before, cropped = [cotangent, nothing], [nothing, cotangent], 1
+    else:
+        # The first window sees what the second one does. So does the last with the one before it where the size is odd;
+        # else its reflected pixel is the first of its block.
+        whole = _added(lax.slice_in_dim(cotangent, 1, -1, axis=axis), first, place=0, axis=axis)
+        folded = _added(whole, last, place=whole.shape[axis] - 1, axis=axis)
+        here = [folded, nothing] if size % 2 else [whole, last]
+        before, cropped = [nothing, folded], 0
+    here, before = (jnp.expand_dims(lax.concatenate(parts, axis), axis + 1) for parts in (here, before))
     share = np.array([0.25, 0], cotangent.dtype).reshape([2 if each == axis + 1 else 1 for each in range(5)])
     blocks = share * before + (np.array(0.5, cotangent.dtype) - share) * here
-    pixels = blocks.reshape(*cotangent.shape[:axis], 2 * (windows + 1), *cotangent.shape[axis + 1 :])
-    pixels = lax.slice_in_dim(pixels, around, around + size, axis=axis)
-    if edges == "zero":
-        return pixels
-    # What windows saw of the reflection belongs to the pixels that it shows.
-    for window in (0, windows - 1):
-        for place, (pixel, weight) in enumerate(_pixels(window, size, edges)):
-            if pixel != 2 * window - around + place:
-                part = lax.slice_in_dim(pixels, pixel, pixel + 1, axis=axis)
-                part += weight * lax.slice_in_dim(cotangent, window, window + 1, axis=axis)
-                pixels = lax.dynamic_update_slice_in_dim(pixels, part, pixel, axis)
-    return pixels
+    pixels = blocks.reshape(*cotangent.shape[:axis], -1, *cotangent.shape[axis + 1 :])
+    return lax.slice_in_dim(pixels, cropped, cropped + size, axis=axis)
+
+
+def _added(x: Array, part: Array, *, place: int, axis: int) -> Array:
+    """The array with something added at one place along an axis."""
+    before, here, after = jnp.split(x, [place, place + 1], axis)
+    return lax.concatenate([before, here + part, after], axis)
 
 
 def _reflected(x: Array, sizes: Array) -> Array:
