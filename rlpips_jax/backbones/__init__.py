@@ -4,8 +4,10 @@ from rlpips_jax.backbones.alex import ALEX
 from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.backbones.protocol import IMAGENET, Backbone, Computation, Scaling, StagedBackbone
 from rlpips_jax.backbones.resnet import RESNET18, RESNET50
-from rlpips_jax.backbones.sequential import INPUT, Convolution, Fire, Layer, Pool, Sequential, layer_name
+from rlpips_jax.backbones.sequential import INPUT, BlurPool, Convolution, Fire, Layer, Pool, Sequential, layer_name
 from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
+from rlpips_jax.backbones.stalex import STALEX
+from rlpips_jax.backbones.stvgg import STVGG
 from rlpips_jax.backbones.tiny import TINY
 from rlpips_jax.backbones.vgg import ELPIPS_VGG, VGG
 from rlpips_jax.backbones.vgg19 import VGG19
@@ -21,6 +23,8 @@ BACKBONES: dict[str, Backbone] = {
         VGG19,
         RESNET18,
         RESNET50,
+        STALEX,
+        STVGG,
     )
 }
 """Every network by its name. Those with an official file give a metric `baseline-{name}`."""
@@ -36,10 +40,13 @@ __all__ = [
     "RESNET50",
     "SQUEEZE",
     "SQUEEZE_FLOOR",
+    "STALEX",
+    "STVGG",
     "TINY",
     "VGG",
     "VGG19",
     "Backbone",
+    "BlurPool",
     "Computation",
     "Convolution",
     "Dropout",

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.files.official import Official
+from rlpips_jax.ops.blur_pool import blur_pool
 from rlpips_jax.ops.convolution import convolution
 from rlpips_jax.ops.pooling import Pooling, pool
 
@@ -81,6 +82,10 @@ class Computation:
     def pool(self, x: Float[Array, "n h w c"], pooling: Pooling) -> Float[Array, "n i j c"]:
         """A pooling with the derivatives that were asked for."""
         return pool(x, pooling, forward_mode=self.forward_mode)
+
+    def blur_pool(self, x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"] | None = None) -> Float[Array, "n i j c"]:
+        """A blur pooling of reflected images with the derivatives that were asked for."""
+        return blur_pool(x, sizes=sizes, forward_mode=self.forward_mode)
 
 
 @runtime_checkable

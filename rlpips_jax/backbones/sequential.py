@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from rlpips_jax.backbones.blurred_convolution import blurred_convolution
 from rlpips_jax.backbones.dropout import Dropout, dropped
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
 from rlpips_jax.files.official import Official
+from rlpips_jax.ops.blur_pool import blurred_size
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.pooling import Pooling, Size
 
@@ -28,16 +30,22 @@ INPUT = -1
 
 @dataclass(frozen=True)
 class Convolution:
-    """A square convolution and a ReLU."""
+    """A square convolution and a ReLU; if it is blurred, which has stride 1, with a blur pooling between them."""
 
     index: int
     channels: int
     window: int
     stride: int = 1
     padding: int = 0
+    blurred: bool = False
 
     def size(self, size: Size) -> Size:
         """Output length along an axis of `size` pixels."""
+        size = self.unblurred_size(size)
+        return blurred_size(size) if self.blurred else size
+
+    def unblurred_size(self, size: Size) -> Size:
+        """Length before the blur pooling."""
         return (size + 2 * self.padding - self.window) // self.stride + 1
 
 
@@ -66,7 +74,18 @@ class Pool:
     index: int
 
 
-Layer = Convolution | Fire | Pool
+@dataclass(frozen=True)
+class BlurPool:
+    """A blur pooling."""
+
+    index: int
+
+    def size(self, size: Size) -> Size:
+        """Output length along an axis of `size` pixels."""
+        return blurred_size(size)
+
+
+Layer = Convolution | Fire | Pool | BlurPool
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class Sequential:
         """Number of channels of each tap."""
         channels = {INPUT: 3}
         for layer in self.layers:
-            if not isinstance(layer, Pool):
+            if not isinstance(layer, Pool | BlurPool):
                 channels[layer.index] = layer.channels
         return tuple(channels[tap] for tap in self.tapped)
 
@@ -147,7 +166,7 @@ class Sequential:
         """Path of each convolution in the parameter tree, and the shape (h, w, in, out) of its kernel."""
         channels = 3
         for layer in self.layers:
-            if isinstance(layer, Pool):
+            if isinstance(layer, Pool | BlurPool):
                 continue
             name = layer_name(layer)
             if isinstance(layer, Fire):
@@ -197,10 +216,11 @@ class Sequential:
                 x = _fire(
                     layer, parameters[layer_name(layer)], x, computation=computation, sizes=sizes, dropout=dropout
                 )
+            elif isinstance(layer, BlurPool):
+                x = computation.blur_pool(x, sizes)
             else:
                 x = dropped(x, dropout, PLACES * layer.index)
-                kernel = parameters[layer_name(layer)]
-                x = nn.relu(computation.convolve(kernel, x, stride=layer.stride, padding=layer.padding))
+                x = _convolution(layer, parameters[layer_name(layer)], x, computation=computation, sizes=sizes)
             if sizes is not None:
                 sizes = self.pooling.size(sizes) if isinstance(layer, Pool) else layer.size(sizes)
                 x = inside(x, sizes)
@@ -221,6 +241,23 @@ def layer_name(layer: Layer) -> str:
 def _pytorch_name(name: str) -> str:
     """What torchvision calls a parameter, by its dotted path."""
     return name.replace("features_", "features.").replace("kernel", "weight")
+
+
+def _convolution(
+    layer: Convolution,
+    parameters: PyTree[Array],
+    x: Float[Array, "n h w c"],
+    *,
+    computation: Computation,
+    sizes: Int[Array, "n 2"] | None,
+) -> Float[Array, "n i j d"]:
+    if layer.blurred and sizes is None:
+        return nn.relu(blurred_convolution(parameters, x, padding=layer.padding, computation=computation))
+    x = computation.convolve(parameters, x, stride=layer.stride, padding=layer.padding)
+    if layer.blurred and sizes is not None:
+        sizes = layer.unblurred_size(sizes)
+        x = computation.blur_pool(inside(x, sizes), sizes)
+    return nn.relu(x)
 
 
 def _fire(

@@ -29,8 +29,9 @@ AROUND: dict[Edges, int] = {"reflected": 2, "zero": 1}
 
 
 def blurred_size(size: Size, edges: Edges = "reflected") -> Size:
-    """Number of windows along an axis of `size` pixels."""
-    return (size + 2 * AROUND[edges] - len(FILTER)) // 2 + 1
+    """Number of windows along an axis of `size` pixels; 0 where there are too few to reflect."""
+    windows = (size + 2 * AROUND[edges] - len(FILTER)) // 2 + 1
+    return windows if edges == "zero" else windows * (size > AROUND[edges])
 
 
 @automatic_axes("x")
