@@ -38,7 +38,7 @@ PROGRAM = "python -m convert"
 DIFFERENT, IMPOSSIBLE = 1, 2
 """Exit statuses."""
 
-METRICS = HEADS | ENSEMBLE_HEADS
+METRICS = {name: part for name, part in parts().items() if "heads" in part.holds}
 
 IN_PACKAGE = [part.backbone for part in HEADS.values() if part.official and part.official.path.startswith("v0.1/")]
 """The networks that the `lpips` package has heads for."""
@@ -248,7 +248,9 @@ def _convert(config: Convert) -> Lpips | None:
 def _backbone(path: Path, config: Convert, out: Path) -> Product:
     """The weight file of a torchvision network."""
     checkpoint = _read(path)
-    part = BACKBONE_PARTS[config.backbone or checkpoint.likeness.backbone.name]
+    part = BACKBONE_PARTS.get(config.backbone or checkpoint.likeness.backbone.name)
+    if part is None:
+        raise ArgumentError(f"{path} resembles {checkpoint.likeness.name}, a whole metric; give it as --checkpoint")
     parameters = _parameters(checkpoint, with_heads(part.backbone))
     if parameters.keys() != {"backbone"}:
         found = "a whole metric; give it as --checkpoint" if len(parameters) > 1 else "heads; give it as --heads"
@@ -295,7 +297,7 @@ def _in_pytorch() -> dict[Backbone, Part]:
     """The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone."""
     found: dict[Backbone, Part] = {}
     for part in (*METRICS.values(), *BACKBONE_PARTS.values()):
-        if part.backbone.official:
+        if part.official or part.backbone.official:
             found.setdefault(part.backbone, part)
     return found
 
@@ -314,7 +316,8 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
         usual = base = likeness.name
     else:
         usual = f"{'lpips' if config.heads else 'rlpips'}-{network}{suffix}"
-        base = f"{'lpips' if f'lpips-{network}' in METRICS else 'baseline'}-{network}{suffix}"
+        bases = (f"lpips-{network}{suffix}", f"baseline-{network}{suffix}")
+        base = next((name for name in bases if name in recipes()), likeness.name)
     if official is not None and config.version is None:
         usual = official.name
     name = config.name.removesuffix("@0.1") if config.name else usual

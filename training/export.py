@@ -12,11 +12,10 @@ import rlpips_jax as rl
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import TrainingError, WeightsError
-from rlpips_jax.loading import recipes
+from rlpips_jax.loading import parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS
 from training.step import AnyMetric, trained_part, with_parameters
 
 PAIRS_AT_ONCE = 32
@@ -44,7 +43,8 @@ def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
 def has_official_backbone(metric: AnyMetric, weights_dir: Path | None) -> bool:
     """Whether a metric's backbone is the one that is published for its network."""
     metric = trained_part(metric)
-    part = BACKBONE_PARTS.get(metric.backbone.name)
+    published = (part for part in parts().values() if part.official and "backbone" in part.holds)
+    part = next((part for part in published if part.backbone.name == metric.backbone.name), None)
     if part is None:
         return False
     try:

@@ -24,11 +24,13 @@ def blurred_convolution(
         computation: how to compute.
     """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    # A smoothed kernel is rounded to the network's dtype, but not before.
+    kernel = parameters["kernel"].astype(jnp.promote_types(computation.dtype, jnp.float32))
     rows = []
-    for strip, by_rows in _parts(x, parameters["kernel"], 0):
+    for strip, by_rows in _parts(x, kernel, 0):
         pieces = [
-            computation.convolve({"kernel": kernel, "bias": parameters["bias"]}, piece, stride=2)
-            for piece, kernel in _parts(strip, by_rows, 1)
+            computation.convolve({"kernel": by_both, "bias": parameters["bias"]}, piece, stride=2)
+            for piece, by_both in _parts(strip, by_rows, 1)
         ]
         rows.append(_with_edges(pieces, 2))
     return _with_edges(rows, 1)

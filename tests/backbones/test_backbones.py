@@ -13,6 +13,8 @@ from rlpips_jax.backbones import (
     ELPIPS_VGG,
     INPUT,
     SQUEEZE,
+    STALEX,
+    STVGG,
     TINY,
     VGG,
     VGG19,
@@ -20,7 +22,7 @@ from rlpips_jax.backbones import (
     Sequential,
 )
 
-EVERY = [ALEX, VGG, VGG19, SQUEEZE, TINY, ELPIPS_VGG, ELPIPS_SQUEEZE]
+EVERY = [ALEX, VGG, VGG19, SQUEEZE, STALEX, STVGG, TINY, ELPIPS_VGG, ELPIPS_SQUEEZE]
 
 
 def parameter_count(architecture: Sequential) -> int:
@@ -49,6 +51,8 @@ def test_the_compact_network_stays_under_two_megabytes() -> None:
         (VGG, (64, 128, 256, 512, 512)),
         (VGG19, (64, 128, 256, 512, 512)),
         (SQUEEZE, (64, 128, 256, 384, 384, 512, 512)),
+        (STALEX, (64, 192, 384, 256, 256)),
+        (STVGG, (64, 128, 256, 512, 512)),
         (ELPIPS_VGG, (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)),
         (ELPIPS_SQUEEZE, (3, 64, 128, 128, 256, 256, 384, 384, 512, 512)),
     ],
