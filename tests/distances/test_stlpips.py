@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import STALEX, STVGG, Computation
+from rlpips_jax.backbones import STALEX, STVGG, Computation, Convolution
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.distances.stlpips import RECIPES
 from rlpips_jax.weights.parameters import from_pytorch, to_pytorch, with_heads
@@ -37,8 +37,8 @@ def goldens(shared: Path) -> dict[str, np.ndarray]:
 @pytest.mark.shared
 def test_the_published_number(alex: Lpips, shared: Path) -> None:
     """From the README of the authors' package."""
-    images = (rl.load_image(shared / "images" / "lpips" / f"{name}.png") for name in ("ex_p0", "ex_ref"))
-    np.testing.assert_allclose(rl.distance(*images, alex), 0.7777554988861084, rtol=1e-6)
+    x, y = (rl.load_image(shared / "images" / "lpips" / f"{name}.png") for name in ("ex_p0", "ex_ref"))
+    np.testing.assert_allclose(rl.distance(x, y, alex), 0.7777554988861084, rtol=1e-6)
 
 
 @pytest.mark.shared
@@ -76,7 +76,8 @@ def test_gradients(alex: Lpips, goldens: dict[str, np.ndarray], *, forward_mode:
 def small() -> Any:
     """ST-LPIPS's AlexNet with an eighth of its channels, and its parameters."""
     layers = tuple(
-        replace(layer, channels=layer.channels // 8) if hasattr(layer, "channels") else layer for layer in STALEX.layers
+        replace(layer, channels=layer.channels // 8) if isinstance(layer, Convolution) else layer
+        for layer in STALEX.layers
     )
     network = replace(STALEX, layers=layers)
     tensors = draw(with_heads(network).pytorch_shapes)
