@@ -49,6 +49,10 @@ class ValueRangeWarning(UserWarning):
     """The images fit the stated value range but look as if they were in another one."""
 
 
+class SpreadsheetError(RlpipsError, OSError):
+    """An `.xlsx` file cannot be read."""
+
+
 class DistortionError(RlpipsError, ValueError):
     """A distortion was asked for that does not exist, or at a strength outside [0, 1]."""
 

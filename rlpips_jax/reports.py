@@ -83,6 +83,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def cell(score: Mapping[str, float] | None) -> str:
+    """A score and its interval; "-" where there is not one."""
+    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-"
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell or 0)

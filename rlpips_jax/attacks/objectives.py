@@ -168,13 +168,19 @@ LOSSES = {"margin": margin, "cross_entropy": cross_entropy}
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Negated(TracedObjective):
-    """Minus another objective, to make that one small. Made by `negated`."""
+class Directed(TracedObjective):
+    """Another objective times a sign, to make it large for some examples and small for others. Made by `directed`.
+
+    Attributes:
+        objective: what is made large or small.
+        sign: 1 or -1; one for all examples, or one for each.
+    """
 
     objective: Any
+    sign: float | Float[Array, "..."]
 
     def __call__(self, images: Images, *key: Key) -> Float[Array, " n"]:
-        return -self.objective(images, *key)
+        return self.sign * self.objective(images, *key)
 
 
 @jax.tree_util.register_dataclass
@@ -327,11 +333,21 @@ def classification(
     return Classification(as_pytree(apply), jnp.asarray(array, jnp.int32), loss, 0.0 if loss == "margin" else None)
 
 
-def negated(objective: Objective) -> Negated | Randomised:
-    """Minus an objective, such as `distance_from` or `expected_distance_from`, to pull images nearer."""
+def directed(objective: Objective, sign: float | Float[Array, "..."]) -> Directed | Randomised:
+    """An objective, such as `distance_from` or `expected_distance_from`, times 1 or -1: pushes images away or pulls.
+
+    Args:
+        objective: `images -> (n,)`.
+        sign: one for all examples, or one for each, `(n,)`.
+    """
     if isinstance(objective, Randomised):
-        return Randomised(Negated(objective.function), objective.samples)
-    return Negated(as_pytree(objective))
+        return Randomised(Directed(objective.function, sign), objective.samples)
+    return Directed(as_pytree(objective), sign)
+
+
+def negated(objective: Objective) -> Directed | Randomised:
+    """Minus an objective, to pull images nearer."""
+    return directed(objective, -1.0)
 
 
 def randomised(
@@ -374,7 +390,7 @@ def as_pytree(function: Callable[..., Any], value_range: ValueRange | None = Non
         AttackError: it is not a function, or an objective of images in another range than `value_range`, the attack's.
     """
     inner = function.function if isinstance(function, Randomised) else function
-    inner = inner.objective if isinstance(inner, Negated) else inner
+    inner = inner.objective if isinstance(inner, Directed) else inner
     made_for = getattr(inner, "value_range", value_range)
     if value_range is not None and made_for != value_range:
         raise AttackError(

@@ -21,6 +21,7 @@ from rlpips_jax.attacks import Randomness
 from rlpips_jax.attacks.expectations import DRAWS, JUDGED
 from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.cli import interrupts, say
+from rlpips_jax.cli.evaluate_pairs import PairRun, pair_tables
 from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.threats import CROPPED, PictureAttack, Threat, epsilon_of
@@ -29,12 +30,17 @@ from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import AttackError
 from rlpips_jax.evaluation import exposure, measurement
 from rlpips_jax.evaluation.exposure import Exposed
+from rlpips_jax.evaluation.judged_pairs import JudgedPairs
 from rlpips_jax.evaluation.measurement import Conditions, Distances, Evaluation, Score
+from rlpips_jax.evaluation.pair_sources import pair_source_of
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.triplets import AnyTriplets
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
 """Columns of the table, and their names in documents."""
+
+RESULTS = ("by_kind", "exposure", "agreement")
+"""Names of results in documents: of triplets, of references and of judged pairs."""
 
 SIDES = Literal["closer", "farther", "both", "reference", "worst"]
 
@@ -42,6 +48,10 @@ SIDES = Literal["closer", "farther", "both", "reference", "worst"]
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(TripletOptions):
     """Measure how well metrics agree with people, or with triplets of known order: as they are and under attack.
+
+    --data takes opinion scores too, of TID2013, KADID-10k, CSIQ, LIVE, PIPAL or a .csv file (reference, distorted,
+    opinion), and BAPPS's pairs of same or not. Attacks move their distorted images against the judgment; distort moves
+    them away from the reference.
 
     Prints a table. Writes to --out one JSON file per result, the distances of each triplet, curves, and a table of all
     results there, by kinds of distortion. After an interruption the same command continues where it stopped; existing
@@ -105,7 +115,11 @@ class Evaluate(TripletOptions):
 
     def run(self) -> int:
         self._check()
-        sets, metrics = self.sets(), self.metrics(random=True)
+        paths = [path for path in self.data if pair_source_of(path) is None]
+        sets = self.sets(paths) if paths or not self.data else []
+        pairs = self.pairs([path for path in self.data if path not in paths])
+        self._check_attacks(bool(sets), bool(pairs))
+        metrics = self.metrics(random=True)
         surrogate = None if self.surrogate is None else load_metric(self.surrogate, self.weights_dir)
         self._check_uses(list(metrics.values()), surrogate)
         runs = [
@@ -114,14 +128,21 @@ class Evaluate(TripletOptions):
             for label, metric in metrics.items()
             for threat in self._threats(metric, surrogate)
         ]
+        pair_runs = [
+            self._pair_run(judged, label, metric, threat, surrogate)
+            for judged in pairs
+            for label, metric in metrics.items()
+            for threat in self._threats(metric, surrogate, pairs=True)
+        ]
         from tqdm import tqdm
 
         results: list[tuple[Run, Evaluation]] = []
         with (
             interrupts.deferred(),
-            tqdm(total=sum(run.count for run in runs), unit="triplet", disable=None) as bar,
+            tqdm(total=sum(run.count for run in (*runs, *pair_runs)), unit="example", disable=None) as bar,
         ):
             natural: Distances | None = None
+            natural_pairs: np.ndarray | None = None
             for run in runs:
                 bar.set_description(run.title)
                 if run.threat.exposes:
@@ -132,7 +153,12 @@ class Evaluate(TripletOptions):
                 if run.threat.is_base:
                     natural = evaluation.distances
                 results.append((run, evaluation))
-        print(tables([run.recording.document for run in runs]))
+            for run in pair_runs:
+                bar.set_description(run.title)
+                distances = run.evaluation(None if run.threat.is_base else natural_pairs, bar.update).distances
+                if run.threat.is_base:
+                    natural_pairs = distances
+        print(tables([run.recording.document for run in (*runs, *pair_runs)]))
         write_whole(self.out / "table.txt", tables(written(self.out), by_kind=True) + "\n")
         attacked = any(run.threat.name for run, _ in results)
         pictures = curves(results, self.out) if attacked else []
@@ -174,19 +200,48 @@ class Evaluate(TripletOptions):
             if given and not used:
                 raise AttackError(f"--{name} is for randomised metrics, such as --metric elpips-squeeze")
 
-    def _threats(self, metric: Metric | RandomMetric, surrogate: Metric | RandomMetric | None) -> list[Threat]:
+    def _check_attacks(self, triplets: bool, pairs: bool) -> None:
+        """Raises an AttackError for attacks and shifts that the data have no use for."""
+        if pairs and (unfit := {*self.attack} - {"distort", *names("objective")}):
+            raise AttackError(
+                f"--attack {', '.join(sorted(unfit))} works on triplets; judged pairs are attacked by distort, "
+                f"{', '.join(names('objective'))}"
+            )
+        if self.shift and not triplets:
+            raise AttackError("--shift needs triplets, and --data has judged pairs alone")
+
+    def _pair_run(self, pairs: JudgedPairs, label: str, metric: Any, threat: Threat, surrogate: Any) -> PairRun:
+        return PairRun(
+            pairs=pairs,
+            label=label,
+            metric=metric,
+            threat=threat,
+            surrogate=surrogate if threat.surrogate else None,
+            randomness=Randomness(threat.draws or DRAWS, self.samples or JUDGED, threat.fixed),
+            seed=self.seed,
+            batch=self.batch,
+            out=self.out,
+        )
+
+    def _threats(
+        self, metric: Metric | RandomMetric, surrogate: Metric | RandomMetric | None, *, pairs: bool = False
+    ) -> list[Threat]:
         """The threats to one metric: none first, then every attack at every strength."""
         threats = [Threat()]
         for name in dict.fromkeys(self.attack):
             attack = ATTACKS[name]
             alone = attack.takes == "distance"
             for norm in self._norms(name):
-                for side in attack.moves if alone else self.attacked:
+                sides = attack.moves if alone else self.attacked
+                if pairs:
+                    sides = ("away",) if alone else ("against",)
+                for side in sides:
                     texts = self.epsilon or attack.radii(norm) if norm else ()
                     for radius in [epsilon_of(text, norm) for text in texts] or [self.bound]:
                         threat = Threat(name, norm, radius, side, attack.pace * self.steps, self.restarts)
                         threats += self._adapted(threat, metric, None if alone else surrogate)
-        return threats + [Threat(CROPPED, "pixels", float(shift)) for shift in ((0, *self.shift) if self.shift else ())]
+        shifts = (0, *self.shift) if self.shift and not pairs else ()
+        return threats + [Threat(CROPPED, "pixels", float(shift)) for shift in shifts]
 
     def _norms(self, name: str) -> tuple[str, ...]:
         """Norms or units in which an attack is measured; "" for a bound on the metric."""
@@ -344,15 +399,19 @@ Results = Sequence[tuple[Run, Evaluation]]
 
 
 def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str:
-    """A row per result, with 95 % intervals: how triplets are ranked, and how far references can be driven.
+    """A row per result, with 95 % intervals: how triplets are ranked, how far references can be driven, and how pairs
+    are judged.
 
     Args:
         documents: results as they are written.
         by_kind: adds a row for each kind of distortion.
     """
-    found = [table([document for document in documents if "scores" in document], by_kind=by_kind)]
+    found = []
+    if ranked := [document for document in documents if "scores" in document]:
+        found.append(table(ranked, by_kind=by_kind))
     if exposures := [document for document in documents if "exposure" in document]:
         found.append(exposure_table(exposures))
+    found += pair_tables([document for document in documents if "agreement" in document], by_kind=by_kind)
     return "\n\n".join(found)
 
 
@@ -366,7 +425,7 @@ def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
         for kind, scores in {"": document["scores"], **(document["by_kind"] if by_kind else {})}.items():
             data = f"{document['data']}: {kind}" if kind else document["data"]
             count = scores["two_afc"]["count"]
-            rows.append((data, *named, *(_cell(scores[name]) for name in SCORES.values()), str(count)))
+            rows.append((data, *named, *(reports.cell(scores[name]) for name in SCORES.values()), str(count)))
     return reports.table(header, rows)
 
 
@@ -380,7 +439,7 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
             (
                 *(document["data"], _metric(document), threat.words, str(threat.steps), threat.radii()[0]),
                 reports.plain(np.float32(found["usual"]["distance"])),
-                *(_cell(found[name]) for name in ("distance", "rms")),
+                *(reports.cell(found[name]) for name in ("distance", "rms")),
                 str(found["distance"]["count"]),
             )
         )
@@ -400,9 +459,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
         # The folder may contain files of other programs.
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(document, dict) and any(
-                {"threat", "signature", *names} <= document.keys() for names in (("scores", "by_kind"), ("exposure",))
-            ):
+            if isinstance(document, dict) and any({"threat", "signature", name} <= document.keys() for name in RESULTS):
                 found.append(document)
     return sorted(found, key=_order)
 
@@ -410,7 +467,8 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def _order(document: dict[str, Any]) -> tuple[Any, ...]:
     threat = Threat.of(document["threat"])
     what = (threat.name, threat.norm, threat.attacked, threat.steps, threat.epsilon, threat.words)
-    return (document["data"], document["triplets"], document["metric"], *what)
+    count = document.get("triplets", document.get("pairs"))
+    return (document["data"], count, document["metric"], *what)
 
 
 def curves(results: Results, folder: Path) -> list[Path]:
@@ -465,7 +523,3 @@ def _plain(scores: measurement.Scores) -> dict[str, Any]:
         else {key: value if key == "count" else np.float64(value) for key, value in score.items()}
         for name, score in dataclasses.asdict(scores).items()
     }
-
-
-def _cell(score: dict[str, float] | None) -> str:
-    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-"

@@ -1,5 +1,6 @@
 """Options of the subcommands that evaluate metrics on judged triplets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from rlpips_jax.distances.lpips import DEFAULT
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import EnsembleError, TripletsError
 from rlpips_jax.evaluation.distortions import DISTORTIONS
+from rlpips_jax.evaluation.judged_pairs import JudgedPairs
+from rlpips_jax.evaluation.pair_sources import read_pairs
 from rlpips_jax.evaluation.sources import TRIPLET_SOURCES, ReadOptions, source_of
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.loading import PREFIX
@@ -61,20 +64,21 @@ class TripletOptions:
     """Metric that judges as many triplets of two different distortions, also made from photographs."""
 
     limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Only the first N triplets of each set."""
+    """Only the first N triplets, or pairs, of each set."""
 
-    def sets(self) -> list[AnyTriplets]:
+    def sets(self, paths: Sequence[Path] | None = None) -> list[AnyTriplets]:
         """The triplets.
+
+        Args:
+            paths: some of --data; None for all.
 
         Raises:
             TripletsError: there is no --data, or it cannot be read.
         """
         if not self.data:
             raise TripletsError(f"--data is missing; give judged triplets: {_forms()}")
-        for name, number in (("limit", self.limit), ("count", self.count), ("size", self.size)):
-            if number is not None and number < 1:
-                raise TripletsError(f"--{name} must be 1 or more, got {number}")
-        sets = [triplets for path in self.data for triplets in self._read(path)]
+        self._check_numbers()
+        sets = [triplets for path in (self.data if paths is None else paths) for triplets in self._read(path)]
         _check_names("--data", "sets", [triplets.name for triplets in sets])
         for triplets in sets:
             if not len(triplets):
@@ -82,6 +86,26 @@ class TripletOptions:
         if self.limit is None:
             return sets
         return [triplets.select(np.arange(min(self.limit, len(triplets)))) for triplets in sets]
+
+    def pairs(self, paths: Sequence[Path]) -> list[JudgedPairs]:
+        """The judged pairs in some of --data.
+
+        Raises:
+            TripletsError: they cannot be read.
+        """
+        self._check_numbers()
+        sets = [read_pairs(path, size=self.size) for path in paths]
+        if self.size is not None:
+            sets = [replace(pairs, name=f"{pairs.name} at {self.size}") for pairs in sets]
+        _check_names("--data", "sets", [pairs.name for pairs in sets])
+        if self.limit is None:
+            return sets
+        return [pairs.select(np.arange(min(self.limit, len(pairs)))) for pairs in sets]
+
+    def _check_numbers(self) -> None:
+        for name, number in (("limit", self.limit), ("count", self.count), ("size", self.size)):
+            if number is not None and number < 1:
+                raise TripletsError(f"--{name} must be 1 or more, got {number}")
 
     def _read(self, path: Path) -> list[AnyTriplets]:
         source = TRIPLET_SOURCES[source_of(path)]

@@ -9,6 +9,7 @@ from .certification import (
     draws_needed as draws_needed,
 )
 from .certify_distance import DistanceCertificate as DistanceCertificate, certify_distance as certify_distance
+from .judged_pairs import JudgedPairs as JudgedPairs
 from .measurement import (
     Conditions as Conditions,
     Evaluation as Evaluation,
@@ -18,6 +19,11 @@ from .measurement import (
     shift_robustness as shift_robustness,
 )
 from .nights import read_nights as read_nights
+from .pair_measurement import (
+    PairEvaluation as PairEvaluation,
+    evaluate_pairs as evaluate_pairs,
+)
+from .pair_sources import read_pairs as read_pairs
 from .placement import over_all_devices as over_all_devices
 from .scores import (
     best_two_afc_score as best_two_afc_score,

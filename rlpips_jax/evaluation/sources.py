@@ -16,6 +16,7 @@ from pathlib import Path
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.nights import NIGHTS, NIGHTS_SIZE, is_nights, read_nights
+from rlpips_jax.evaluation.pair_sources import PAIR_SOURCES, pair_source_of
 from rlpips_jax.evaluation.triplet_files import (
     BAPPS_SIZE,
     PARTS,
@@ -86,7 +87,7 @@ def _read_nights(path: Path, options: ReadOptions) -> list[AnyTriplets]:
 
 
 def _is_photographs(path: Path) -> bool:
-    return path.is_dir() and not _has_pairs(path) and bool(image_paths(path, recursive=True))
+    return path.is_dir() and pair_source_of(path) is None and bool(image_paths(path, recursive=True))
 
 
 def _from_photographs(path: Path, options: ReadOptions) -> list[AnyTriplets]:
@@ -138,8 +139,11 @@ def source_of(path: str | os.PathLike[str]) -> str:
     for name, source in TRIPLET_SOURCES.items():
         if source.matches(path):
             return name
-    if _has_pairs(path):
-        raise TripletsError(f"{path} holds pairs judged as same or not (p0, p1, same), not triplets: it has no ref")
+    if pairs := pair_source_of(path):
+        raise TripletsError(
+            f"{path} holds judged pairs, not triplets: {PAIR_SOURCES[pairs].description}; 'rlpips evaluate' and "
+            "rlpips_jax.evaluation.read_pairs take them"
+        )
     raise TripletsError(f"{path} holds no judged triplets; give one of: {forms}")
 
 
@@ -171,8 +175,3 @@ def read(
     """
     options = ReadOptions(size=size, split=split, count=count, kinds=kinds, teacher=teacher)
     return list(TRIPLET_SOURCES[source_of(path)].read(Path(path), options))
-
-
-def _has_pairs(path: Path) -> bool:
-    """Whether a folder holds BAPPS's pairs, judged as same or not."""
-    return path.is_dir() and any((folder / "same").is_dir() for folder in (path, *path.iterdir()))

@@ -337,7 +337,7 @@ def test_other_folders_are_told_from_triplets(bapps, tmp_path):
     for part in ("p0", "p1", "same"):
         (tmp_path / "jnd" / "val" / part).mkdir(parents=True)
     for folder in (tmp_path / "jnd", tmp_path / "jnd" / "val"):
-        with pytest.raises(TripletsError, match="pairs judged as same or not"):
+        with pytest.raises(TripletsError, match="holds judged pairs, not triplets: BAPPS's pairs"):
             read(folder)
 
 
