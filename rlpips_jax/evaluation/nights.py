@@ -6,6 +6,7 @@ folder, `split` is train, val or test, and `is_imagenet` says whether the prompt
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.triplet_files import AnyPath, check_size, read_images
 from rlpips_jax.evaluation.triplets import Triplets
 from rlpips_jax.files.array_hash import array_hash
+from rlpips_jax.files.regular import read_regular
 
 NIGHTS = ("data.csv", "ref", "distort")
 """What marks a folder of NIGHTS."""
@@ -97,11 +99,10 @@ def read_nights(folder: AnyPath, *, split: str = "test", size: int | None = NIGH
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The number of each line of `data.csv`, and its cells by column."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise TripletsError(f"{path} has no column {', '.join(missing)}")
-            return [(reader.line_num, row) for row in reader]
+        text = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, restval="")
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            raise TripletsError(f"{path} has no column {', '.join(missing)}")
+        return [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TripletsError(f"{path} cannot be read: {error}") from error

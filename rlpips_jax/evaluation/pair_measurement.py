@@ -1,6 +1,7 @@
 """How well a metric agrees with judged pairs, as they are and under attack.
 
     >>> import functools
+    >>> from pathlib import Path
     >>> import numpy as np
     >>> import rlpips_jax as rl
     >>> rows = ["reference,distorted,opinion"]
@@ -8,7 +9,7 @@
     ...     noise = np.random.default_rng(level).normal(0, 10 + 20 * level, (32, 32, 3))
     ...     rl.save_image(f"{level}.png", np.clip(128 + noise, 0, 255).astype(np.uint8))
     ...     rows.append(f"0.png,{level}.png,{-level}")
-    >>> _ = open("pairs.csv", "w").write("\\n".join(rows))
+    >>> _ = Path("pairs.csv").write_text("\\n".join(rows))
     >>> pairs = rl.evaluation.read_pairs("pairs.csv")  # or a folder of TID2013, KADID-10k, CSIQ, LIVE, PIPAL
     >>> attack = functools.partial(rl.attacks.pgd, steps=2)
     >>> metric = rl.load("lpips-tiny")

@@ -28,6 +28,7 @@ from rlpips_jax.evaluation.judged_pairs import JudgedPairs, by_size
 from rlpips_jax.evaluation.triplet_files import AnyPath, check_size, judged_files, read_fraction
 from rlpips_jax.files.array_hash import array_hash
 from rlpips_jax.files.image_files import image_paths
+from rlpips_jax.files.regular import read_regular
 from rlpips_jax.files.spreadsheet import read_sheet
 
 JND_SIZE = 64
@@ -145,7 +146,7 @@ def _number(text: str, path: Path, line: int) -> float:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TripletsError(f"{path} cannot be read: {error}") from error
     return ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
