@@ -1,7 +1,7 @@
-"""LPIPS as one would write it down in JAX: XLA's own convolution and pooling, differentiated by JAX.
+"""LPIPS written plainly in JAX: XLA's own convolution and pooling, differentiated by JAX.
 
-What the library's own rules for convolutions and pooling are worth is measured against this. It shares the tables
-and the parameters with the library, and no computation.
+The benchmarks compare the library's own derivative rules with it. It shares tables and parameters with the library,
+but no computation; `rlpips_jax.cli.doctor.distance_in_numpy` is the same formula without JAX.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.backbones import Fire, Pool, Sequential, layer_name
 from rlpips_jax.distances.lpips import Lpips
-
-SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
-SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+from rlpips_jax.weights.parameters import SCALE, SHIFT
 
 
 def distance(metric: Lpips, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
@@ -27,14 +25,14 @@ def distance(metric: Lpips, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3
 
 def features(metric: Lpips, x: Float[Array, "n h w 3"]) -> list[Float[Array, "n _ _ _"]]:
     """Unit-normalised activations at the taps."""
-    x = ((x - SHIFT) / SCALE).astype(metric.dtype)
+    x = ((x - np.float32(SHIFT)) / np.float32(SCALE)).astype(metric.dtype)
     assert isinstance(metric.backbone, Sequential)
     taps = activations(metric.parameters["backbone"], metric.backbone, x, metric.precision)
     return [unit(tap.astype(jnp.float32)) for tap in taps]
 
 
 def between(metric: Lpips, features: list[Array], others: list[Array]) -> Float[Array, " n"]:
-    """Distances between images whose features are at hand."""
+    """Distances between images, from their features."""
     layers = zip(features, others, metric.parameters["heads"], strict=True)
     return sum(((f - g) ** 2 * head).sum(-1).mean((1, 2)) for f, g, head in layers)  # pyright: ignore
 
@@ -42,7 +40,7 @@ def between(metric: Lpips, features: list[Array], others: list[Array]) -> Float[
 def activations(
     backbone: Mapping[str, Any], architecture: Sequential, x: Float[Array, "n h w 3"], precision: str
 ) -> list[Float[Array, "n _ _ _"]]:
-    """Activations at the taps, as the architecture's table lists them."""
+    """Activations at the taps that the table of the architecture lists."""
 
     def convolve(parameters: Mapping[str, Array], x: Array, stride: int = 1, padding: int = 0) -> Array:
         convolved = jax.lax.conv_general_dilated(
@@ -57,11 +55,11 @@ def activations(
 
     pooling = architecture.pooling
     if pooling.kind != "max":
-        raise ValueError(f"only max pooling is written here, and {architecture.name} pools by {pooling.kind}")
+        raise ValueError(f"only max pooling is implemented here, and {architecture.name} has {pooling.kind} pooling")
     taps = []
     for layer in architecture.layers:
         if isinstance(layer, Pool):
-            # What is left over makes one more window where the table counts windows up.
+            # With `ceil` the remainder of the image gets one more window.
             over = [(0, -(size - pooling.window) % pooling.stride if pooling.ceil else 0) for size in x.shape[1:3]]
             x = nn.max_pool(x, (pooling.window,) * 2, (pooling.stride,) * 2, over)  # pyright: ignore
             continue
@@ -81,5 +79,5 @@ def activations(
 
 
 def unit(f: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """f / |f|; what is added under the root keeps its slope finite at f = 0."""
+    """f / |f|; the term under the root keeps the gradient finite at f = 0."""
     return f / (jnp.sqrt(jnp.sum(f * f, -1, keepdims=True) + 1e-20) + 1e-10)

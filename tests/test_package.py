@@ -98,6 +98,13 @@ def test_wheel_describes_itself(wheel: zipfile.ZipFile) -> None:
     assert not required & {"torch", "tensorflow", "matplotlib", "orbax-checkpoint"}
 
 
+def test_the_changelog_and_the_citation_have_this_version() -> None:
+    assert f"\nversion: {rlpips_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == rlpips_jax.__version__.partition(".dev")[0]
+
+
 def test_source_distribution_can_be_worked_on(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:

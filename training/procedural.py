@@ -1,9 +1,9 @@
-"""Training images made from nothing but a seed, with statistics like those of photographs.
+"""Training images generated from a seed, with statistics similar to those of photographs.
 
-Most are dead leaves: textured, shaded shapes that hide one another, with radii distributed as r^-3, which
+Most are dead leaves: textured, shaded shapes that occlude one another, with radii distributed as r^-3, which
 gives occlusion edges at all scales and a power spectrum near 1 / f^2 (Lee, Mumford and Huang, "Occlusion
-models for natural images", IJCV 2001). The others fill in what leaves lack: coloured 1 / f^a noise,
-gradients, gratings and strokes like those of writing. Images are ``(size, size, 3)`` uint8.
+models for natural images", IJCV 2001). The others add what dead leaves do not contain: coloured 1 / f^a noise,
+gradients, gratings and strokes as in handwriting. Images are ``(size, size, 3)`` uint8.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from rlpips_jax.evaluation.pairs import seeded_map
 from rlpips_jax.evaluation.patches import MINIMUM_DEVIATION, deviation, halve
 
 CHUNK = 64
-"""Images a worker makes at a time. It is part of the seeding: changing it changes the result."""
+"""Number of images per task of a worker. Each task has its own seed, so changing it changes the images."""
 CORNERS = 24
-"""Points on the outline of a leaf."""
+"""Number of points on the outline of a leaf."""
 
 
 def _to_uint8(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -27,9 +27,11 @@ def _to_uint8(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _colours(rng: np.random.Generator, count: int) -> Float32[np.ndarray, "count 3"]:
-    """Colours around a few base colours, as in one scene: much variation in luminance, less along the axis
-    from blue to orange, little across it (Ruderman, Cronin and Chiao 1998), and a minority of scenes with
-    strong, man-made colours."""
+    """Draws colours around a few base colours, as in one scene.
+
+    Luminance varies most, the axis from blue to orange less, the axis from red to green least (Ruderman, Cronin and
+    Chiao 1998); a minority of scenes has strong, artificial colours.
+    """
     bases = int(rng.integers(2, 7))
     luminance = rng.beta(2.2, 2.6) + rng.uniform(0.04, 0.32) * rng.standard_normal(bases)
     saturation = np.exp(rng.normal(-0.2, 0.7)) * (2.5 if rng.random() < 0.12 else 1)
@@ -46,14 +48,13 @@ def _colours(rng: np.random.Generator, count: int) -> Float32[np.ndarray, "count
 
 
 def _radii(rng: np.random.Generator, count: int, smallest: float, largest: float) -> Float[np.ndarray, " count"]:
-    """Radii with density proportional to r^-3 between the two bounds, by inversion of the distribution
-    function."""
+    """Draws radii with density proportional to r^-3 between the two bounds, by inverting the distribution function."""
     u = rng.random(count)
     return (smallest**-2 + u * (largest**-2 - smallest**-2)) ** -0.5
 
 
 def _pink_field(rng: np.random.Generator, size: int, exponent: float, channels: int) -> Float32[np.ndarray, "c h w"]:
-    """Periodic Gaussian fields of mean 0 and standard deviation 1 whose power falls as ``1 / f^exponent``."""
+    """Draws periodic Gaussian fields of mean 0 and standard deviation 1 with a power spectrum ``1 / f^exponent``."""
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)
     frequency = np.hypot(fy, fx)
     frequency[0, 0] = np.inf
@@ -63,12 +64,11 @@ def _pink_field(rng: np.random.Generator, size: int, exponent: float, channels: 
 
 
 def _outlines(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " leaves"]) -> list[list[float]]:
-    """The corners x0, y0, x1, y1, ... of leaves at random places: ellipses, polygons, bars and blobs with a
-    wavy rim."""
+    """Draws the corners x0, y0, x1, y1, ... of leaves: ellipses, polygons, bars and blobs with a wavy rim."""
     leaves = len(radii)
     kind = rng.choice(4, size=leaves, p=rng.dirichlet(np.full(4, 0.7)))[:, None]
     corners = np.where(kind == 1, rng.integers(3, 8, (leaves, 1)), np.where(kind == 2, 4, CORNERS))
-    # Every leaf has as many points; where it needs fewer, neighbours coincide.
+    # All leaves have the same number of points; in leaves with fewer corners some points coincide.
     slot = np.arange(CORNERS) * corners // CORNERS
     jitter = np.take_along_axis(rng.uniform(0, 1, (leaves, CORNERS)), slot, axis=1)
     angle = 2 * np.pi * (slot + np.where(kind == 1, jitter, 0)) / corners
@@ -88,7 +88,7 @@ def _outlines(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " le
 
 
 def _leaf_map(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " leaves"]) -> Int[np.ndarray, "side side"]:
-    """The number of the leaf seen at each pixel, from 1: the last one painted there; 0 where there is no leaf."""
+    """Returns the index, from 1, of the leaf visible at each pixel; 0 where there is no leaf."""
     canvas = Image.new("I", (side, side), 0)
     painter = ImageDraw.Draw(canvas)
     for leaf, outline in enumerate(_outlines(rng, side, radii), start=1):
@@ -97,12 +97,11 @@ def _leaf_map(rng: np.random.Generator, side: int, radii: Float[np.ndarray, " le
 
 
 def dead_leaves(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-    """A dead-leaves scene: occluding discs, ellipses, polygons, bars and blobs with radii distributed as
-    r^-3.
+    """Draws a dead-leaves scene: ellipses, polygons, bars and blobs with radii distributed as r^-3.
 
-    Each leaf has its own colour, linear shading, sinusoidal grating and share of a 1 / f^a texture; light
-    falls over the whole scene from one side. Painted at twice the size and box-averaged, so that edges are
-    antialiased; some scenes are then blurred a little, as out of focus, or given a little sensor noise.
+    Each leaf has its own colour, linear shading, sinusoidal grating and amount of a 1 / f^a texture; light falls on
+    the whole scene from one side. The scene is painted at twice the size and box-averaged, which antialiases its
+    edges; some scenes are then slightly blurred, as if out of focus, or get a little sensor noise.
     """
     side = 2 * size
     smallest = side * np.exp(rng.uniform(np.log(0.012), np.log(0.2)))
@@ -112,7 +111,7 @@ def dead_leaves(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "
     leaves = int(np.clip(rng.uniform(0.5, 3.0) * (1.3 * side) ** 2 / mean_area, 4, 500))
     index = _leaf_map(rng, side, _radii(rng, leaves, smallest, largest))
 
-    count = leaves + 1  # the ground beneath the leaves is number 0
+    count = leaves + 1  # index 0 is the background
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
     colour = _colours(rng, count)
 
@@ -122,7 +121,7 @@ def dead_leaves(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "
     slope, direction = rng.normal(0, 0.35 * rng.random(), count), rng.uniform(0, 2 * np.pi, count)
     shade = each(slope * np.cos(direction)) * x + each(slope * np.sin(direction)) * y
     if rng.random() < 0.6:
-        # Cycles a canvas up to a quarter of the sampling rate, so that the box average does not alias.
+        # In cycles per canvas, up to a quarter of the sampling rate, so that the box average does not alias.
         frequency = 2 * np.pi * np.exp(rng.uniform(np.log(4), np.log(side / 4), count))
         angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, rng.choice([0.1, 3.0]), count)
         strength = rng.exponential(0.12, count) * (rng.random(count) < 0.35)
@@ -151,7 +150,7 @@ def dead_leaves(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "
 def _coloured(
     rng: np.random.Generator, fields: Float32[np.ndarray, "3 h w"], deviation: float
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Fields for luminance, blue-yellow and red-green as one RGB image around a random colour."""
+    """Combines fields of luminance, blue-yellow and red-green into an RGB image around a random colour."""
     mean = _colours(rng, 1)[0]
     chroma = rng.uniform(0, 0.6)
     scale = deviation * np.array([1, 0.7 * chroma, 0.4 * chroma], np.float32)
@@ -162,8 +161,11 @@ def _coloured(
 def pink_noise(
     rng: np.random.Generator, size: int = 64, exponent: float | None = None
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Coloured Gaussian noise whose power falls as ``1 / f^exponent``, by default drawn from U(1, 3.2):
-    clouds, bark, sand. It is cut from a field twice as large, which is periodic where a photograph is not."""
+    """Draws coloured Gaussian noise with a power spectrum ``1 / f^exponent``: clouds, bark, sand.
+
+    The exponent is drawn from U(1, 3.2) by default. The image is a crop of a field of twice the size, because the
+    field is periodic and a photograph is not.
+    """
     if exponent is None:
         exponent = rng.uniform(1.0, 3.2)
     fields = _pink_field(rng, 2 * size, exponent, 3)[:, :size, :size]
@@ -171,8 +173,10 @@ def pink_noise(
 
 
 def gradient(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-    """Smooth shading between colours along a line or from a point, up to three of them cut by straight edges:
-    sky, walls, and other surfaces on which contours and blocks show first."""
+    """Draws up to three smooth shadings along a line or from a point, separated by straight edges.
+
+    They resemble sky, walls, and other surfaces on which contours and block artefacts are most visible.
+    """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     image = np.zeros((size, size, 3), np.float32)
     for region in range(int(rng.integers(1, 4))):
@@ -193,8 +197,7 @@ def gradient(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "siz
 
 
 def grating(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-    """Stripes, checks or rings between two colours, sharp or sinusoidal, slightly bent: fabric, fences,
-    tiles."""
+    """Draws stripes, checks or rings of two colours, sharp or sinusoidal, slightly bent: fabric, fences, tiles."""
     side = 2 * size
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
     bend = rng.uniform(0, 0.08) * _pink_field(rng, side, 4.0, 2)
@@ -218,8 +221,7 @@ def grating(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "size
 
 
 def strokes(rng: np.random.Generator, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-    """Rows of glyph-like strokes, or lines scattered like twigs, over one of the smoother images of this
-    module."""
+    """Draws rows of strokes like glyphs, or scattered lines like twigs, over a gradient or noise."""
     side = 2 * size
     ground = (gradient if rng.random() < 0.7 else pink_noise)(rng, size)
     canvas = Image.fromarray(ground).resize((side, side), Image.Resampling.BICUBIC)
@@ -266,7 +268,7 @@ KINDS: dict[Callable[..., UInt8[np.ndarray, "size size 3"]], float] = {
     grating: 0.08,
     strokes: 0.1,
 }
-"""The kinds of image that `images` mixes, each with its share."""
+"""The kinds of image that `images` mixes, and the fraction of each."""
 
 
 def _images_chunk(count: int, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "n size size 3"]:
@@ -283,10 +285,10 @@ def _images_chunk(count: int, size: int, rng: np.random.Generator) -> UInt8[np.n
 def images(
     count: int, *, size: int = 64, seed: int = 0, workers: int | None = None
 ) -> UInt8[np.ndarray, "count size size 3"]:
-    """``count`` procedural images, the kinds mixed by the shares in `KINDS`, each with a standard deviation
-    above `rlpips_jax.evaluation.patches.MINIMUM_DEVIATION`.
+    """Draws ``count`` procedural images of the kinds in `KINDS`, in these fractions.
 
-    The result depends on ``seed`` and not on ``workers``; see `rlpips_jax.evaluation.pairs.seeded_map` for the latter.
+    The standard deviation of each is above `rlpips_jax.evaluation.patches.MINIMUM_DEVIATION`. The result depends on
+    ``seed``, not on ``workers`` (see `rlpips_jax.evaluation.pairs.seeded_map`).
     """
     if count < 0 or size < 8:
         raise ValueError(f"count is {count} and size {size}; count must be at least 0 and size at least 8")

@@ -59,24 +59,13 @@ class Average(DescentOptions):
         rows = [tiles[at : at + COLUMNS] for at in range(0, len(tiles), COLUMNS)]
         sheet = reports.contact_sheet(rows, title=f"Average under {metric.name}", notes=(metric.signature,), size=TILE)
         save_image(self.out / "sheet.png", sheet)
-        print(f"# {metric.signature}")
-        lines = [
-            (str(path), *(reports.plain(distances[place]) for distances in columns.values()))
-            for place, path in enumerate(self.images)
-        ]
-        print(reports.table(("distance to", *columns), lines))
-        for name, distances in columns.items():
-            total = (distances.astype(np.float64) ** self.exponent).sum()
-            print(f"sum of distances to the power of {self.exponent:g}, {name}: {reports.plain(total)}")
-        print(f"results: {self.out}")
+        self.tell(metric, "distance to", [str(path) for path in self.images], columns)
         self.finish(
             self.out,
+            metric,
             {
-                "signature": metric.signature,
-                "metric": metric.name,
                 "start": self.start,
                 "images_per_step": self.images_per_step,
-                **self.settings,
                 "distances": [
                     {"image": str(path), "average": columns["average"][place], "mean": columns["mean of pixels"][place]}
                     for place, path in enumerate(self.images)

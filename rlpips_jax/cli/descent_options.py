@@ -1,6 +1,6 @@
 """Options that `rlpips average` and `rlpips geodesic` share, and how both read pictures and descend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +93,19 @@ class DescentOptions(MetricOptions):
                 say(f"interrupted; the same command goes on from {snapshot}")
             raise
 
-    def finish(self, out: Path, document: Mapping[str, Any]) -> None:
-        """Writes the document, after all other files, and removes the snapshot, which is no longer needed."""
+    def tell(self, metric: Any, title: str, labels: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
+        """Prints a table of distances, one row per label, and the sum that the descent minimises for each column."""
+        print(f"# {metric.signature}")
+        rows = zip(labels, *([reports.plain(value) for value in column] for column in columns.values()), strict=True)
+        print(reports.table((title, *columns), list(rows)))
+        for name, column in columns.items():
+            total = (column.astype(np.float64) ** self.exponent).sum()
+            print(f"sum of distances to the power of {self.exponent:g}, {name}: {reports.plain(total)}")
+
+    def finish(self, out: Path, metric: Any, document: Mapping[str, Any]) -> None:
+        """Writes metric, options and document, after all other files, and removes the snapshot."""
+        print(f"results: {out}")
+        document = {"signature": metric.signature, "metric": metric.name, **self.settings, **document}
         write_whole(out / "result.json", reports.json_text(document) + "\n")
         (out / "snapshot.npz").unlink(missing_ok=True)
 

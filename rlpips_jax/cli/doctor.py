@@ -1,4 +1,4 @@
-"""`rlpips doctor`: whether this installation computes the right numbers, and what stands in the way."""
+"""`rlpips doctor`: checks that this installation computes the right numbers, and explains what is wrong if not."""
 
 import importlib.metadata
 import os
@@ -47,14 +47,14 @@ VARIABLES = (
     "XLA_PYTHON_CLIENT_MEM_FRACTION",
     "CUDA_VISIBLE_DEVICES",
 )
-"""What changes where weights are sought, where numbers are computed, or how."""
+"""Variables that change where weights are searched for, or where or how numbers are computed."""
 
 TOLERANCE = 1e-5
-"""Largest relative difference from the same distance computed in float64."""
+"""Largest allowed relative difference from the same distance computed in float64."""
 
 
 class Check(NamedTuple):
-    """One thing that must hold."""
+    """The outcome of one check."""
 
     name: str
     passed: bool
@@ -66,17 +66,17 @@ class Check(NamedTuple):
 class Doctor:
     """Check this installation: versions, devices, weights, and the numbers themselves.
 
-    Exit status 0 means that it is healthy; otherwise 1, and each problem comes with advice.
+    The exit status is 0 if every check passes; otherwise it is 1, and each problem comes with advice.
     """
 
     weights_dir: Folder = None
-    """Folder to look for weights in first."""
+    """Folder to search for weights first."""
 
     def run(self) -> int:
         _section("versions", [("rlpips-jax", __version__), ("python", sys.version.split()[0]), *_versions()])
         _section("platform", [("system", platform.platform()), *_devices()])
         variables = [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
-        _section("environment", variables or [("none of those that matter is set", "")])
+        _section("environment", variables or [("no relevant variable is set", "")])
         _section("places", [(kind, _described(path)) for kind, path in places(self.weights_dir)])
         metrics = [(name, availability(recipe, self.weights_dir)) for name, recipe in recipes().items()]
         _section(
@@ -84,10 +84,10 @@ class Doctor:
             [(name, f"{here.state:18}{'' if here.damage else here.places}") for name, here in metrics],
         )
         checks = [_check_cache(), *_check_devices()]
-        # One bad file or folder spoils several metrics.
+        # One bad file or folder can affect several metrics.
         for damage in dict.fromkeys(here.damage for _, here in metrics if here.damage):
-            spoilt = [name for name, here in metrics if here.damage == damage]
-            advice = f"without repair there is no {reports.few(spoilt)}; 'rlpips weights verify' reads every file"
+            affected = [name for name, here in metrics if here.damage == damage]
+            advice = f"until it is repaired {reports.few(affected)} cannot be loaded; run 'rlpips weights verify'"
             checks.append(Check("weights", False, damage, advice))
         checks += _check_numbers(self.weights_dir)
         _section(
@@ -140,46 +140,46 @@ def _check_cache() -> Check:
     folder = store.cache_folder()
     name = "cache"
     advice = (
-        f"let {folder} be written, or set XDG_CACHE_HOME to a folder that can be; until then downloaded "
+        f"make {folder} writable, or set XDG_CACHE_HOME to a writable folder; until then downloaded "
         "weights cannot be kept"
     )
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     probe = nearest / f".rlpips-{secrets.token_hex(8)}"
     try:
-        # Whether a file can be made is known only when it has been.
+        # Only an attempt tells whether a file can be made.
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        return Check(name, False, f"{folder} cannot be written: {error}", advice)
-    return Check(name, True, f"{folder} can be written", advice)
+        return Check(name, False, f"{folder} is not writable: {error}", advice)
+    return Check(name, True, f"{folder} is writable", advice)
 
 
 def _check_devices() -> Iterator[Check]:
     name = "devices"
     if problem := device_problem():
-        yield Check(name, False, problem, "unset JAX_PLATFORMS, or install the plugin of the platform that it names")
+        yield Check(name, False, problem, "unset JAX_PLATFORMS, or install the plugin for the platform that it names")
         return
     backend = jax.default_backend()
-    # Somebody who asked for the CPU has it.
+    # It is right if the user asked for the CPU.
     asked = "cpu" in os.environ.get("JAX_PLATFORMS", "")
     if backend == "cpu" and not asked and shutil.which("nvidia-smi") and Path("/dev/nvidiactl").exists():
-        advice = "for the NVIDIA GPU of this machine: pip install 'rlpips-jax[cuda]'; for none: JAX_PLATFORMS=cpu"
+        advice = "to use the GPU: pip install 'rlpips-jax[cuda]'; to stay on the CPU: JAX_PLATFORMS=cpu"
         yield Check(name, False, "there is an NVIDIA GPU, but JAX computes on the CPU", advice)
     else:
         yield Check(name, True, f"JAX computes on {backend}", "")
 
 
 def _check_numbers(weights_dir: Path | None) -> Iterator[Check]:
-    """What must be true of any distance, on the metric that needs no download."""
+    """Checks properties that hold for every metric, on the one that needs no download."""
     if device_problem():
         return
     try:
         metric = load("lpips-tiny", weights_dir=weights_dir)
     except (RlpipsError, OSError) as error:
-        yield Check("lpips-tiny", False, str(error), "no number can be checked until this is repaired")
+        yield Check("lpips-tiny", False, str(error), "until this is repaired no number can be checked")
         return
     x, y = _images()
-    report = "report this, with all of the above: numbers from this machine cannot be trusted"
+    report = "please report this together with the output above: numbers from this machine cannot be trusted"
     started = time.perf_counter()
     value = float(distance(x, y, metric))
     first = time.perf_counter() - started
@@ -192,7 +192,7 @@ def _check_numbers(weights_dir: Path | None) -> Iterator[Check]:
         "right number",
         error <= TOLERANCE,
         f"{value:.7f}, in NumPy and float64 {expected:.7f}, relative difference {error:.1e}",
-        f"{report}; if JAX_DEFAULT_MATMUL_PRECISION or XLA_FLAGS is set, first try without",
+        f"{report}; if JAX_DEFAULT_MATMUL_PRECISION or XLA_FLAGS is set, try again without it",
     )
     itself = float(distance(x, x, metric))
     yield Check("identical images", itself == 0, f"distance {itself:g}", report)
@@ -209,7 +209,7 @@ def _check_numbers(weights_dir: Path | None) -> Iterator[Check]:
 
 
 def _images(size: int = 64) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
-    """A picture with edges and slopes, and the same with noise."""
+    """Returns a picture with edges and gradients, and the same picture with noise."""
     rows, columns = np.mgrid[:size, :size] / size
     waves = np.stack([np.sin(9 * rows), np.cos(7 * columns), np.sin(11 * rows * columns)], axis=-1)
     picture = 128 + 60 * waves + 40 * (rows > columns)[..., None]
@@ -218,11 +218,14 @@ def _images(size: int = 64) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarra
 
 
 def distance_in_numpy(x: UInt8[np.ndarray, "h w 3"], y: UInt8[np.ndarray, "h w 3"], metric: Any) -> float:
-    """LPIPS in NumPy and float64, from its definition: slow, and independent of JAX and its compiler.
+    """Computes LPIPS from its definition, in NumPy and float64.
+
+    It is slow, and on purpose shares no computation with the library: the check compares the library, JAX and its
+    compiler with it. Only the tables (layers, `SHIFT`, `SCALE`, `EPSILON`) and the parameters are common.
 
     Args:
-        x, y: two images of one size.
-        metric: version 0.1, of convolutions and max pooling alone, as "lpips-tiny" is.
+        x, y: two images of the same size.
+        metric: LPIPS 0.1 over a network of convolutions and max pooling only, such as "lpips-tiny".
     """
     total = 0.0
     pairs = zip(_features_in_numpy(x, metric), _features_in_numpy(y, metric), strict=True)

@@ -53,23 +53,12 @@ class Geodesic(DescentOptions):
             for name, frames in paths.items()
         }
         self._write(paths, steps, metric)
-        print(f"# {metric.signature}")
-        rows = [
-            (f"{place} to {place + 1}", *(reports.plain(distances[place]) for distances in steps.values()))
-            for place in range(self.frames - 1)
-        ]
-        print(reports.table(("frames", *steps), rows))
-        for name, distances in steps.items():
-            total = (distances.astype(np.float64) ** self.exponent).sum()
-            print(f"sum of distances to the power of {self.exponent:g}, {name}: {reports.plain(total)}")
-        print(f"results: {self.out}")
+        self.tell(metric, "frames", [f"{place} to {place + 1}" for place in range(self.frames - 1)], steps)
         self.finish(
             self.out,
+            metric,
             {
-                "signature": metric.signature,
-                "metric": metric.name,
                 "images": [str(self.a), str(self.b)],
-                **self.settings,
                 "distances": [
                     {"frame": place, **{name: distances[place] for name, distances in steps.items()}}
                     for place in range(self.frames - 1)

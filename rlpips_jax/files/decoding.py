@@ -1,24 +1,24 @@
-"""Image files to arrays of the library's convention.
+"""Reads image files into arrays of the library's convention.
 
-Read are PNG, JPEG, WebP, TIFF, BMP and GIF, known by their content, whatever their names say. What comes back
-is RGB, upright, `(h, w, 3)`: `uint8` from files of up to 8 bits a channel, `float32` in [0, 1], exactly
-`stored / 65535`, from files of 16 (`stored / 4095` from TIFFs of 12).
+The formats are PNG, JPEG, WebP, TIFF, BMP and GIF; the content of a file decides, not its name. The result is RGB,
+upright, `(h, w, 3)`: `uint8` for files of up to 8 bits per channel; `float32` in [0, 1] for files of 16 bits, exactly
+`stored / 65535`, and for TIFFs of 12 bits, `stored / 4095`.
 
-- Grey, palette and 1-bit images become RGB without loss; CMYK by the plain formula, without a press profile.
-- The EXIF orientation is applied, as every viewer does; what is measured is what is seen.
-- Opaque alpha is dropped. Real transparency is laid over `background`; hidden colours are never compared.
-- Colour profiles are ignored: published distances are of stored values. Files of different profiles are not
-  comparable by them; convert such files to sRGB first.
-- Of an animation or a document of several pages the first is read, with a warning. The further pictures of a
-  camera's JPEG (previews, depth, gain maps) are no pages, and cause none.
-- More pixels than Pillow's `PIL.Image.MAX_IMAGE_PIXELS` (89 478 485 unless set otherwise) are refused before
-  they take memory, also where Pillow itself only warns.
-- Damage is an error, unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` has been set to let it pass.
+- Grey, palette and 1-bit images become RGB without loss; CMYK becomes RGB by the plain formula, without a profile.
+- The EXIF orientation is applied, as image viewers do.
+- An opaque alpha channel is dropped. A transparent image is blended with `background`, so hidden colours do not count.
+- Colour profiles are ignored, because published distances are computed from stored values. Convert files with
+  different profiles to sRGB before comparing them.
+- From an animation or a document of several pages the first image is read, with a warning. The additional pictures in
+  a camera's JPEG (previews, depth, gain maps) are not pages and cause no warning.
+- A file with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 478 485 by default) is refused before it takes memory,
+  also where Pillow only warns.
+- A damaged file is an error, unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
 
-Pillow keeps 8 of the 16 bits of a colour channel. It is made to decode such files twice, once for either
-byte; layouts where that is not possible (planar, CMYK or premultiplied TIFFs) are refused, not rounded.
+Pillow keeps only 8 of the 16 bits of a colour channel. This module makes it decode such files twice, once per byte;
+layouts where that is impossible (planar, CMYK or premultiplied TIFFs) are refused, not rounded.
 
-Nothing here needs JAX, so a process that only reads files is spared it.
+This module does not import JAX, so that processes that only read files start quickly.
 """
 
 import os
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-"""Pillow's names of what is read; its other decoders, some of which start other programs, are left alone."""
+"""Pillow's names of the formats read here. Its other decoders are not used; some of them start other programs."""
 
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-"""Byte orders in Pillow's raw modes: little, big, native; read in the other order, it keeps the low byte."""
+"""The opposite of each byte order in Pillow's raw modes (little, big, native); with it Pillow keeps the low byte."""
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""The beginning of a URL, of which `Path` makes two slashes one."""
+"""Matches the beginning of a URL; with one slash, because `Path` joins two into one."""
 
 OTHER_LIBRARY = (
     "save it with 8 or 16 unsigned bits, or read it with another library (tifffile.imread) and pass the array with its "
@@ -58,7 +58,7 @@ WHITE_IS_ZERO, PLANAR = 0, 2
 
 
 class _Picture(NamedTuple):
-    """What a file holds: RGB or RGBA values from 0 to `white`, and what to warn of."""
+    """The content of a file: RGB or RGBA values from 0 to `white`, and the texts of warnings."""
 
     values: UInt[np.ndarray, "h w c"]
     white: int
@@ -68,22 +68,22 @@ class _Picture(NamedTuple):
 def load_image(
     path: str | os.PathLike[str], *, background: Sequence[int] | None = None
 ) -> UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]:
-    """Reads one image file; the module says what becomes of each kind.
+    """Reads one image file; the docstring of this module tells how each kind is converted.
 
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP or GIF.
-        background: RGB, 0 to 255, over which transparent pixels are laid; by default white, with a warning.
+        background: RGB, 0 to 255, to blend transparent pixels with; by default white, with a warning.
 
     Returns:
-        RGB, upright: `uint8`, or `float32` in [0, 1] where the file has more than 8 bits a channel.
+        RGB, upright: `uint8`, or `float32` in [0, 1] if the file has more than 8 bits per channel.
 
     Raises:
-        ImageFileError: missing, a folder, empty, no image, damaged or cut off, too large, or of values
-            without an agreed range (floating point, signed, 32 bits).
+        ImageFileError: the file is missing, a folder, empty, not an image, damaged, cut off or too large, or its
+            values have no fixed range (floating point, signed, 32 bits).
         ImageError: `background` is not three numbers from 0 to 255.
 
     Warns:
-        ImageFileWarning: transparency without a stated background, several pages, or damaged EXIF data.
+        ImageFileWarning: transparency without a `background`, several pages, or damaged EXIF data.
     """
     colour = _check_background(background)
     path = Path(path)
@@ -91,7 +91,7 @@ def load_image(
     image, transparent = _flatten(picture, colour)
     remarks = picture.remarks
     if transparent and background is None:
-        remarks.append("it is partly transparent; it was laid over white (state a background to choose)")
+        remarks.append("it is partly transparent; it was blended with white (choose with background=)")
     for remark in remarks:
         warn_user(f"{path}: {remark}", ImageFileWarning)
     return image
@@ -123,29 +123,27 @@ def _read(path: Path) -> _Picture:
                 f"colours; {OTHER_LIBRARY}"
             ) from error
         raise ImageFileError(
-            f"{path} is not an image in a format read here ({', '.join(FORMATS)}), whatever its name says"
+            f"{path} is not an image in one of the formats {', '.join(FORMATS)} (its name does not matter)"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageFileError(f"{path} is too large: {error} {_limit_advice()}") from error
     except OSError as error:
-        # Decoders raise OSErrors without a number for damaged data.
+        # For damaged data decoders raise an OSError without errno.
         if error.errno is None:
             raise _damage(path, error) from error
         raise ImageFileError(f"{path} cannot be opened: {error.strerror}") from error
-    except Exception as error:  # Damaged files make decoders raise nearly anything.
+    except Exception as error:  # Decoders raise errors of many classes for damaged files.
         raise _damage(path, error) from error
 
 
 def _damage(path: Path, error: Exception) -> ImageFileError:
-    return ImageFileError(
-        f"{path} cannot be read: {cause(error)}; it is damaged, cut off or of a rare kind: fetch or save it again"
-    )
+    return ImageFileError(f"{path} cannot be read: {cause(error)}; it is damaged, cut off or of an unsupported kind")
 
 
 def _decode(path: Path, file: IO[bytes]) -> _Picture:
     image = _open(path, file)
     if image.format == "PNG":
-        # Pillow does not check the sums of the pixel data unless asked to.
+        # Pillow verifies the checksums of the pixel data only on request.
         image.verify()
         image = _open(path, file)
     remarks = []
@@ -159,7 +157,7 @@ def _decode(path: Path, file: IO[bytes]) -> _Picture:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception as error:
         orientation = 1
-        remarks.append(f"its EXIF data are damaged ({cause(error)}); it was taken as upright")
+        remarks.append(f"its EXIF data are damaged ({cause(error)}); it was read as upright")
     return _Picture(_upright(values, orientation), white, remarks)
 
 
@@ -177,7 +175,7 @@ def _open(path: Path, file: IO[bytes]) -> "ImageFile":
     if limit is not None and image.width * image.height > limit:
         raise ImageFileError(f"{path} is too large: {image.width}x{image.height} pixels. {_limit_advice()}")
     if min(image.size) < 1:
-        raise ImageFileError(f"{path} is {image.width}x{image.height} pixels: there is nothing in it")
+        raise ImageFileError(f"{path} is {image.width}x{image.height} pixels: it is empty")
     return image
 
 
@@ -191,15 +189,15 @@ def _limit_advice() -> str:
 def _decode_bytes(path: Path, image: "ImageFile") -> UInt8[np.ndarray, "h w c"]:
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
-        raise ImageFileError(f"{path} holds {kind} values, whose black and white are not agreed on; {OTHER_LIBRARY}")
+        raise ImageFileError(f"{path} holds {kind} values, for which black and white are not defined; {OTHER_LIBRARY}")
     transparent = image.has_transparency_data
-    # Pillow has no other way from premultiplied grey.
+    # Pillow converts premultiplied grey only to this mode.
     source = image.convert("LA") if image.mode == "La" else image
     return np.array(source.convert("RGBA" if transparent else "RGB"))
 
 
 def _layouts(image: "ImageFile") -> set[str]:
-    """How the samples lie in the file, in Pillow's words."""
+    """Pillow's names of the layout of the samples in the file."""
     return {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
 
 
@@ -208,7 +206,7 @@ def _tag(image: "ImageFile", number: int, default: Any) -> Any:
 
 
 def _bits(image: "ImageFile") -> int:
-    """Bits a channel: a tag of TIFF; a deep PNG has 16."""
+    """Returns the bits per channel: a tag in TIFF files, 16 in deep PNG files."""
     return int(np.max(_tag(image, BITS_PER_SAMPLE, 1 if image.format == "TIFF" else 16)))
 
 
@@ -237,7 +235,7 @@ def _decode_twice(path: Path, file: IO[bytes], image: "ImageFile") -> UInt[np.nd
     layouts = _layouts(image)
     layout = layouts.pop()
     if layout == "LA;16B":
-        # Read as RGBA, the four bytes of a pixel are those of grey and alpha.
+        # Read as RGBA, the four bytes of a pixel are two of grey and two of alpha.
         image.tile = [tile._replace(args="RGBA") for tile in image.tile]
         pixels = np.asarray(image).astype(np.uint16)
         grey, alpha = pixels[..., 0] << 8 | pixels[..., 1], pixels[..., 2] << 8 | pixels[..., 3]
@@ -250,7 +248,7 @@ def _decode_twice(path: Path, file: IO[bytes], image: "ImageFile") -> UInt[np.nd
         or _tag(image, PLANAR_CONFIGURATION, 1) == PLANAR
     ):
         raise ImageFileError(
-            f"{path} has 16 bits a channel, of which Pillow reads only 8 in this layout ({layout}); "
+            f"{path} has 16 bits per channel, of which Pillow reads only 8 in this layout ({layout}); "
             "save it as PNG or as an interleaved RGB TIFF"
         )
     other = f"{colours};16{OTHER_BYTE[order]}"
@@ -264,7 +262,7 @@ def _decode_twice(path: Path, file: IO[bytes], image: "ImageFile") -> UInt[np.nd
 
 
 def _upright(values: UInt[np.ndarray, "i j c"], orientation: int) -> UInt[np.ndarray, "h w c"]:
-    """Undoes an EXIF orientation, 1 to 8; anything else counts as 1."""
+    """Undoes an EXIF orientation, 1 to 8; any other value counts as 1."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -284,7 +282,7 @@ def _check_background(background: Any) -> UInt[np.ndarray, "3"]:
 def _flatten(
     picture: _Picture, background: UInt[np.ndarray, "3"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"], bool]:
-    """The image without alpha, in its final type, and whether anything of the background shows."""
+    """Returns the image without alpha, in its final type, and whether the background is visible."""
     white = picture.white
     colours, alpha = picture.values[..., :3], picture.values[..., 3:]
     if not np.any(alpha != white):
@@ -299,5 +297,5 @@ def _flatten(
 
 
 def cause(error: BaseException) -> str:
-    """What an exception says, or its kind where it says nothing."""
+    """Returns the message of an exception, or the name of its class if the message is empty."""
     return str(error) or type(error).__name__

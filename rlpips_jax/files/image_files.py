@@ -1,4 +1,4 @@
-"""Image files: read as `rlpips_jax.files.decoding` says, written in one step, listed."""
+"""Reads image files (`rlpips_jax.files.decoding`), writes them atomically, and lists them."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_
 __all__ = ["SUFFIXES", "image_paths", "load_image", "save_animation", "save_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""By which `image_paths` knows an image, in upper or lower case."""
+"""The suffixes that `image_paths` lists, in upper or lower case."""
 
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -40,25 +40,25 @@ def save_image(
     *,
     value_range: ValueRange = UNIT_RANGE,
 ) -> None:
-    """Writes one image with 8 bits a channel, in one step: a file is whole, or as it was before.
+    """Writes one image with 8 bits per channel, atomically: if writing fails, the old file stays.
 
-    PNG and WebP are written without loss, JPEG at quality 95 without subsampling of colour. Floats become
+    PNG and WebP are lossless; JPEG has quality 95 without chroma subsampling. Floats become
     `round(255 (x - black) / (white - black))`. Missing folders are made.
 
     Args:
-        path: its suffix, .png, .jpg, .jpeg or .webp, states the format.
+        path: its suffix (.png, .jpg, .jpeg or .webp) selects the format.
         image: `(h, w, 3)`, or grey `(h, w)`; uint8, or floating point in `value_range`.
         value_range: black and white of floating-point images.
 
     Raises:
-        ImageError: type, shape, range or values are wrong; NaN is an error, and nothing is clipped.
-        ImageFileError: an unknown suffix, or the file cannot be written.
+        ImageError: type, shape, range or values are wrong; NaN is an error, and values are not clipped.
+        ImageFileError: the suffix is unknown, or the file cannot be written.
     """
     from PIL import Image
 
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which states the format to write")
+        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which selects the format")
     kind, options = WRITERS[path.suffix.lower()]
     levels = _levels(image, value_range)
     with _whole(path) as file:
@@ -72,28 +72,28 @@ def save_animation(
     seconds: float | int | Sequence[float | int] = 0.1,
     value_range: ValueRange = UNIT_RANGE,
 ) -> None:
-    """Writes frames as an animation that repeats for ever, in one step as `save_image`.
+    """Writes frames as an animation that repeats for ever, atomically as `save_image` does.
 
     Args:
-        path: its suffix states the format: .gif, with 256 colours a frame, or .png, an APNG, without loss.
+        path: its suffix selects the format: .gif, with 256 colours per frame, or .png, a lossless APNG.
         frames: `(n, h, w, 3)`, or grey `(n, h, w)`; uint8, or floating point in `value_range`.
-        seconds: how long each frame is shown; one number for all, or one for each.
+        seconds: how long each frame is shown: one number for all frames, or one per frame.
         value_range: black and white of floating-point frames.
 
     Raises:
-        ImageError: as by `save_image`, or there is no frame, or `seconds` are not one for each or not above 0.
-        ImageFileError: an unknown suffix, or the file cannot be written.
+        ImageError: as for `save_image`, or there are no frames, or `seconds` has a wrong length or value.
+        ImageFileError: the suffix is unknown, or the file cannot be written.
     """
     from PIL import Image
 
     path = Path(path)
     if path.suffix.lower() not in ANIMATION_WRITERS:
-        raise ImageFileError(f"{path} must end in one of {', '.join(ANIMATION_WRITERS)}, which states the format")
+        raise ImageFileError(f"{path} must end in one of {', '.join(ANIMATION_WRITERS)}, which selects the format")
     if not len(frames):
-        raise ImageError("an animation needs a frame or more")
+        raise ImageError("an animation needs at least one frame")
     times = [seconds] * len(frames) if isinstance(seconds, int | float) else list(seconds)
     if len(times) != len(frames) or not all(0 < time < float("inf") for time in times):
-        raise ImageError(f"seconds must be a number above 0, or one for each of {len(frames)} frames, got {seconds!r}")
+        raise ImageError(f"seconds must be a number above 0, or one per frame ({len(frames)} frames), got {seconds!r}")
     pictures = [Image.fromarray(_levels(frame, value_range)) for frame in frames]
     kind, options = ANIMATION_WRITERS[path.suffix.lower()]
     durations = [round(1000 * time) for time in times]
@@ -103,26 +103,26 @@ def save_animation(
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all is written to it."""
+    """Gives a file to write to, which replaces `path` when the block ends without an error."""
     try:
         with replacing(path) as file:
             yield file
-    except Exception as error:  # Encoders raise many kinds, for instance for sides too long for the format.
+    except Exception as error:  # Encoders raise errors of many classes.
         raise ImageFileError(f"{path} cannot be written: {cause(error)}") from error
 
 
 def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Paths of the images in a folder, sorted; hidden files (their name begins with a dot) are left out.
+    """Lists the images in a folder, sorted, without hidden files (whose name begins with a dot).
 
     Args:
-        folder: where to look.
-        recursive: look into its folders too, except hidden and linked ones.
+        folder: the folder to search.
+        recursive: search its subfolders too, except hidden and linked ones.
 
     Returns:
-        Files whose suffix is in `SUFFIXES`; empty if there is none.
+        The paths of files whose suffix is in `SUFFIXES`; empty if there are none.
 
     Raises:
-        ImageFileError: no such folder, or it cannot be read.
+        ImageFileError: the folder does not exist or cannot be read.
     """
     folder = Path(folder)
     paths = []
@@ -131,7 +131,7 @@ def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
             inner[:] = [name for name in inner if recursive and not name.startswith(".")]
             paths += [Path(place, name) for name in files if not name.startswith(".")]
     except OSError as error:
-        raise ImageFileError(f"{folder} cannot be listed: {cause(error)}; it must be a folder of images") from error
+        raise ImageFileError(f"{folder} cannot be listed: {cause(error)}; give a folder of images") from error
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
@@ -150,7 +150,7 @@ def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     scaled = (array.astype(np.float64) - black) * (255 / (white - black))
-    # What the range check lets pass beyond the range, it rounds back to 0 or 255.
+    # Rounding brings values that the tolerance of the range check accepts back to 0 or 255.
     return np.rint(scaled).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Recomputation of activations in the gradient that XLA's CPU compiler cannot undo.
+"""Recomputation of activations in the backward pass that XLA's CPU compiler cannot undo.
 
-`jax.checkpoint` keeps the recomputed apart from the original by a barrier, which that compiler drops: it then finds
-both alike, computes once and keeps everything, as if nothing had been asked.
+`jax.checkpoint` separates the recomputation from the forward pass by a barrier, which that compiler drops: it then
+merges the two as common subexpressions, and all activations stay in memory.
 """
 
 import functools
@@ -18,12 +18,12 @@ from rlpips_jax.ops.reverse_only import reverse_only
 
 
 def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], Any]:
-    """The same function, whose reverse derivative keeps the arguments alone and computes the rest again.
+    """Returns the same function with a reverse derivative that keeps only the arguments and recomputes the rest.
 
     Args:
-        function: of parameters (any pytree) and an array. Neither is closed over.
+        function: takes parameters (any pytree) and an array. It must not close over traced values.
 
-    Under `vmap` the compiler does see through it on CPU, and memory is as without.
+    Under `vmap` the compiler removes the recomputation on CPU; memory is then not reduced.
     """
 
     @jax.custom_vjp
@@ -33,7 +33,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
     def forward(parameters: Any, x: Any) -> tuple[Any, Any]:
         values = jax.tree.map(lambda leaf: leaf.value, parameters)
         learns = any(leaf.perturbed for leaf in jax.tree.leaves(parameters))
-        # A mark by its shape: JAX remembers one structure of residuals for all uses of a traced function.
+        # The shape of the mark carries `learns`: residuals must have one structure for all uses of a traced function.
         return call(values, x.value), (values, x.value, jnp.zeros((0,) if learns else (0, 0)))
 
     def backward(residuals: Any, cotangent: Any) -> tuple[Any, Array]:
@@ -45,7 +45,7 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
                 result, transpose = jax.vjp(functools.partial(function, parameters), x)
             else:
                 result, transpose = jax.vjp(function, parameters, x)
-            # A part of the result that nothing depends on has no cotangent.
+            # A part of the result that is not used has no cotangent.
             gradients = transpose(
                 jax.tree.map(lambda leaf, part: jnp.zeros_like(leaf) if part is None else part, result, cotangent)
             )
@@ -55,8 +55,8 @@ def recomputed(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], 
             return pull(parameters, *lax.optimization_barrier((x, cotangent)))
 
         def in_branch(parameters: Any, x: Array, cotangent: Any) -> tuple[Any, Array]:
-            # Always taken, which the compiler does not see; so it neither merges the branch with the forward pass
-            # nor starts it before the cotangent is there.
+            # The branch is always taken, but the compiler cannot know it: so it neither merges the branch with the
+            # forward pass nor runs it before the cotangent is available.
             first = jnp.sum(jax.tree.leaves(cotangent)[0].reshape(-1)[:1])
             never = (parameters if learns else None), x
             return lax.cond(first < first - 1, lambda *_: never, pull, parameters, x, cotangent)

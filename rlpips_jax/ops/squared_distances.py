@@ -1,8 +1,8 @@
-"""Weighted squared distances between all vectors of two sets, by matrix products and without lost digits.
+"""Weighted squared distances between all vectors of two sets, by matrix products and without loss of digits.
 
 With weights w and any point m, |f - g|_w^2 = |f - m|_w^2 + |g - m|_w^2 - 2 <f - m, g - m>_w. The right side costs one
-matrix product, but where f and g lie close together it takes the small difference of large numbers. The mean of the
-vectors is a good m; what stays small beside the norms is computed again from the differences themselves.
+matrix product, but where f and g are close it is a small difference of large numbers. The mean of the vectors is a
+good m; distances that are still small compared with the norms are recomputed from the differences f - g.
 """
 
 from typing import NamedTuple
@@ -12,26 +12,26 @@ from jax import lax
 from jaxtyping import Array, Float
 
 CLOSE = 0.1
-"""A distance below this share of the two norms is computed again: float32 leaves the others five digits or more."""
+"""A distance below this fraction of the two norms is recomputed; float32 gives the others at least five digits."""
 
 EQUAL = 1e-3
-"""And one below this share of what the norms are about the origin: equal images may be rounded to vectors so close, in
-bfloat16 too."""
+"""So is a distance below this fraction of the norms about the origin: rounding may separate the vectors of equal images
+by as much, also in bfloat16."""
 
 RECOMPUTED_TOGETHER = 64
 RECOMPUTED_NUMBERS = 1 << 22
-"""Most pairs, and most numbers of one set, that are computed again at once."""
+"""The largest number of pairs, and of components of one set, that are recomputed at once."""
 
 
 class Rows(NamedTuple):
-    """A set of vectors, made ready to be compared with others. Every field has an entry for each group of components.
+    """A set of vectors, prepared for comparison. Each field except `images` has one entry per group of components.
 
     Attributes:
-        vectors: as they are, `(n, k)`.
-        weights: of the components, `(k,)`, nonnegative.
-        centre: their mean.
-        weighted: what they are beside the mean, times the weights.
-        images: `(n, p)`, what the vectors were computed from, if known: equal images are at distance 0, however
+        vectors: the vectors, `(n, k)`.
+        weights: the weights of the components, `(k,)`, nonnegative.
+        centre: the mean of the vectors.
+        weighted: the vectors minus the mean, times the weights.
+        images: `(n, p)`, the images of which these are the features, if known: equal images get distance 0, however
             their vectors were rounded.
     """
 
@@ -47,28 +47,28 @@ def prepared(
     weights: tuple[Float[Array, " _"], ...],
     images: Float[Array, "n p"] | None = None,
 ) -> Rows:
-    """The rows of `squared_distances`."""
+    """Prepares the rows of `squared_distances`."""
     centre = tuple(lax.stop_gradient(_mean(f)) for f in vectors)
     weighted = tuple((f - m[None]) * w[None] for f, m, w in zip(vectors, centre, weights, strict=True))
     return Rows(vectors, weights, centre, weighted, images)
 
 
 def _mean(vectors: Float[Array, "n k"]) -> Float[Array, " k"]:
-    """Without those that are not finite: they must not spoil the others' distances."""
+    """The mean of the finite vectors, so that one that is not finite affects no other distance."""
     return jnp.mean(jnp.where(jnp.all(jnp.isfinite(vectors), axis=1, keepdims=True), vectors, 0), axis=0)
 
 
 def squared_distances(
     rows: Rows, columns: tuple[Float[Array, "m _"], ...], images: Float[Array, "m p"] | None = None
 ) -> Float[Array, "n m"]:
-    """sum_l sum_k w_lk (f_lk - g_lk)^2 for each row f and each column g, 0 where they, or their images, are equal.
+    """sum_l sum_k w_lk (f_lk - g_lk)^2 for each row f and each column g; 0 if they or their images are equal.
 
     Args:
         rows: from `prepared`.
-        columns: vectors of the same lengths.
-        images: what the columns were computed from, if that is known of the rows.
+        columns: vectors of the same lengths as those of the rows.
+        images: the images of the columns, if the rows have theirs.
 
-    Differentiable by rows and columns; the derivative is that of the products.
+    Differentiable with respect to rows and columns; the derivative is that of the products.
     """
     shape, dtype = (rows.vectors[0].shape[0], columns[0].shape[0]), columns[0].dtype
     if 0 in shape:
@@ -89,7 +89,7 @@ def squared_distances(
 def _recomputed(
     rows: Rows, columns: tuple[Array, ...], images: Array | None, products: Array, close: Array
 ) -> Float[Array, "n m"]:
-    """The distances, those that are `close` from the differences of the vectors."""
+    """Returns the products, with those that are `close` recomputed from the differences of the vectors."""
     n, m = products.shape
     length = sum(column.shape[1] for column in columns)
     together = max(1, min(RECOMPUTED_TOGETHER, RECOMPUTED_NUMBERS // length))

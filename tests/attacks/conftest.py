@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from rlpips_jax import attacks
-from rlpips_jax.attacks import ATTACKS, AttackEntry, AttackResult
+from rlpips_jax.attacks import ATTACKS, AttackEntry, AttackResult, search
 
 STEPS = 12
 """The same for all, as the worst of several attacks then is the programs of these."""
@@ -95,6 +95,23 @@ def objective() -> Callable[..., Any]:
 def traces() -> list[tuple[int, ...]]:
     """The shapes for which the objective was traced so far."""
     return TRACES
+
+
+def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
+    """Bytes with edges and gradients."""
+    drawn = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, size, size, 3)).cumsum(axis=1).cumsum(axis=2)
+    low, high = (extreme(drawn, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
+    return (255 * (drawn - low) / (high - low)).astype(np.uint8)
+
+
+def programs() -> int:
+    """How many `search` has been compiled to."""
+    return cast(Any, search)._cache_size()
+
+
+@pytest.fixture(scope="session")
+def metric(tiny: Any) -> Any:
+    return tiny
 
 
 @pytest.fixture(scope="session")

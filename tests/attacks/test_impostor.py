@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
+from tests.attacks.conftest import pictures
 
 KEY = jax.random.key(0)
-
-
-def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
-    """Bytes with edges and gradients."""
-    drawn = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, size, size, 3)).cumsum(axis=1).cumsum(axis=2)
-    low, high = (extreme(drawn, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
-    return (255 * (drawn - low) / (high - low)).astype(np.uint8)
 
 
 def length(change: np.ndarray | jax.Array) -> np.ndarray:
@@ -29,11 +22,6 @@ def length(change: np.ndarray | jax.Array) -> np.ndarray:
 def programs() -> int:
     """How many the attack has been compiled to."""
     return cast(Any, importlib.import_module("rlpips_jax.attacks.impostor"))._impostor._cache_size()
-
-
-@pytest.fixture(scope="module")
-def metric() -> Lpips:
-    return rl.load("lpips-tiny")
 
 
 def test_it_is_within_the_bound_and_farther_than_noise_there(metric) -> None:

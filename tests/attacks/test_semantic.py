@@ -1,38 +1,19 @@
 """`semantic`: its objective by brute force, its goal, its stillness once there."""
 
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import search
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
+from tests.attacks.conftest import pictures, programs
 
 KEY = jax.random.key(0)
 
 STEPS = 20
 """With four images, all tests with a random start share one program."""
-
-
-def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
-    """Bytes with edges and gradients."""
-    drawn = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, size, size, 3)).cumsum(axis=1).cumsum(axis=2)
-    low, high = (extreme(drawn, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
-    return (255 * (drawn - low) / (high - low)).astype(np.uint8)
-
-
-def programs() -> int:
-    """How many the attack has been compiled to."""
-    return cast(Any, search)._cache_size()
-
-
-@pytest.fixture(scope="module")
-def metric() -> Lpips:
-    return rl.load("lpips-tiny")
 
 
 def margins(metric: Lpips, images: np.ndarray | jax.Array, references: np.ndarray) -> np.ndarray:

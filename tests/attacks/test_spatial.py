@@ -1,6 +1,6 @@
 """`spatial`: how images are resampled, how long and how smooth flows are, and that they raise an objective."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,33 +9,16 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import search
 from rlpips_jax.attacks.spatial import resample, smooth
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
+from tests.attacks.conftest import pictures, programs
 
 KEY = jax.random.key(0)
 
 
-def pictures(count: int, seed: int = 0, size: int = 32) -> np.ndarray:
-    """Bytes with edges and gradients."""
-    drawn = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, size, size, 3)).cumsum(axis=1).cumsum(axis=2)
-    low, high = (extreme(drawn, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
-    return (255 * (drawn - low) / (high - low)).astype(np.uint8)
-
-
 def lengths(flow: Any) -> np.ndarray:
     return np.sqrt(np.square(np.float64(flow)).sum(axis=-1))
-
-
-def programs() -> int:
-    """How many the attack has been compiled to."""
-    return cast(Any, search)._cache_size()
-
-
-@pytest.fixture(scope="module")
-def metric() -> Lpips:
-    return rl.load("lpips-tiny")
 
 
 def objective_and_images(metric: Lpips, seed: int = 0) -> tuple[Any, np.ndarray]:

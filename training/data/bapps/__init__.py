@@ -1,2 +1,2 @@
 """BAPPS, the Berkeley-Adobe perceptual patch similarity data set (Zhang et al. 2018), as a TensorFlow data set without
-TensorFlow: `archives` brings the official files here and unpacks them, `bapps_dataset_builder` makes records of it."""
+TensorFlow: `archives` downloads and unpacks the official files, `bapps_dataset_builder` converts them to records."""

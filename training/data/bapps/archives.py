@@ -1,8 +1,8 @@
-"""The archives of BAPPS: which there are, how they come here, and how they are unpacked.
+"""The archives of BAPPS: their list, download and extraction.
 
-Their makers publish no hashes. The sha256 of an archive is therefore recorded when it is first downloaded and has
-proved whole (gzip's own checksums), in `bapps.sha256` beside it, one line `HASH  NAME` as `sha256sum` writes it; an
-archive with another hash is refused from then on, be it that the server's changed or the one on this disk.
+The authors publish no hashes. So the first complete download (as gzip's own checksums tell) of an archive records its
+sha256 in `bapps.sha256` beside it, one line `HASH  NAME` as `sha256sum` writes it. From then on an archive with another
+hash is refused, whether the file on the server or the one on this disk has changed.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from rlpips_jax.weights.download import sha256_of
 
 BASE_URL = "https://people.eecs.berkeley.edu/~rich.zhang/projects/2018_perceptual/dataset/"
 URL_VARIABLE = "RLPIPS_BAPPS_URL"
-"""Environment variable that names a mirror in place of `BASE_URL`."""
+"""Environment variable with the URL of a mirror, used instead of `BASE_URL`."""
 
 RECORD = "bapps.sha256"
 TIMEOUTS = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes on it."""
 CHUNK = 1 << 20
 DEPTH = 3
-"""How deep below a folder given by hand extracted files are looked for: `dataset/2afc/val`."""
+"""How deep below `manual_dir` extracted files are searched for: `dataset/2afc/val`."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive; what it holds lies in `portion/category/part/NAME`, below any leading folders.
+    """One archive; its files are `portion/category/part/NAME`, possibly below further folders.
 
     Attributes:
         name: "twoafc_train"; the file has the suffix .tar.gz.
         portion: "train" or "val".
-        categories: folders of the portion, each a split.
+        categories: the folders of the portion; each becomes a split.
         images: folders of images in a category.
         judgments: the folder of judgments in a category.
     """
@@ -60,7 +60,7 @@ class Archive:
 
     @property
     def splits(self) -> dict[str, str]:
-        """Categories by the names of their splits, "train_cnn"."""
+        """Maps the name of each split, such as "train_cnn", to its category."""
         return {f"{self.portion}_{category}": category for category in self.categories}
 
 
@@ -72,15 +72,15 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
     ),
     "jnd": (Archive("jnd", "val", ("traditional", "cnn"), ("p0", "p1"), "same"),),
 }
-"""What each configuration is built of."""
+"""The archives of each configuration."""
 
 LARGEST = 1 << 22
-"""Bytes of a file: a 256x256 PNG has 200,000 at most."""
+"""Largest accepted size of a file, in bytes; a 256x256 PNG has at most 200,000."""
 
 
 def find(archive: Archive, folder: Path) -> Path | None:
-    """The archive in a folder, or the extracted folder of its portion at some depth; None where there is neither."""
-    folder = folder.resolve()  # It may itself be the portion, whatever it is called from here.
+    """Returns the archive in a folder, or else the extracted folder of its portion, or else None."""
+    folder = folder.resolve()  # The folder may itself be the portion, also if it is given as "." or by a link.
     file = folder / archive.file
     if file.is_file():
         return file
@@ -95,22 +95,22 @@ def find(archive: Archive, folder: Path) -> Path | None:
 
 
 def fetch(archive: Archive, folder: Path, base_url: str | None = None) -> Path:
-    """Downloads an archive into a folder, unless it is there; its hash is checked where one is recorded.
+    """Downloads an archive into a folder unless it is there, and checks its hash if one is recorded.
 
     Args:
-        archive: which.
-        folder: where to put it; made if missing.
-        base_url: where it is; by default `$RLPIPS_BAPPS_URL` or `BASE_URL`.
+        archive: the archive.
+        folder: the folder of downloads; made if missing.
+        base_url: URL of the folder of the archives; by default `$RLPIPS_BAPPS_URL` or `BASE_URL`.
 
     Raises:
-        TripletsError: it cannot be had, or is another than the one recorded.
+        TripletsError: the download failed, or the hash is not the recorded one.
     """
     import pooch
     import requests
 
     base = base_url or os.environ.get(URL_VARIABLE) or BASE_URL
     url = urljoin(base if base.endswith("/") else f"{base}/", archive.file)
-    by_hand = f"a folder with an {archive.file} fetched by hand can be given as manual_dir"
+    by_hand = f"you can download {archive.file} yourself and pass its folder as manual_dir"
     known = recorded(folder).get(archive.file)
     path = folder / archive.file
     if not path.is_file():
@@ -122,21 +122,21 @@ def fetch(archive: Archive, folder: Path, base_url: str | None = None) -> Path:
                 known_hash=None if known is None else f"sha256:{known}",
                 fname=archive.file,
                 path=folder,
-                # The protocol names its parameters otherwise.
+                # The parameters of the protocol have other names.
                 downloader=cast(Any, pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUTS)),
             )
     except requests.RequestException as error:
         raise TripletsError(f"{url} could not be downloaded: {error}; {by_hand}") from error
     except ValueError as error:
         raise TripletsError(
-            f"{url} is not the {archive.file} recorded in {folder / RECORD} (sha256 {known}): it was changed. Where "
-            f"the new one is meant, remove that line; {by_hand}"
+            f"{url} is not the {archive.file} recorded in {folder / RECORD} (sha256 {known}): it has changed. To "
+            f"accept the new one, remove that line; {by_hand}"
         ) from error
     return path
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Hashes by file names, as recorded in a folder of downloads."""
+    """Returns the hashes recorded in a folder of downloads, by file name."""
     record = folder / RECORD
     if not record.is_file():
         return {}
@@ -148,7 +148,7 @@ def recorded(folder: Path) -> dict[str, str]:
 
 
 def record(path: Path) -> None:
-    """Records the hash of a downloaded archive, unless its name has one."""
+    """Records the hash of a downloaded archive, unless one is recorded for its name."""
     hashes = recorded(path.parent)
     if path.name in hashes:
         return
@@ -158,31 +158,32 @@ def record(path: Path) -> None:
 
 
 def unpack(path: Path, archive: Archive, folder: Path) -> Path:
-    """Unpacks what an archive should hold, and nothing else, without its leading folders.
+    """Extracts the files that an archive should contain, and no others, without its leading folders.
 
     Args:
-        path: the file.
-        archive: what it should hold.
-        folder: where its portion is made.
+        path: the .tar.gz file.
+        archive: its description.
+        folder: the folder in which to create the portion.
 
     Returns:
         `folder / archive.portion`, which has every category.
 
     Raises:
-        TripletsError: damaged or cut off, a category missing, or a member that is a link or would leave the folder.
+        TripletsError: the file is damaged or cut off, lacks a category, or has a member that is a link or lies outside
+            the folder.
     """
     try:
         with gzip.open(path) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as members:
                 while (member := members.next()) is not None:
-                    cast(Any, members).members.clear()  # They would gather, hundreds of thousands of them.
+                    cast(Any, members).members.clear()  # `tarfile` would keep all of them, hundreds of thousands.
                     _write(path, members, member, archive, folder)
-            # What follows the last member ends with the checksum of all.
+            # gzip's checksum comes after the last member.
             while stream.read(CHUNK):
                 pass
     except (gzip.BadGzipFile, EOFError, tarfile.TarError, zlib.error) as error:
         raise TripletsError(
-            f"{path} is damaged, cut off or no .tar.gz file: {error}; remove it, and fetch it again"
+            f"{path} is damaged, cut off or not a .tar.gz file: {error}; remove it and download it again"
         ) from error
     for category in archive.categories:
         if not (folder / archive.portion / category).is_dir():
@@ -193,7 +194,7 @@ def unpack(path: Path, archive: Archive, folder: Path) -> Path:
 def _write(path: Path, members: tarfile.TarFile, member: tarfile.TarInfo, archive: Archive, folder: Path) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
-        raise TripletsError(f"{path} has a member {member.name!r}, which would leave the folder; it is not BAPPS")
+        raise TripletsError(f"{path} has a member {member.name!r}, which lies outside the folder; it is not BAPPS")
     if not (member.isfile() or member.isdir()):
         raise TripletsError(f"{path} has a member {member.name!r}, which is a link or a device; it is not BAPPS")
     place = name.parts[-4:]
@@ -216,12 +217,12 @@ def _write(path: Path, members: tarfile.TarFile, member: tarfile.TarInfo, archiv
         with open(target, "xb") as file:
             shutil.copyfileobj(content, file)
     except FileExistsError:
-        raise TripletsError(f"{path} has {'/'.join(place)} twice, the second time as {member.name!r}") from None
+        raise TripletsError(f"{path} has {'/'.join(place)} twice, then as {member.name!r}") from None
 
 
 @contextlib.contextmanager
 def _quietly(logger: logging.Logger) -> Iterator[None]:
-    """Spares the user pooch's advice on how to state a hash."""
+    """Suppresses pooch's advice on hashes."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:

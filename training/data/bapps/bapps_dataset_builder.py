@@ -1,10 +1,11 @@
-"""BAPPS as a TensorFlow data set (`tensorflow_datasets`), built and read without TensorFlow.
+"""BAPPS as a TensorFlow data set (`tensorflow_datasets`), built and read without TensorFlow itself.
 
     directory = prepare("data", "twoafc")
     source = RecordSource(directory, "val_cnn")             # training.data.sources
 
-Records are array records, in the order of the archive's file names. An example of `twoafc` has `reference`, `p0` and
-`p1`, PNG files as they are in the archive, `judgment` and `name`; one of `jnd` has `p0`, `p1`, `same` and `name`.
+Records are array records, in the order of the file names in the archive. An example of `twoafc` has `reference`, `p0`
+and `p1` (the unchanged PNG files of the archive), `judgment` and `name`; an example of `jnd` has `p0`, `p1`, `same` and
+`name`.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from training.data.bapps.archives import ARCHIVES, Archive, fetch, find, record,
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FEATURES = {"ref": "reference", "p0": "p0", "p1": "p1", "judge": "judgment", "same": "same"}
-"""What the archive's folders are called in an example."""
+"""Maps the folders of the archive to the fields of an example."""
 CHECKED_AT_ONCE = 64
 LOCK = "bapps.lock"
 
@@ -41,31 +42,32 @@ def prepare(
     base_url: str | None = None,
     archives: Sequence[str] | None = None,
 ) -> Path:
-    """Builds BAPPS, unless it is there already. One process at a time; others wait for its end, and then read.
+    """Builds BAPPS unless it has been built. One process builds; others wait for it.
 
-    They wait for a lock on the file `bapps.lock` in `data_dir`, as `rlpips_jax.files.locks` describes it.
+    They wait for the lock `bapps.lock` in `data_dir` (see `rlpips_jax.files.locks`).
 
-    The room needed, for the time it takes, is about three times the archives' size; they have 6.6 GB together. A
-    process that is killed outright leaves a folder `incomplete.*`, which is never read and may be removed.
+    Building temporarily needs about three times the size of the archives, which is 6.6 GB in total. A process that is
+    killed leaves a folder `incomplete.*`, which is never read and may be removed.
 
-    A first download records the archives' hashes, which later ones must have (`training.data.bapps.archives`).
+    The first download records the hashes of the archives; later downloads must match them
+    (`training.data.bapps.archives`).
 
     Args:
-        data_dir: of all data sets; downloads go to `downloads/bapps` in it, and may be removed afterwards.
+        data_dir: the folder of all data sets; downloads go to its `downloads/bapps` and may be removed afterwards.
         config: "twoafc" or "jnd".
-        manual_dir: a folder with the archives, or with what they hold; nothing is downloaded then, and the splits of
-            archives (or extracted categories) that are not there are left out.
-        base_url: where the archives are; by default `$RLPIPS_BAPPS_URL`, or their makers' site.
-        archives: of the configuration's archives, those wanted; by default all. `["twoafc_val"]` spares whoever
-            evaluates the training set. Splits of others are left out.
+        manual_dir: a folder with the archives, or with their extracted contents; nothing is downloaded then. Splits of
+            missing archives (or categories) are left out.
+        base_url: URL of the folder of the archives; by default `$RLPIPS_BAPPS_URL`, or the authors' site.
+        archives: names of the archives to use; by default all of the configuration. `["twoafc_val"]` is enough for an
+            evaluation. Splits of other archives are left out.
 
     Returns:
         The folder of the records, for `training.data.sources.RecordSource`.
 
     Raises:
-        TripletsError: no such configuration or archive, one that cannot be had, has changed or is damaged, a file
-            without its counterpart, or a judgment that is not one number from 0 to 1; names the file. Nothing
-            half-built is left.
+        TripletsError: a configuration or archive does not exist, an archive is unavailable, changed or damaged, a file
+            has no counterpart, or a judgment is not one number from 0 to 1. The message names the file. No
+            partial data set remains.
         ImageFileError: an image cannot be read.
     """
     if config not in ARCHIVES:
@@ -76,7 +78,7 @@ def prepare(
     with locked(
         Path(data_dir) / LOCK, waiting=lambda holder: _say(f"waiting for {holder}, which builds in {data_dir}")
     ):
-        # Another process may have built it meanwhile, which a builder notices when it is made.
+        # Another process may have built it in the meantime; only a new builder notices that.
         builder = Builder(data_dir=os.fspath(data_dir), config=config, base_url=base_url, archives=archives)
         if not builder.is_prepared():
             _say(f"building {builder.data_dir}")
@@ -94,16 +96,16 @@ def _say(text: str) -> None:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builder of BAPPS; `prepare` is the way to it.
+    """The builder of BAPPS; call `prepare` instead.
 
     Args:
         base_url: as in `prepare`.
         archives: as in `prepare`.
-        options: of `tfds.core.DatasetBuilder`: `data_dir`, `config`.
+        options: options of `tfds.core.DatasetBuilder`: `data_dir`, `config`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012  (as the base class has it)
+    BUILDER_CONFIGS = [  # noqa: RUF012  (as in the base class)
         tfds.core.BuilderConfig(name="twoafc", description="Which of two patches is closer to a reference."),
         tfds.core.BuilderConfig(name="jnd", description="Whether two patches look the same."),
     ]
@@ -149,19 +151,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         finally:
             shutil.rmtree(self._unpacked, ignore_errors=True)
         if self._manual_dir is None:
-            # Only now: what could not be built should not bind later downloads.
+            # Only now, so that the hash of an archive that could not be built does not bind later downloads.
             for path in self._files.values():
                 record(path)
 
     def _by_archive(self, words: str) -> str:
-        """Names files by the archives that hold them: where they were unpacked is gone when the message is read."""
+        """Replaces temporary paths in a message by the archive, because the unpacked files are removed."""
         for archive, path in self._files.items():
             words = words.replace(os.fspath(self._unpacked / archive.name), os.fspath(path))
         return words
 
     @property
     def _unpacked(self) -> Path:
-        """Within the folder that takes the data set's name at the end, and vanishes where the end is not reached."""
+        """Lies in the folder that is renamed to the data set when it is complete, and removed if it is not."""
         return Path(self.data_dir) / "unpacked"
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -180,7 +182,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return splits
 
     def _portion(self, archive: Archive, downloads: Path) -> Path | None:
-        """The extracted folder of an archive, or None if it is not to be had."""
+        """Returns the extracted folder of an archive, or None if `manual_dir` does not have it."""
         if self._manual_dir is None:
             path = fetch(archive, downloads, self._base_url)
         else:
@@ -206,11 +208,11 @@ def _example(archive: Archive, files: JudgedFiles) -> dict[str, Any]:
 
 
 def _checked_png(path: Path) -> bytes:
-    """A file's bytes, once they are known to give an image that can be scored."""
+    """Returns the bytes of a file after checking that it is a PNG image of the right size."""
     height, width, _ = read_uint8(path).shape
     content = path.read_bytes()
     if not content.startswith(SIGNATURE):
-        raise TripletsError(f"{path} is no PNG file; BAPPS has 256x256 PNG files")
+        raise TripletsError(f"{path} is not a PNG file; BAPPS has 256x256 PNG files")
     if height != width or height < BAPPS_SIZE:
         raise TripletsError(f"{path} is {height}x{width} pixels; BAPPS has 256x256 PNG files")
     return content
@@ -218,7 +220,7 @@ def _checked_png(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps stdout for results, whatever the base class would print there, and its bars off what is no terminal."""
+    """Suppresses what the base class prints to stdout, and its progress bars unless stderr is a terminal."""
     terminal = sys.stderr.isatty()
     if not terminal:
         tfds.disable_progress_bar()
