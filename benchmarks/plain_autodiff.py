@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlpips_jax.backbones import Fire, Pool, Sequential, layer_name
+from rlpips_jax.backbones import BlurPool, Fire, Pool, Sequential, layer_name
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.weights.parameters import SCALE, SHIFT
 
@@ -51,7 +51,7 @@ def activations(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=precision,
         )
-        return nn.relu(convolved + parameters["bias"].astype(x.dtype))
+        return convolved + parameters["bias"].astype(x.dtype)
 
     pooling = architecture.pooling
     if pooling.kind != "max":
@@ -63,19 +63,36 @@ def activations(
             over = [(0, -(size - pooling.window) % pooling.stride if pooling.ceil else 0) for size in x.shape[1:3]]
             x = nn.max_pool(x, (pooling.window,) * 2, (pooling.stride,) * 2, over)  # pyright: ignore
             continue
+        if isinstance(layer, BlurPool):
+            x = blurred(x)
+            continue
         parameters = backbone[layer_name(layer)]
         if isinstance(layer, Fire):
-            squeezed = convolve(parameters["squeeze"], x)
+            squeezed = nn.relu(convolve(parameters["squeeze"], x))
             narrow, wide = (
                 convolve(parameters["expand1x1"], squeezed),
                 convolve(parameters["expand3x3"], squeezed, 1, 1),
             )
-            x = jnp.concatenate([narrow, wide], -1)
+            x = nn.relu(jnp.concatenate([narrow, wide], -1))
         else:
             x = convolve(parameters, x, layer.stride, layer.padding)
+            x = nn.relu(blurred(x) if layer.blurred else x)
         if layer.index in architecture.tapped:
             taps.append(x)
     return taps
+
+
+def blurred(x: Float[Array, "n h w c"]) -> Float[Array, "n i j c"]:
+    """[1 2 1] x [1 2 1] / 16 by a depthwise convolution of stride 2 of reflected images."""
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    return jax.lax.conv_general_dilated(
+        jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect"),
+        jnp.tile(jnp.asarray(kernel, x.dtype)[:, :, None, None], x.shape[-1]),
+        (2, 2),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def unit(f: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

