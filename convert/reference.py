@@ -82,9 +82,10 @@ class Residual(nn.Module):
         windows, strides = ((1, 3, 1), (1, stride, 1)) if bottleneck else ((3, 3), (stride, 1))
         self.count = len(windows)
         for number, (window, step) in enumerate(zip(windows, strides, strict=True), start=1):
-            convolution = nn.Conv2d(*channels[number - 1 : number + 1], window, step, padding=window // 2, bias=False)
+            before, after = channels[number - 1 : number + 1]
+            convolution = nn.Conv2d(before, after, window, step, padding=window // 2, bias=False)
             self.add_module(f"conv{number}", convolution)
-            self.add_module(f"bn{number}", nn.BatchNorm2d(channels[number]))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(after))
         self.downsample = nn.Sequential()
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

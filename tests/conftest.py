@@ -165,8 +165,8 @@ def drawn() -> Callable[..., Any]:
             for step in path:
                 node = node.setdefault(step, {})
             # This variance of a kernel keeps the scale of activations through a ReLU.
-            deviation = np.sqrt(2 / np.prod(shape[:3])) if leaf == "kernel" else 0.01
-            node[leaf] = rng.normal(0, deviation, shape).astype(np.float32)
+            deviation = np.sqrt(2 / np.prod(shape[:-1])) if leaf == "kernel" else 0.01
+            node[leaf] = rng.normal(1 if leaf == "scale" else 0, deviation, shape).astype(np.float32)
         heads = tuple(rng.uniform(0, 1, channels).astype(np.float32) for channels in architecture.channels)
         parameters = jax.tree.map(jax.numpy.asarray, {"backbone": backbone, "heads": heads})
         return Lpips(parameters, f"drawn-{architecture.name}", architecture, **options)

@@ -1,8 +1,18 @@
 """The networks whose activations are compared, each in a file of its own, and the table of them all."""
 
 from rlpips_jax.backbones.alex import ALEX
+from rlpips_jax.backbones.convnext import CONVNEXT_B, OPENCLIP_CONVNEXT_B
 from rlpips_jax.backbones.dropout import Dropout
-from rlpips_jax.backbones.protocol import IMAGENET, Backbone, Computation, Scaling, StagedBackbone
+from rlpips_jax.backbones.protocol import (
+    CLIP,
+    IMAGENET,
+    Backbone,
+    Computation,
+    EmbeddingBackbone,
+    RenamedBackbone,
+    Scaling,
+    StagedBackbone,
+)
 from rlpips_jax.backbones.resnet import RESNET18, RESNET50
 from rlpips_jax.backbones.sequential import INPUT, BlurPool, Convolution, Fire, Layer, Pool, Sequential, layer_name
 from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
@@ -11,6 +21,7 @@ from rlpips_jax.backbones.stvgg import STVGG
 from rlpips_jax.backbones.tiny import TINY
 from rlpips_jax.backbones.vgg import ELPIPS_VGG, VGG
 from rlpips_jax.backbones.vgg19 import VGG19
+from rlpips_jax.backbones.vit import CLIP_VIT_B16, CLIP_VIT_B32, OPENCLIP_VIT_B16, OPENCLIP_VIT_B32
 from rlpips_jax.ops.pooling import Pooling
 
 BACKBONES: dict[str, Backbone] = {
@@ -25,6 +36,12 @@ BACKBONES: dict[str, Backbone] = {
         RESNET50,
         STALEX,
         STVGG,
+        CLIP_VIT_B32,
+        CLIP_VIT_B16,
+        OPENCLIP_VIT_B32,
+        OPENCLIP_VIT_B16,
+        OPENCLIP_CONVNEXT_B,
+        CONVNEXT_B,
     )
 }
 """Every network by its name. Those with an official file give a metric `baseline-{name}`."""
@@ -32,10 +49,17 @@ BACKBONES: dict[str, Backbone] = {
 __all__ = [
     "ALEX",
     "BACKBONES",
+    "CLIP",
+    "CLIP_VIT_B16",
+    "CLIP_VIT_B32",
+    "CONVNEXT_B",
     "ELPIPS_SQUEEZE",
     "ELPIPS_VGG",
     "IMAGENET",
     "INPUT",
+    "OPENCLIP_CONVNEXT_B",
+    "OPENCLIP_VIT_B16",
+    "OPENCLIP_VIT_B32",
     "RESNET18",
     "RESNET50",
     "SQUEEZE",
@@ -50,10 +74,12 @@ __all__ = [
     "Computation",
     "Convolution",
     "Dropout",
+    "EmbeddingBackbone",
     "Fire",
     "Layer",
     "Pool",
     "Pooling",
+    "RenamedBackbone",
     "Scaling",
     "Sequential",
     "StagedBackbone",

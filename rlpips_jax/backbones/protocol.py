@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -18,6 +20,7 @@ from rlpips_jax.backbones.dropout import Dropout
 from rlpips_jax.files.official import Official
 from rlpips_jax.ops.blur_pool import blur_pool
 from rlpips_jax.ops.convolution import convolution
+from rlpips_jax.ops.depthwise import depthwise
 from rlpips_jax.ops.pooling import Pooling, pool
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,6 +37,9 @@ class Scaling:
 
 IMAGENET = Scaling((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """That of torchvision's networks. LPIPS's own shift and scale are the same for images in [-1, 1]."""
+
+CLIP = Scaling((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""That of OpenAI's CLIP, which OpenCLIP took over."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,27 @@ class Computation:
     def conv_general_dilated(self) -> Callable[..., Array] | None:
         """What `flax.linen.Conv` takes under this name: `rlpips_jax.ops.convolution`, or None for XLA's own."""
         return None if self.forward_mode else convolution
+
+    def depthwise(self, parameters: Mapping[str, Array], x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """A convolution of each channel by itself, with zeros around: `{"kernel": (h, w, 1, c), "bias": (c,)}`."""
+        kernel, bias = (parameters[name].astype(self.dtype) for name in ("kernel", "bias"))
+        return depthwise(x, kernel, precision=self.precision, forward_mode=self.forward_mode) + bias
+
+    def dense(self, parameters: Mapping[str, Array], x: Float[Array, "... c"]) -> Float[Array, "... d"]:
+        """A linear map of the channels: `{"kernel": (c, d), "bias": (d,)}`, the bias where there is one."""
+        kernel = parameters["kernel"].astype(self.dtype)
+        y = jnp.matmul(x, kernel, precision=self.precision)
+        return y + parameters["bias"].astype(self.dtype) if "bias" in parameters else y
+
+    def normalise(
+        self, parameters: Mapping[str, Array], x: Float[Array, "... c"], *, epsilon: float
+    ) -> Float[Array, "... c"]:
+        """Layer normalisation over channels, (x - mean) / sqrt(variance + epsilon) scale + bias; in float32 or more."""
+        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        scale, bias = (parameters[name].astype(wide.dtype) for name in ("scale", "bias"))
+        return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(self.dtype)
 
     def pool(self, x: Float[Array, "n h w c"], pooling: Pooling) -> Float[Array, "n i j c"]:
         """A pooling with the derivatives that were asked for."""
@@ -160,6 +187,26 @@ class Backbone(Protocol):
             images: scaled as the network expects it.
             computation: how to compute.
         """
+        ...
+
+
+@runtime_checkable
+class EmbeddingBackbone(Backbone, Protocol):
+    """A backbone that also gives one vector for each image."""
+
+    def embedding(
+        self, parameters: PyTree[Array], images: Float[Array, "n h w 3"], computation: Computation
+    ) -> Float[Array, "n _"]:
+        """The vector of each image, which is of any size; arguments as in `taps`."""
+        ...
+
+
+@runtime_checkable
+class RenamedBackbone(Backbone, Protocol):
+    """A backbone whose tensors are also published under other names, or cut up in other ways."""
+
+    def renamed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A file's tensors under the names of `pytorch_shapes`, after whatever precedes them; others as they are."""
         ...
 
 

@@ -5,6 +5,7 @@ running mean m and running variance v, the kernel becomes k g / sqrt(v + 1e-5), 
 """
 
 import functools
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from rlpips_jax.backbones import axes
 from rlpips_jax.backbones.dropout import Dropout, dropped
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
 from rlpips_jax.errors import WeightsMismatch
@@ -35,6 +37,10 @@ BASIC = ((3, 1), (3, 1))
 
 BOTTLENECK = ((1, 1), (3, 1), (1, 4))
 """The block of deeper networks."""
+
+ROBUSTNESS = r"^(module\.)?model\.(?=conv1\.|bn1\.|layer\d\.|fc\.)"
+ROBUSTNESS_UNUSED = r"(module\.)?(attacker|normalizer)\."
+"""What the `robustness` library writes before torchvision's names, and what else is in its files."""
 
 _NORMALISATION = ("weight", "bias", "running_mean", "running_var")
 """The tensors of a batch normalisation, by the ends of their names."""
@@ -107,6 +113,14 @@ class ResNet:
             shapes |= {f"{normalisation}.{name}": (outputs,) for name in _NORMALISATION}
         return shapes
 
+    def renamed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors under torchvision's names, where they have those of the `robustness` library; others as they are.
+
+        Its networks lie below `model`, beside an attacker with a copy of the network, and a normaliser.
+        """
+        own = {name: tensor for name, tensor in tensors.items() if not re.match(ROBUSTNESS_UNUSED, name)}
+        return axes.renamed(own, [(ROBUSTNESS, "")])
+
     def from_pytorch(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Parameters by dotted path, from the tensors that `pytorch_shapes` names.
 
@@ -121,7 +135,7 @@ class ResNet:
             if variance.min() < 0:
                 raise WeightsMismatch(f"{normalisation}.running_var is {variance.min():.3g}, but variances are >= 0")
             scale = weight / np.sqrt(variance + EPSILON)
-            folded = tensors[f"{kernel}.weight"].transpose(2, 3, 1, 0) * scale
+            folded = axes.from_pytorch(tensors[f"{kernel}.weight"]) * scale
             parameters[f"{path}.kernel"] = np.asarray(folded, np.float32, order="C")
             parameters[f"{path}.bias"] = (bias - mean * scale).astype(np.float32)
         return parameters
@@ -132,7 +146,7 @@ class ResNet:
         for path, kernel, normalisation, _ in self._convolutions():
             bias = parameters[f"{path}.bias"]
             values = np.ones_like(bias), bias, np.zeros_like(bias), np.full_like(bias, 1 - EPSILON)
-            tensors[f"{kernel}.weight"] = np.ascontiguousarray(parameters[f"{path}.kernel"].transpose(3, 2, 0, 1))
+            tensors[f"{kernel}.weight"] = axes.to_pytorch(parameters[f"{path}.kernel"])
             tensors |= {f"{normalisation}.{name}": value for name, value in zip(_NORMALISATION, values, strict=True)}
         return tensors
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from rlpips_jax.backbones import axes
 from rlpips_jax.backbones.blurred_convolution import blurred_convolution
 from rlpips_jax.backbones.dropout import Dropout, dropped
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
@@ -142,25 +143,15 @@ class Sequential:
     @property
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor in a PyTorch file, by its name there."""
-        return {
-            _pytorch_name(name): (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape
-            for name, shape in self.shapes.items()
-        }
+        return {_pytorch_name(name): axes.of_pytorch(shape) for name, shape in self.shapes.items()}
 
     def from_pytorch(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Parameters by dotted path, from the tensors that `pytorch_shapes` names."""
-        native = {name: tensors[_pytorch_name(name)] for name in self.shapes}
-        return {
-            name: np.ascontiguousarray(tensor.transpose(2, 3, 1, 0)) if tensor.ndim == 4 else tensor
-            for name, tensor in native.items()
-        }
+        return {name: axes.from_pytorch(tensors[_pytorch_name(name)]) for name in self.shapes}
 
     def to_pytorch(self, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inverse of `from_pytorch`."""
-        return {
-            _pytorch_name(name): np.ascontiguousarray(tensor.transpose(3, 2, 0, 1)) if tensor.ndim == 4 else tensor
-            for name, tensor in parameters.items()
-        }
+        return {_pytorch_name(name): axes.to_pytorch(tensor) for name, tensor in parameters.items()}
 
     def convolutions(self) -> Iterator[tuple[tuple[str, ...], tuple[int, int, int, int]]]:
         """Path of each convolution in the parameter tree, and the shape (h, w, in, out) of its kernel."""

@@ -22,9 +22,9 @@ from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Convolution, Pool, Sequential
 from rlpips_jax.cli.options import Folder, device_problem
 from rlpips_jax.distances.distance import distance
-from rlpips_jax.distances.lpips import EPSILON
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load, recipes
+from rlpips_jax.ops.unit_vectors import EPSILON
 from rlpips_jax.weights import store
 from rlpips_jax.weights.inventory import availability, megabytes, places
 from rlpips_jax.weights.parameters import SCALE, SHIFT

@@ -47,11 +47,11 @@ from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
-from rlpips_jax.weights.parameters import SCALE, SHIFT, Parameters, digest, with_heads
+from rlpips_jax.ops.unit_vectors import unit_vectors
+from rlpips_jax.weights.parameters import Parameters, digest, with_heads
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 DEFAULT = "lpips-alex"
-EPSILON = 1e-10
 
 Features = tuple[Float[Array, "..."], ...]
 """Unit-normalised activations (shorter where floors damp them), one array `(..., h_l, w_l, c_l)` per tap."""
@@ -190,6 +190,11 @@ class Lpips:
     @property
     def can_pad(self) -> bool:
         """Whether `padded_distance` works: the backbone runs in stages."""
+        return isinstance(self.backbone, StagedBackbone)
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether `features_under` takes masks: the backbone runs in stages."""
         return isinstance(self.backbone, StagedBackbone)
 
     def padded_distance(
@@ -479,7 +484,10 @@ def _scaled(metric: Lpips, images: Images, value_range: ValueRange) -> Float[Arr
     images = to_symmetric(images, value_range, _accumulator_dtype(metric))
     if metric.version == "0.0":
         return images
-    shift, scale = (np.array([[[constant]]], np.float32).astype(images.dtype) for constant in (SHIFT, SCALE))
+    # What the network expects of images in [0, 1], for those in [-1, 1].
+    scaling = metric.backbone.scaling
+    constants = 2 * np.array([[[scaling.mean]]]) - 1, 2 * np.array([[[scaling.deviation]]])
+    shift, scale = (constant.astype(np.float32).astype(images.dtype) for constant in constants)
     return (images - shift) / scale
 
 
@@ -510,7 +518,7 @@ def _activations(
             kernels, floors = parameters
             activations = backbone.taps(kernels, x, computation)
             return [
-                _unit(each.astype(_accumulator_dtype(metric)), floor)
+                unit_vectors(each.astype(_accumulator_dtype(metric)), floor)
                 for each, floor in zip(activations, floors, strict=True)
             ]
 
@@ -520,7 +528,7 @@ def _activations(
     def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
         kernels, floor, dropout = parameters
         activation, sizes = backbone.stage(layers, kernels, x, computation=computation, sizes=sizes, dropout=dropout)
-        return activation, _unit(activation.astype(dtype), floor), sizes
+        return activation, unit_vectors(activation.astype(dtype), floor), sizes
 
     taps = []
     for layers, floor in zip(backbone.stages(), floors, strict=True):
@@ -543,19 +551,6 @@ def _floors(metric: Lpips) -> tuple[Float[Array, ""] | None, ...]:
         # A longer one would broadcast, and damp each channel or position differently.
         raise MetricError(f"{metric.name} has {taps} taps and needs one floor of shape () for each, got {shapes}")
     return tuple(jnp.asarray(floor, _accumulator_dtype(metric)) for floor in floors)
-
-
-def _unit(activation: Float[Array, "n h w c"], floor: Float[Array, ""] | None) -> Float[Array, "n h w c"]:
-    """f / (|f| + 1e-10), or with a floor f / max(sqrt(|f|^2 + c^2), 1e-10).
-
-    The square root never sees 0, where its slope is infinite, so no gradient is NaN.
-    """
-    square = jnp.sum(jnp.square(activation), axis=-1, keepdims=True)
-    if floor is not None:
-        return activation / jnp.sqrt(jnp.maximum(square + jnp.square(floor), EPSILON**2))
-    positive = square > 0
-    norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-    return activation / (norm + EPSILON)
 
 
 def _weighted_difference(

@@ -13,7 +13,7 @@ and is asked for where it is needed:
 | `PairwiseMetric` | `rows`, `rows_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if they are there |
 | `PaddedMetric` | `padded_distance`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
 | `EmbeddedMetric` | `embedded`: features whose squared Euclidean distance it is | attacks bounded by a metric |
-| `DropoutMetric` | `features_under`: features under masks of dropout | ensembles, if it is there |
+| `DropoutMetric` | `can_drop`, `features_under`: features under masks of dropout | ensembles, if they are there |
 | `TransposableMetric` | `transposed`: a network with transposed kernels | ensembles, if it is there |
 """
 
@@ -185,7 +185,12 @@ class PaddedMetric(Protocol, metaclass=_ByMembers):
 
 @runtime_checkable
 class DropoutMetric(Protocol, metaclass=_ByMembers):
-    """A metric whose network can be computed under masks of dropout."""
+    """A metric whose network may be computed under masks of dropout."""
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether its network allows that."""
+        ...
 
     def features_under(self, images: Images, dropout: Any, *, value_range: ValueRange = UNIT_RANGE) -> Features:
         """Features under `rlpips_jax.backbones.Dropout` masks."""

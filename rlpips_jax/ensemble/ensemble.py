@@ -84,7 +84,7 @@ class Ensemble(Generic[AnyMetric]):
     @property
     def signature(self) -> str:
         """A line that pins a number, together with key and samples: the metric's, with `keep` and `estimator`."""
-        keep = self.keep if isinstance(self.metric, DropoutMetric) else 1
+        keep = self.keep if _drops(self.metric) else 1
         return f"{self.metric.signature} ensemble keep={keep:g} estimator={self.estimator}"
 
     def distance(
@@ -416,11 +416,16 @@ class _Chunk:
     def _under(self, metric: Metric, arguments: Any, samples: Samples, turned: bool | Bool[Array, ""]) -> Any:
         def one(numbers: Float[Array, "n 9"], seeds: UInt32[Array, "n 2"]) -> Any:
             transformation = from_uniform(numbers, self.level, False)
-            dropout = None if self.keep == 1 or not isinstance(metric, DropoutMetric) else Dropout(seeds, self.keep)
+            dropout = None if self.keep == 1 or not _drops(metric) else Dropout(seeds, self.keep)
             features_of = functools.partial(_features, metric, transformation, dropout, turned)
             return self.function(metric, features_of, arguments)
 
         return jax.vmap(one)(samples.numbers, samples.seeds)
+
+
+def _drops(metric: Metric) -> bool:
+    """Whether inputs of its network's convolutions can be dropped out."""
+    return isinstance(metric, DropoutMetric) and metric.can_drop
 
 
 def _features(

@@ -1,4 +1,4 @@
-"""Bilinear resizing as PyTorch does it."""
+"""Resizing as PyTorch does it."""
 
 import jax
 import jax.numpy as jnp
@@ -14,3 +14,14 @@ def resize_bilinear(x: Float[Array, "n i j"], height: int, width: int) -> Float[
         antialias=False,
         precision=jax.lax.Precision.HIGHEST,
     ).astype(jnp.result_type(x))
+
+
+def resize_bicubic(x: Float[Array, "n i j c"], height: int, width: int) -> Float[Array, "n h w c"]:
+    """Bicubic resizing with antialiasing, as Pillow and PyTorch (`antialias=True`) have it; values may overshoot.
+
+    Cubic convolution with a = -0.5, widened by the factor by which the image shrinks; in float32 or more. An image of
+    that size stays as it is.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    shape = (x.shape[0], height, width, x.shape[-1])
+    return jax.image.resize(wide, shape, "bicubic", precision=jax.lax.Precision.HIGHEST)

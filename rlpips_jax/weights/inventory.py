@@ -62,6 +62,8 @@ class Availability:
         """Where the files lie, or why the metric cannot be loaded."""
         if self.damage:
             return self.damage
+        if any(part.converted for part in self.missing):
+            return "python -m convert makes it of a file that you have: docs/embeddings.md"
         if self.missing:
             return "it ships with this library, so the installation is incomplete: install rlpips-jax again"
         return ", ".join(f"{found.part.name}: {found.kind}" for found in self.found)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from rlpips_jax.backbones import Backbone, Sequential
+from rlpips_jax.backbones import Backbone, RenamedBackbone, Sequential
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.weights.pickle_reader import printable
 
@@ -140,6 +140,8 @@ def from_pytorch(tensors: Tensors, layout: Layout, source: str) -> Parameters:
         WeightsMismatch: tensors missing, left over or of another shape, not finite, or negative where they must not be.
     """
     backbone = layout.backbone
+    if isinstance(backbone, RenamedBackbone):
+        tensors = backbone.renamed(tensors)
     needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [backbone])}
     named = canonical(needed, source)
     beside = {weight.pytorch: weight for weight in layout.weights if weight.pytorch}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlpips_jax.backbones import BACKBONES, Backbone
+from rlpips_jax.backbones import BACKBONES, Backbone, EmbeddingBackbone
 from rlpips_jax.files.official import Official
 from rlpips_jax.weights.parameters import Layout
 
@@ -20,13 +20,15 @@ class Part:
         name: its native file is `{name}.safetensors`.
         layout: what it may hold.
         holds: the groups of parameters that it must hold.
-        official: the file in which its authors publish it; None for a file inside this package.
+        official: the file in which its authors publish it; None for a file inside this package, or a converted one.
+        converted: whether `python -m convert` makes it of a file that the user has: several are published.
     """
 
     name: str
     layout: Layout
     holds: tuple[str, ...]
     official: Official | None = None
+    converted: bool = False
 
     @property
     def backbone(self) -> Backbone:
@@ -36,7 +38,7 @@ class Part:
     @property
     def shipped(self) -> bool:
         """Whether it lies inside this package."""
-        return self.official is None
+        return self.official is None and not self.converted
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,20 @@ class Recipe:
         return self.layout.backbone
 
 
-def backbone_part(backbone: Backbone) -> Part:
-    """The official file of a network."""
-    return Part(backbone.name, Layout(backbone), BACKBONE, backbone.official)
+def backbone_part(backbone: Backbone, name: str | None = None) -> Part:
+    """The file of a network: the official one, or one under a name of its own that is converted.
+
+    Args:
+        backbone: the network.
+        name: of the file; by default that of the network.
+    """
+    official = None if name else backbone.official
+    return Part(name or backbone.name, Layout(backbone), BACKBONE, official, converted=official is None)
 
 
-BACKBONE_PARTS = {name: backbone_part(backbone) for name, backbone in BACKBONES.items() if backbone.official}
-"""The official backbones by name."""
+BACKBONE_PARTS = {
+    name: backbone_part(backbone)
+    for name, backbone in BACKBONES.items()
+    if backbone.official or isinstance(backbone, EmbeddingBackbone)
+}
+"""The backbones whose files others have published, by name."""

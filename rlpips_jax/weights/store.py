@@ -54,6 +54,12 @@ def obtain(part: Part, weights_dir: str | os.PathLike[str] | None = None) -> tup
         return read(path, part)
     if part.official is not None:
         return fetch(part)
+    if part.converted:
+        raise WeightsNotFound(
+            f"no weights for '{part.name}' on this machine, and no download: 'python -m convert --name {part.name} "
+            "--checkpoint FILE --out FOLDER' makes them of a file that you have, and weights_dir=FOLDER finds them "
+            "(docs/embeddings.md says which files there are)"
+        )
     raise WeightsNotFound(
         f"no weights for '{part.name}', though it ships with this library: {SHIPPED} lacks "
         f"{part.name}{native.SUFFIX}, so the installation is incomplete; install rlpips-jax again"

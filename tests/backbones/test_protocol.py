@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from rlpips_jax.backbones import (
     Scaling,
     StagedBackbone,
 )
+from rlpips_jax.backbones.convnext import ConvNeXt
+from rlpips_jax.backbones.vit import ViT
 from rlpips_jax.distances import lpips
 from rlpips_jax.errors import MetricError
 from rlpips_jax.files.official import Official
@@ -41,6 +43,15 @@ each = pytest.mark.parametrize("backbone", EVERY, ids=lambda backbone: f"{backbo
 def checkpoint(backbone: Backbone) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     return {name: random.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in backbone.pytorch_shapes.items()}
+
+
+def shrunk(backbone: Backbone) -> Backbone:
+    """A network of the same kind, of less than hundreds of megabytes."""
+    if isinstance(backbone, ViT):
+        return replace(backbone, width=24, depth=2, heads=2, tapped=(0, 1))
+    if isinstance(backbone, ConvNeXt):
+        return replace(backbone, widths=(8, 12, 16, 20), depths=(1, 1, 2, 1))
+    return backbone
 
 
 @each
@@ -63,6 +74,7 @@ def test_backbones_are_values() -> None:
 @each
 def test_taps_have_their_channels_at_the_minimum_size(backbone: Backbone) -> None:
     """Shapes are evaluated, so the claim is checked on the network itself."""
+    backbone = shrunk(backbone)
     parameters = from_pytorch(checkpoint(backbone), with_heads(backbone), "drawn weights")["backbone"]
     images = jax.ShapeDtypeStruct((1, backbone.minimum_size, backbone.minimum_size, 3), jnp.float32)
     taps = jax.eval_shape(lambda p, x: backbone.taps(p, x, Computation(dtype="bfloat16")), parameters, images)
@@ -75,6 +87,7 @@ def test_taps_have_their_channels_at_the_minimum_size(backbone: Backbone) -> Non
 
 @each
 def test_pytorch_s_tensors_become_the_parameters_and_come_back(backbone: Backbone) -> None:
+    backbone = shrunk(backbone)
     parameters = backbone.from_pytorch(checkpoint(backbone))
     assert {name: tensor.shape for name, tensor in parameters.items()} == backbone.shapes
     assert all(tensor.dtype == np.float32 for tensor in parameters.values())

@@ -76,6 +76,20 @@ def test_folded_parameters_survive_the_way_to_pytorch_and_back() -> None:
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), parameters, again)
 
 
+def test_names_of_the_robustness_library() -> None:
+    tensors = drawn_checkpoint(SMALL)
+    file = {f"module.model.{name}": tensor for name, tensor in tensors.items()}
+    file |= {f"module.attacker.model.{name}": tensor for name, tensor in tensors.items()}
+    file |= {
+        name: np.ones((3, 1, 1), np.float32)
+        for name in ("module.normalizer.new_mean", "module.attacker.normalize.new_std")
+    }
+    file["module.model.fc.weight"] = np.ones((10, 512), np.float32)
+    expected = from_pytorch(tensors, with_heads(SMALL), "drawn weights")
+    found = from_pytorch(file, with_heads(SMALL), "drawn weights")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_negative_variance_is_refused() -> None:
     tensors = drawn_checkpoint(SMALL)
     tensors["layer3.0.bn2.running_var"][3] = -0.5

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG
+from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG, EmbeddingBackbone
 from rlpips_jax.distances import lpips
 from rlpips_jax.ensemble import ensemble
 from rlpips_jax.errors import UnknownMetric
@@ -35,7 +35,7 @@ def test_names_are_unique() -> None:
 
 def test_names_can_name_files() -> None:
     for name in (*PARTS, *RECIPES):
-        assert re.fullmatch(r"[a-z]+(-?[a-z0-9]+)?(@[a-z0-9.]+)?", name)
+        assert re.fullmatch(r"[a-z]+(-?[a-z0-9]+)*(@[a-z0-9.]+)?", name)
 
 
 @pytest.mark.parametrize("part", OFFICIAL, ids=lambda part: part.name)
@@ -47,11 +47,11 @@ def test_official_files_are_described_well(part: Part) -> None:
     assert urlsplit(official.url).scheme == "https"
     assert official.url.endswith(f"/{official.file_name}")
     assert official.path.endswith(official.file_name)
-    assert official.licence in ("BSD-2-Clause", "BSD-3-Clause")
+    assert official.licence in ("BSD-2-Clause", "BSD-3-Clause", "MIT")
     assert len(official.citation) > 40
     # torchvision puts the first digits of the hash into the name.
     stated = re.search(r"-([0-9a-f]{8})\.pth$", official.file_name)
-    assert part.holds != BACKBONE or stated
+    assert stated or not official.url.startswith("https://download.pytorch.org")
     assert stated is None or official.sha256.startswith(stated[1])
 
 
@@ -95,8 +95,9 @@ def test_shipped_files_are_complete_and_described(part: registry.Part) -> None:
         assert "/" not in "".join(map(str, (card["trained"][name] for name in ("data", "validation", "metric"))))
 
 
-def test_every_backbone_with_an_official_file_has_a_baseline() -> None:
-    assert BACKBONE_PARTS.keys() == {name for name, backbone in BACKBONES.items() if backbone.official}
+def test_every_backbone_whose_file_others_published_has_a_baseline() -> None:
+    published = (name for name, each in BACKBONES.items() if each.official or isinstance(each, EmbeddingBackbone))
+    assert BACKBONE_PARTS.keys() == set(published)
     for name in BACKBONE_PARTS:
         baseline = RECIPES[f"baseline-{name}"]
         assert baseline.parts == (BACKBONE_PARTS[name],)
