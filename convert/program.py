@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,8 +14,10 @@ import numpy as np
 import tyro
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import BACKBONES, Backbone
+from rlpips_jax.backbones import BACKBONES, Backbone, EmbeddingBackbone, RenamedBackbone
+from rlpips_jax.distances import embedding
 from rlpips_jax.distances.lpips import HEADS, Lpips, heads_part
+from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.ensemble.ensemble import HEADS as ENSEMBLE_HEADS
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
 from rlpips_jax.loading import parts, recipes
@@ -32,7 +34,7 @@ from rlpips_jax.weights.parameters import (
     with_heads,
 )
 from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
-from rlpips_jax.weights.registry import BACKBONE_PARTS, Part
+from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 PROGRAM = "python -m convert"
 DIFFERENT, IMPOSSIBLE = 1, 2
@@ -62,6 +64,8 @@ class Convert:
 
     A whole metric:  --checkpoint latest_net_.pth --out DIR
 
+    A network whose embeddings are compared:  --architecture clip-vit-b32 --checkpoint pytorch_model.bin --out DIR
+
     Back to PyTorch:  --to-pytorch rlpips-alex --weights-dir DIR --out rlpips-alex.pth
 
     Compare only:  --verify --name lpips-alex
@@ -75,13 +79,16 @@ class Convert:
     heads: File = None
     """Heads of LPIPS (.pth) or of E-LPIPS (.npy)."""
     checkpoint: File = None
-    """State dict of a whole LPIPS or R-LPIPS, or of its heads alone."""
+    """State dict of a whole LPIPS or R-LPIPS, or of its heads alone; or of a network whose embeddings are compared."""
     to_pytorch: Annotated[str | None, tyro.conf.arg(metavar="METRIC", help_behavior_hint="")] = None
     """Lpips, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")] = None
     """Folder for the weight files; with --to-pytorch, the file to write."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="|".join(BACKBONE_PARTS), help_behavior_hint="")] = None
-    """Network; by default it is known by its tensors."""
+    backbone: Annotated[
+        str | None,
+        tyro.conf.arg(aliases=("--architecture",), metavar="|".join(BACKBONE_PARTS), help_behavior_hint=""),
+    ] = None
+    """Network; by default it is known by its tensors, where these tell it."""
     name: Name = None
     """Name of the metric, such as lpips-squeeze@elpips or rlpips-alex; one with another name is loaded by path."""
     version: Annotated[Literal["0.1", "0.0"] | None, tyro.conf.arg(metavar="0.1|0.0", help_behavior_hint="")] = None
@@ -149,7 +156,8 @@ def run(config: Convert) -> int:
         metric = _load(config.name, config.weights_dir)
     if not config.verify:
         return 0
-    assert metric is not None
+    if not isinstance(metric, Lpips):
+        raise ArgumentError("--verify compares LPIPS with PyTorch, and this metric is of another family; leave it out")
     return _verify(metric, [config.out] if config.to_pytorch and config.out else sources, config.images)
 
 
@@ -203,13 +211,16 @@ def _check(config: Convert) -> None:
             raise ArgumentError(message)
 
 
-def _convert(config: Convert) -> Lpips | None:
+def _convert(config: Convert) -> Metric | None:
     """Writes weight files; returns the metric they make, None where its backbone is not on this machine."""
     assert config.out is not None
     products: list[Product] = []
-    if config.weights is not None:
+    embedded = _embedded(config)
+    if embedded is not None:
+        products.append(_embedding(embedded, config, config.out))
+    elif config.weights is not None:
         products.append(_backbone(config.weights, config, config.out))
-    if config.heads is not None or config.checkpoint is not None:
+    if embedded is None and (config.heads is not None or config.checkpoint is not None):
         products.append(_heads(config, config.out))
     networks = {product.part.backbone.name for product in products}
     if len(networks) > 1:
@@ -230,7 +241,9 @@ def _convert(config: Convert) -> Lpips | None:
     if not (whole or backbone is None or config.verify or store.locate(backbone, config.out)):
         print(f"signature  needs the backbone '{backbone.name}', which is not on this machine yet")
         return None
-    if last.part in BACKBONE_PARTS.values():
+    if embedded is not None:
+        name = last.part.name if last.part in embedded.parts else str(last.path)
+    elif last.part in BACKBONE_PARTS.values():
         name = f"baseline-{last.part.name}"
     elif last.part.name in METRICS:
         name = last.part.name
@@ -258,6 +271,43 @@ def _backbone(path: Path, config: Convert, out: Path) -> Product:
     return Product(out / (part.name + native.SUFFIX), part, parameters, _provenance(checkpoint), checkpoint)
 
 
+def _embedded(config: Convert) -> Recipe | None:
+    """The metric of embeddings that --name or --backbone asks for; None for any other."""
+    if config.heads is not None:
+        return None
+    asked = (name for name in (config.name, config.backbone) if name in embedding.RECIPES)
+    return next((embedding.RECIPES[name] for name in asked), None)
+
+
+def _embedding(recipe: Recipe, config: Convert, out: Path) -> Product:
+    """The weight file of a network whose embeddings are compared, under its own name or that of --name."""
+    path = config.checkpoint or config.weights
+    assert path is not None
+    if config.backbone not in (None, recipe.backbone.name):
+        raise ArgumentError(
+            f"{recipe.name} has the network {recipe.backbone.name}, but --architecture is {config.backbone}"
+        )
+    tensors = read_checkpoint(path, keep=lambda name: is_needed(name, [recipe.backbone]))
+    (part,) = recipe.parts
+    checkpoint = Checkpoint(path, tensors, store.identify(path, [part]), part)
+    metadata = {"metric": recipe.name, **_provenance(checkpoint)}
+    parameters = _parameters(checkpoint, recipe.layout)
+    if config.name and config.name != recipe.name:
+        part = replace(part, name=_new_name(config.name))
+    return Product(out / (part.name + native.SUFFIX), part, parameters, metadata, checkpoint)
+
+
+def _new_name(name: str) -> str:
+    """A name that a metric of one's own may have.
+
+    Raises:
+        ArgumentError: it may not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in recipes():
+        raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
+    return name
+
+
 def _heads(config: Convert, out: Path) -> Product:
     """The weight file of heads, with the backbone if the checkpoint has one."""
     path = config.heads or config.checkpoint
@@ -278,17 +328,26 @@ def _read(path: Path) -> Checkpoint:
     official = store.identify(path, parts().values())
     if official is not None:
         return Checkpoint(path, tensors, official, official)
-    shapes = {name: item.tensor.shape for name, item in canonical(tensors, str(path)).items()}
+    named = canonical(tensors, str(path))
 
     def likeness(part: Part) -> tuple[int, int]:
+        found = {name: item.tensor for name, item in named.items()}
+        if isinstance(part.backbone, RenamedBackbone):
+            found = part.backbone.renamed(tensors)
         expected = with_heads(part.backbone).pytorch_shapes
-        return sum(expected.get(name) == shape for name, shape in shapes.items()), -len(expected)
+        return sum(expected.get(name) == tensor.shape for name, tensor in found.items()), -len(expected)
 
     best = max(_in_pytorch().values(), key=likeness)
     if likeness(best)[0] == 0:
         raise WeightsMismatch(
             f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(tensors)} "
             "tensors has the name and the shape of a tensor of theirs"
+        )
+    if isinstance(best.backbone, EmbeddingBackbone):
+        alike = [part.name for part in _in_pytorch().values() if likeness(part) == likeness(best)]
+        raise ArgumentError(
+            f"{path} resembles the network {' or '.join(alike)}: give --architecture and --checkpoint. Files do not "
+            "say which activation a network has, so it is not guessed (docs/embeddings.md)"
         )
     return Checkpoint(path, tensors, None, best)
 
@@ -297,7 +356,7 @@ def _in_pytorch() -> dict[Backbone, Part]:
     """The networks that a PyTorch file may be of, each with the first part that has it: heads, or the backbone."""
     found: dict[Backbone, Part] = {}
     for part in (*METRICS.values(), *BACKBONE_PARTS.values()):
-        if part.official or part.backbone.official:
+        if part.official or part.backbone.name in BACKBONE_PARTS:
             found.setdefault(part.backbone, part)
     return found
 
@@ -323,9 +382,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     name = config.name.removesuffix("@0.1") if config.name else usual
     part = METRICS.get(name)
     if part is None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.@+-]*", name) or name in BACKBONE_PARTS or name in recipes():
-            raise ArgumentError(f"--name {name!r} cannot name a metric: it is in use, or unfit for a file's name")
-        return heads_part(name, recipes()[base].backbone), base
+        return heads_part(_new_name(name), recipes()[base].backbone), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
     if config.backbone not in (None, part.backbone.name):
         raise ArgumentError(f"{name} has the backbone {part.backbone.name}, but --backbone is {config.backbone}")

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, overload
 
 from jax.typing import DTypeLike
 
-from rlpips_jax.distances import lpips, stlpips
+from rlpips_jax.distances import embedding, lpips, stlpips
 from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.lpips import DEFAULT, Lpips
 from rlpips_jax.distances.options import Options
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Family] = {
     "lpips": lpips.FAMILY,
     "elpips": ensemble.FAMILY,
     "stlpips": stlpips.FAMILY,
+    "embedding": embedding.FAMILY,
 }
 """Every family of metrics. What stands here is loaded by name, listed, tested and offered by the command line."""
 
