@@ -328,14 +328,11 @@ def _read(path: Path) -> Checkpoint:
     official = store.identify(path, parts().values())
     if official is not None:
         return Checkpoint(path, tensors, official, official)
-    named = canonical(tensors, str(path))
 
     def likeness(part: Part) -> tuple[int, int]:
-        found = {name: item.tensor for name, item in named.items()}
-        if isinstance(part.backbone, RenamedBackbone):
-            found = part.backbone.renamed(tensors)
-        expected = with_heads(part.backbone).pytorch_shapes
-        return sum(expected.get(name) == tensor.shape for name, tensor in found.items()), -len(expected)
+        own = part.backbone.renamed(tensors) if isinstance(part.backbone, RenamedBackbone) else tensors
+        expected, named = with_heads(part.backbone).pytorch_shapes, canonical(own, str(path))
+        return sum(expected.get(name) == item.tensor.shape for name, item in named.items()), -len(expected)
 
     best = max(_in_pytorch().values(), key=likeness)
     if likeness(best)[0] == 0:

@@ -232,6 +232,14 @@ def test_networks_are_recognised_by_their_tensors(
     assert names(out) == [f"{stem}.safetensors"]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "module.model."], ids=["parallel", "robustness"])
+def test_residual_networks_are_recognised_after_a_prefix(prefix: str, tmp_path: Path, out: Path) -> None:
+    tensors = {prefix + name: np.zeros(shape, np.float32) for name, shape in RESNET18.pytorch_shapes.items()}
+    write_checkpoint(tmp_path / "a.pth", tensors)
+    assert run("--weights", tmp_path / "a.pth", "--out", out) == 0
+    assert names(out) == ["resnet18.safetensors"]
+
+
 # Refusals.
 
 
