@@ -20,6 +20,7 @@ from .distances.distance import (
     distance_map as distance_map,
     layer_distances as layer_distances,
 )
+from .distances.embedding import Embedding as Embedding
 from .distances.lpips import Lpips as Lpips
 from .distances.pairwise import pairwise as pairwise
 from .distances.protocol import Metric as Metric, RandomMetric as RandomMetric

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, overload
 from jax.typing import DTypeLike
 
 from rlpips_jax.distances import embedding, lpips, stlpips
+from rlpips_jax.distances.embedding import Embedding
 from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.lpips import DEFAULT, Lpips
 from rlpips_jax.distances.options import Options
@@ -30,6 +31,16 @@ FAMILIES: dict[str, Family] = {
 PREFIX = "ensemble:"
 """Before the name of any metric, puts it under E-LPIPS's transformations."""
 
+EmbeddingName = Literal[
+    "clip-vit-b16",
+    "clip-vit-b32",
+    "convnext-b",
+    "dreamsim-clip-vit-b32",
+    "dreamsim-openclip-vit-b32",
+    "openclip-convnext-b",
+    "openclip-vit-b16",
+    "openclip-vit-b32",
+]
 EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
 
 
@@ -46,6 +57,21 @@ def load(  # pyright: ignore[reportOverlappingOverload]
     forward_mode: bool = False,
     frozen: bool = False,
 ) -> Ensemble: ...
+
+
+@overload
+def load(  # pyright: ignore[reportOverlappingOverload]
+    name: EmbeddingName,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    unweighted: bool = False,
+    dtype: DTypeLike = "float32",
+    precision: str = "highest",
+    max_batch: int | None = None,
+    remat: bool = False,
+    forward_mode: bool = False,
+    frozen: bool = False,
+) -> Embedding: ...
 
 
 @overload
@@ -98,7 +124,7 @@ def load(
         frozen: stop gradients by the metric's parameters: for a metric that is a field of a model which is trained.
 
     Returns:
-        An `Lpips`, or an `Ensemble`, which is random and needs a key.
+        An `Lpips`, or what else its family has: an `Embedding`, or an `Ensemble`, which is random and needs a key.
 
     Raises:
         UnknownMetric: no metric of this name.

@@ -1,7 +1,7 @@
 """Depthwise convolution: each channel by a kernel of its own.
 
-On CPU XLA computes each channel apart. A sum of shifted products, which it makes one loop of, takes a fourteenth of the
-time there (7x7, 512 channels).
+On CPU XLA computes each channel apart, and takes ten times as long as for a sum of shifted products, which it makes one
+loop of (7x7, 128 channels of 56x56 pixels, 512 channels of 14x14).
 """
 
 import functools

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from rlpips_jax.backbones import Backbone, RenamedBackbone, Sequential
-from rlpips_jax.errors import WeightsMismatch
+from rlpips_jax.errors import MetricError, WeightsMismatch
 from rlpips_jax.weights.pickle_reader import printable
 
 Parameters = dict[str, PyTree]
@@ -254,8 +255,15 @@ def to_pytorch(parameters: Parameters, backbone: Backbone) -> dict[str, np.ndarr
 
 
 def digest(parameters: Parameters) -> str:
-    """sha256 over names, shapes and float32 values of all parameters."""
-    return digest_tensors(dict(flatten(parameters)))
+    """sha256 over names, shapes and float32 values of all parameters.
+
+    Raises:
+        MetricError: the parameters are traced or abstract, and so have no values.
+    """
+    leaves = dict(flatten(parameters))
+    if not all(isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer) for leaf in leaves.values()):
+        raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
+    return digest_tensors(leaves)
 
 
 def digest_tensors(tensors: Mapping[str, Any]) -> str:

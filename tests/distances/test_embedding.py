@@ -14,6 +14,7 @@ from rlpips_jax.backbones import CLIP, Computation
 from rlpips_jax.backbones.convnext import ConvNeXt
 from rlpips_jax.backbones.vit import ViT
 from rlpips_jax.distances.embedding import Embedding
+from rlpips_jax.errors import MetricError
 from rlpips_jax.weights.parameters import Layout, from_pytorch
 
 TOWERS = (
@@ -110,6 +111,14 @@ def test_other_precisions(dtype: str) -> None:
         found = rl.distance(x.astype(np.float64) if dtype == "float64" else x, y, metric(TOWERS[0], dtype=dtype))
         assert found.dtype == ("float64" if dtype == "float64" else "float32")
     np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype == "float64" else 0.1)
+
+
+def test_a_signature_needs_values() -> None:
+    signature = metric(TOWERS[0]).signature
+    assert "drawn-vit backbone=vit size=32 activation=gelu taps=2 parameters=" in signature
+    assert signature != metric(TOWERS[0], centred=True).signature
+    with pytest.raises(MetricError, match="outside jit"):
+        jax.eval_shape(lambda traced: len(traced.signature), metric(TOWERS[0]))
 
 
 def test_embedded_vectors_have_the_distance_as_their_square() -> None:
