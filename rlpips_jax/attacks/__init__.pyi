@@ -51,6 +51,10 @@ from .project_perceptual import (
     perceptual_distance as perceptual_distance,
     project_perceptual as project_perceptual,
 )
+from .recolor import (
+    RecolorResult as RecolorResult,
+    recolor as recolor,
+)
 from .result import AttackResult as AttackResult
 from .search import search as search
 from .semantic import (

@@ -3,22 +3,20 @@
 The paper penalises flows that are not smooth; here they are smooth by construction, and of bounded length.
 """
 
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
-from rlpips_jax.attacks.procedure import Point, Procedure, State
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.search import search
-from rlpips_jax.errors import AttackError
+from rlpips_jax.attacks.warp import Warp, checked_smoothness
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 SMOOTHNESS = 1.5
@@ -80,13 +78,16 @@ def spatial(
     images, value_range = as_floats(images, value_range)
     check_counts(steps=steps, restarts=restarts)
     epsilon = radius_of("epsilon", epsilon, images, units="pixels")
-    deviation = radius_of("smoothness", smoothness, images, units="pixels")
-    if deviation.ndim:
-        raise AttackError(f"smoothness must be one number of pixels, got shape {deviation.shape}")
     step_size = (
         2.5 * epsilon / steps if step_size is None else radius_of("step_size", step_size, images, units="pixels")
     )
-    flows = _Flows(images, epsilon, deviation, step_size, random_start)
+    flows = _Flows(
+        images=images,
+        epsilon=epsilon,
+        smoothness=checked_smoothness(smoothness, images, units="pixels"),
+        step_size=step_size,
+        random_start=random_start,
+    )
     return cast(
         SpatialResult,
         search(as_pytree(objective, value_range), images, flows, key=as_key(key), steps=steps, restarts=restarts),
@@ -122,20 +123,6 @@ def resample(images: Float[Array, "... h w c"], flow: Float[Array, "... h w 2"])
     return upper * (1 - v) + lower * v
 
 
-def smooth(field: Float[Array, "... h w 2"], deviation: Float[Array, ""]) -> Float[Array, "... h w 2"]:
-    """Means weighted by a Gaussian over what lies in the image."""
-    down, across = (_weights(size, deviation, field.dtype) for size in field.shape[-3:-1])
-    return jnp.einsum("yi,...ijk,xj->...yxk", down, field, across, precision="highest")
-
-
-def _weights(size: int, deviation: Float[Array, ""], dtype: DTypeLike) -> Float[Array, "size size"]:
-    """Rows that sum to 1."""
-    positions = jnp.arange(size, dtype=dtype)
-    # As good as 0, without dividing by it.
-    scaled = (positions[:, None] - positions) / jnp.maximum(deviation, 1e-3).astype(dtype)
-    return jax.nn.softmax(-jnp.square(scaled) / 2, axis=-1)
-
-
 def _length(field: Float[Array, "... h w 2"]) -> Float[Array, "... h w 1"]:
     return jnp.sqrt(jnp.sum(jnp.square(field), axis=-1, keepdims=True))
 
@@ -149,35 +136,21 @@ def _unit(field: Float[Array, "... h w 2"]) -> Float[Array, "... h w 2"]:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Flows(Procedure):
-    images: Float[Array, "n ..."]
-    epsilon: Float[Array, "..."]
-    smoothness: Float[Array, ""]
-    step_size: Float[Array, "..."]
-    random_start: bool = field(metadata={"static": True})
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Flows(Warp):
+    axes: ClassVar[int] = 2
 
-    def origin(self) -> Float[Array, "n ... h w 2"]:
-        return jnp.zeros((*self.images.shape[:-1], 2), self.images.dtype)
+    def shape(self) -> tuple[int, ...]:
+        return (*self.images.shape[:-1], 2)
 
-    def start(self, key: Key) -> Float[Array, "n ... h w 2"]:
-        if not self.random_start:
-            return self.origin()
-        shape, dtype = (*self.images.shape[:-1], 2), self.images.dtype
-        noise = smooth(jax.random.normal(key, shape, dtype), self.smoothness)
-        longest = jnp.max(_length(noise), axis=balls.IMAGE, keepdims=True)
-        return balls.per_example(self.epsilon, self.images) * noise / longest
+    def length(self, field: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 1"]:
+        return _length(field)
 
-    def step(self, state: State, point: Point) -> tuple[State, Float[Array, "n ... h w 2"]]:
-        return state, point.variable + balls.per_example(self.step_size, self.images) * _unit(point.at.gradient)
+    def steepest(self, gradient: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:
+        return _unit(gradient)
 
-    def project(self, variable: Float[Array, "n ... h w 2"]) -> Float[Array, "n ... h w 2"]:
-        length = _length(variable)
-        radius = balls.per_example(self.epsilon, self.images)
-        return variable * jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
-
-    def render(self, variable: Float[Array, "n ... h w 2"]) -> Float[Array, "n ..."]:
-        return resample(self.images, smooth(variable, self.smoothness))
+    def displaced(self, displacement: Float[Array, "n ... h w 2"]) -> Float[Array, "n ..."]:
+        return resample(self.images, displacement)
 
     def report(self, result: AttackResult, variable: Float[Array, "n ... h w 2"]) -> SpatialResult:
-        return SpatialResult(**vars(result), flow=smooth(variable, self.smoothness))
+        return SpatialResult(**vars(result), flow=self.displacement(variable))

@@ -20,6 +20,7 @@ from rlpips_jax.attacks.noise import noise
 from rlpips_jax.attacks.objectives import ATTACKED, Objective
 from rlpips_jax.attacks.perceptual_pgd import perceptual_pgd
 from rlpips_jax.attacks.pgd import pgd
+from rlpips_jax.attacks.recolor import recolor
 from rlpips_jax.attacks.result import AttackResult
 from rlpips_jax.attacks.semantic import semantic
 from rlpips_jax.attacks.shift import shift
@@ -137,6 +138,9 @@ ATTACKS: dict[str, AttackEntry] = {
     "spatial": AttackEntry(
         function=spatial, does="moves pixels, smoothly, instead of changing them", norms=(), unit="pixels",
         random_start=True,
+    ),
+    "recolor": AttackEntry(
+        function=recolor, does="maps colours to others, smoothly, the same everywhere in an image", norms=("linf",),
     ),
     "shift": AttackEntry(
         function=shift, does="moves whole images by whole pixels, the worst of all shifts", norms=(), unit="pixels",

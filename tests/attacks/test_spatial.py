@@ -9,7 +9,8 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 import rlpips_jax as rl
-from rlpips_jax.attacks.spatial import resample, smooth
+from rlpips_jax.attacks.spatial import resample
+from rlpips_jax.attacks.warp import smooth
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import AttackError
 from tests.attacks.conftest import pictures, programs
