@@ -12,12 +12,17 @@ from .expectations import (
     expected_ranking as expected_ranking,
 )
 from .fast_lagrangian import fast_lagrangian as fast_lagrangian
+from .first_reversal import first_reversal as first_reversal
 from .impostor import (
     ImpostorResult as ImpostorResult,
     impostor as impostor,
 )
 from .keys import Key as Key
 from .lagrangian import lagrangian as lagrangian
+from .minimum import (
+    MinimumResult as MinimumResult,
+    minimum as minimum,
+)
 from .noise import noise as noise
 from .objectives import (
     ATTACKED as ATTACKED,
@@ -74,6 +79,7 @@ from .square import square as square
 from .table import (
     ATTACKS as ATTACKS,
     AttackEntry as AttackEntry,
+    union as union,
 )
 from .worst_case import (
     Attack as Attack,

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlpips_jax.attacks.apgd import apgd
-from rlpips_jax.attacks.arguments import Radius
+from rlpips_jax.attacks.arguments import Radius, as_floats, radius_of
 from rlpips_jax.attacks.distort import distort
 from rlpips_jax.attacks.fast_lagrangian import fast_lagrangian
+from rlpips_jax.attacks.first_reversal import first_reversal
 from rlpips_jax.attacks.impostor import impostor
 from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.lagrangian import lagrangian
+from rlpips_jax.attacks.minimum import minimum
 from rlpips_jax.attacks.noise import noise
 from rlpips_jax.attacks.objectives import ATTACKED, Objective
 from rlpips_jax.attacks.perceptual_pgd import perceptual_pgd
@@ -30,10 +32,12 @@ from rlpips_jax.attacks.worst_case import worst_case
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
-Takes = Literal["objective", "distance", "references", "bounded objective"]
+Takes = Literal["objective", "goal", "distance", "references", "bounded objective"]
 """What an attack is called with:
 
 - "objective": `objective, images, *, key, epsilon`; it works on the order of triplets and on distances.
+- "goal": `objective, images, *, key`, and `epsilon` if it is bounded; it looks for a small change that reaches the
+  objective's goal, such as the reversal of an order, and returns a `MinimumResult`.
 - "distance": `metric, images, *, key, epsilon` (or `bound`); it moves each image against itself.
 - "references": `metric, images, references, *, key, epsilon`.
 - "bounded objective": `objective, images, *, key, metric, bound`.
@@ -41,13 +45,18 @@ Takes = Literal["objective", "distance", "references", "bounded objective"]
 
 RADII: Mapping[str, tuple[str, ...]] = {
     "linf": ("1/255", "2/255", "4/255"),
+    "range": ("2/255", "4/255", "8/255"),
     "l2": ("0.5", "1", "2"),
     "pixels": ("0.5", "1"),
 }
 """Radii that are measured where none are given, by norm or unit; fractions of the whole range of values."""
 
-STRENGTH: Mapping[str, str] = {"linf": "2/255", "l2": "1", "pixels": "1"}
+STRENGTH: Mapping[str, str] = {"linf": "2/255", "range": "2/255", "l2": "1", "pixels": "1"}
 """The radius that one picture is attacked with where none is given."""
+
+
+PIXEL = 4 / 255
+"""The change of values that `union` takes to be as large as a displacement by one pixel, as a share of their range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,7 @@ class AttackEntry:
         takes: how it is called.
         norms: those that its ball can have, by the argument `norm` if there are several; empty if it has no ball.
         unit: the unit of its radius: that of the values ("range"), "pixels", the "metric", or the metric's "root".
-        radius: name of the argument that bounds it, "epsilon" or "bound".
+        radius: name of the argument that bounds it, "epsilon" or "bound"; "" if nothing does.
         restarts: whether it takes `restarts`.
         random_start: whether it takes `random_start`.
         gradients: whether it needs the gradient of what it attacks.
@@ -74,7 +83,7 @@ class AttackEntry:
     takes: Takes = "objective"
     norms: tuple[str, ...] = ("linf", "l2")
     unit: Literal["range", "pixels", "metric", "root"] = "range"
-    radius: Literal["epsilon", "bound"] = "epsilon"
+    radius: Literal["epsilon", "bound", ""] = "epsilon"
     restarts: bool = True
     random_start: bool = False
     gradients: bool = True
@@ -124,6 +133,28 @@ def strongest(
     return worst_case(objective, images, key=key, attacks=parts, value_range=value_range)
 
 
+def union(
+    objective: Objective,
+    images: Images,
+    *,
+    key: Key,
+    epsilon: Radius,
+    steps: int,
+    restarts: int = 1,
+    value_range: ValueRange = UNIT_RANGE,
+) -> AttackResult:
+    """`worst_case` of threats of several kinds (Maini et al., "Adversarial robustness against the union of multiple
+    perturbation models", 2020): `pgd`, `apgd`, `square` and `recolor` within epsilon in l-inf, and `spatial` within as
+    many pixels as `PIXEL` goes into epsilon."""
+    images, value_range = as_floats(images, value_range)
+    epsilon = radius_of("epsilon", epsilon, images)
+    common = {"steps": steps, "restarts": restarts}
+    parts = [functools.partial(attack, epsilon=epsilon, **common) for attack in (pgd, apgd, square, recolor)]
+    pixels = epsilon / (PIXEL * (value_range[1] - value_range[0]))
+    parts.append(functools.partial(spatial, epsilon=pixels, **common))
+    return worst_case(objective, images, key=key, attacks=parts, value_range=value_range)
+
+
 ATTACKS: dict[str, AttackEntry] = {
     "pgd": AttackEntry(
         function=pgd, does="follows the gradient in a ball around each image", random_start=True
@@ -147,6 +178,18 @@ ATTACKS: dict[str, AttackEntry] = {
         restarts=False, gradients=False, pace=16, measured=("1", "2", "3", "4", "5", "6", "7", "8"),
     ),
     "worst_case": AttackEntry(function=strongest, does="the worst of `pgd`, `apgd` and `square` for each example"),
+    "union": AttackEntry(
+        function=union, does="the worst of `pgd`, `apgd`, `square`, `recolor` in l-inf and of `spatial`, one pixel for "
+        "4/255", norms=(),
+    ),
+    "minimum": AttackEntry(
+        function=minimum, does="finds the smallest ball in which an order can be reversed", takes="goal", radius="",
+        restarts=False,
+    ),
+    "first_reversal": AttackEntry(
+        function=first_reversal, does="stops at the first image that reverses an order (TMLR 2023)", takes="goal",
+        norms=("linf",), restarts=False, measured=("0.015",),
+    ),
     "distort": AttackEntry(
         function=distort, does="looks the same and measures far", takes="distance", moves=("reference",)
     ),
@@ -192,7 +235,7 @@ def entry(name: str) -> AttackEntry:
 
 def markdown() -> str:
     """The table of the README."""
-    bounds = {"range": "", "pixels": "pixels", "metric": "the metric", "root": "root of the metric"}
+    bounds = {"range": "a share of the range", "pixels": "pixels", "metric": "the metric", "root": "root of the metric"}
     rows = ["| attack | what it does | within | moves | gradients |", "|---|---|---|---|---|"]
     for name, attack in ATTACKS.items():
         within = ", ".join(norm.replace("linf", "l-inf") for norm in attack.norms) or bounds[attack.unit]

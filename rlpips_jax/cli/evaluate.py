@@ -19,12 +19,12 @@ import tyro
 from rlpips_jax import reports
 from rlpips_jax.attacks import Randomness
 from rlpips_jax.attacks.expectations import DRAWS, JUDGED
-from rlpips_jax.attacks.table import ATTACKS, names
+from rlpips_jax.attacks.table import ATTACKS, AttackEntry, names
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.evaluate_pairs import PairRun, pair_tables
 from rlpips_jax.cli.options import load_metric
 from rlpips_jax.cli.results import Recording, write_whole
-from rlpips_jax.cli.threats import CROPPED, PictureAttack, Threat, epsilon_of
+from rlpips_jax.cli.threats import CROPPED, Threat, TripletAttack, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import AttackError
@@ -34,13 +34,14 @@ from rlpips_jax.evaluation.judged_pairs import JudgedPairs
 from rlpips_jax.evaluation.measurement import Conditions, Distances, Evaluation, Score
 from rlpips_jax.evaluation.pair_sources import pair_source_of
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
+from rlpips_jax.evaluation.reversal_radii import Radii, reversal_radii, summarise
 from rlpips_jax.evaluation.triplets import AnyTriplets
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
 """Columns of the table, and their names in documents."""
 
-RESULTS = ("by_kind", "exposure", "agreement")
-"""Names of results in documents: of triplets, of references and of judged pairs."""
+RESULTS = ("by_kind", "exposure", "radii", "agreement")
+"""Names of results in documents: of triplets, of references, of radii of reversal, and of judged pairs."""
 
 SIDES = Literal["closer", "farther", "both", "reference", "worst"]
 
@@ -58,10 +59,11 @@ class Evaluate(TripletOptions):
     results are not computed again.
     """
 
-    attack: Annotated[tuple[PictureAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
+    attack: Annotated[tuple[TripletAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
     """Attack to measure too; worst_case is the worst of pgd, apgd and square. distort and impostor change references
     alone: to the largest distance within --epsilon, or to the largest difference of pixels within --bound; their table
-    compares with the usual distance and difference. May be given several times."""
+    compares with the usual distance and difference. minimum and first_reversal look for the smallest change that
+    reverses each triplet; their table has its quartiles. May be given several times."""
 
     norm: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Norms in which attacks are bounded."""
@@ -145,9 +147,9 @@ class Evaluate(TripletOptions):
             natural_pairs: np.ndarray | None = None
             for run in runs:
                 bar.set_description(run.title)
-                if run.threat.exposes:
+                if run.threat.exposes or run.threat.seeks:
                     assert natural is not None
-                    run.expose(natural, bar.update)
+                    (run.expose if run.threat.exposes else run.seek)(natural, bar.update)
                     continue
                 evaluation = run.evaluation(None if run.threat.is_base else natural, bar.update)
                 if run.threat.is_base:
@@ -174,7 +176,7 @@ class Evaluate(TripletOptions):
         if not 0 < self.bound < float("inf"):
             raise AttackError(f"--bound must be above 0, a share of the metric's usual distance, got {self.bound:g}")
         bounded = [name for name in self.attack if ATTACKS[name].radius == "epsilon"]
-        ranked = {*self.attack} - {*names("distance")}
+        ranked = {*self.attack} - {*names("distance", "goal")}
         options = {"epsilon": (self.epsilon, bounded), "surrogate": (self.surrogate, ranked)}
         options |= {"fixed-key": (self.fixed_key, self.attack), "draws": (self.draws, self.attack)}
         for name, (given, users) in options.items():
@@ -230,18 +232,20 @@ class Evaluate(TripletOptions):
         threats = [Threat()]
         for name in dict.fromkeys(self.attack):
             attack = ATTACKS[name]
-            alone = attack.takes == "distance"
             for norm in self._norms(name):
-                sides = attack.moves if alone else self.attacked
-                if pairs:
-                    sides = ("away",) if alone else ("against",)
-                for side in sides:
-                    texts = self.epsilon or attack.radii(norm) if norm else ()
-                    for radius in [epsilon_of(text, norm) for text in texts] or [self.bound]:
+                for side in self._sides(attack, pairs=pairs):
+                    for radius in self._radii(attack, norm):
                         threat = Threat(name, norm, radius, side, attack.pace * self.steps, self.restarts)
-                        threats += self._adapted(threat, metric, None if alone else surrogate)
+                        threats += self._adapted(threat, metric, surrogate)
         shifts = (0, *self.shift) if self.shift and not pairs else ()
         return threats + [Threat(CROPPED, "pixels", float(shift)) for shift in shifts]
+
+    def _sides(self, attack: AttackEntry, *, pairs: bool) -> Sequence[str]:
+        """Which images of triplets an attack moves, or which way it moves the distorted images of pairs."""
+        alone = attack.takes == "distance"
+        if pairs:
+            return ("away",) if alone else ("against",)
+        return attack.moves if alone else self.attacked
 
     def _norms(self, name: str) -> tuple[str, ...]:
         """Norms or units in which an attack is measured; "" for a bound on the metric."""
@@ -249,6 +253,12 @@ class Evaluate(TripletOptions):
         if attack.radius == "bound":
             return ("",)
         return tuple(norm for norm in self.norm if norm in attack.norms) if attack.norms else (attack.unit,)
+
+    def _radii(self, attack: AttackEntry, norm: str) -> list[float]:
+        """Radii of an attack; 0 for one that nothing bounds."""
+        if attack.radius == "bound":
+            return [self.bound]
+        return [epsilon_of(text, norm) for text in self.epsilon or attack.radii(norm)] if attack.radius else [0.0]
 
     def _adapted(
         self, threat: Threat, metric: Metric | RandomMetric, surrogate: Metric | RandomMetric | None
@@ -259,10 +269,12 @@ class Evaluate(TripletOptions):
             draws = dict.fromkeys(self.draws or (DRAWS,)) if is_random(attacked) else (0,)
             return [dataclasses.replace(threat, draws=count, **more) for count in draws]
 
+        if threat.seeks:
+            return [dataclasses.replace(threat, fixed=is_random(metric))]
         threats = against(metric)
         if self.fixed_key and is_random(metric):
             threats.append(dataclasses.replace(threat, fixed=True))
-        if surrogate is not None and surrogate.signature != metric.signature:
+        if not threat.exposes and surrogate is not None and surrogate.signature != metric.signature:
             threats += against(surrogate, surrogate=surrogate.name)
         return threats
 
@@ -319,8 +331,12 @@ class Run:
             )
         if self.surrogate is not None:
             settings["threat"] |= {"surrogate_signature": self.surrogate.signature, "rows": self._rows}
-        names = Exposed._fields if threat.exposes else Distances._fields
-        return Recording(options.out, words, settings, dict.fromkeys(names, np.float32))
+        names = (Exposed if threat.exposes else Radii if threat.seeks else Distances)._fields
+        columns: dict[str, Any] = dict.fromkeys(names, np.float32)
+        if threat.seeks:
+            # Files hold finite numbers alone.
+            columns["found"] = np.bool_
+        return Recording(options.out, words, settings, columns)
 
     @property
     def _rows(self) -> int:
@@ -377,6 +393,34 @@ class Run:
         attack = functools.partial(ATTACKS[threat.name].function, **options)
         return exposure.exposed(self.metric, self.triplets, attack, start=start, **self._seeded)
 
+    def seek(self, natural: Distances, done: Callable[[int], Any]) -> None:
+        """How small a change reverses each triplet; results on disk are not computed again.
+
+        Args:
+            natural: distances without an attack.
+            done: called with the number of triplets that are done.
+        """
+        started = time.monotonic()
+        *columns, found = self.recording.collect(self.count, self._sought, done)
+        radii = Radii(*(np.where(found, column, np.float32(np.inf)) for column in columns))
+        judgment, sure = self.triplets.judgment, measurement.clearly_judged(self.triplets)
+
+        def summary(rows: Any) -> dict[str, Any]:
+            chosen = Radii(*(column[rows] for column in radii)), Distances(*(column[rows] for column in natural))
+            return _finite(dataclasses.asdict(summarise(*chosen, judgment[rows])))
+
+        results = {"": summary(slice(None))} | ({} if sure.all() or not sure.any() else {"sure": summary(sure)})
+        self.recording.finish({"radii": results}, time.monotonic() - started)
+
+    def _sought(self, start: int) -> Iterator[tuple[np.ndarray, ...]]:
+        threat = self.threat
+        attack: Any = functools.partial(threat.function(), **({"epsilon": threat.epsilon} if threat.epsilon else {}))
+        conditions = Conditions(randomness=self.randomness, placement=over_all_devices())
+        options: dict[str, Any] = {**self._seeded, "conditions": conditions, "start": start}
+        for part in reversal_radii(self.metric, self.triplets, attack, attacked=threat.sides, **options):
+            found = np.isfinite(part.radius)
+            yield (*(np.where(found, column, np.float32(0)) for column in part), found)
+
     def _compute(self, start: int) -> Iterator[Distances]:
         threat = self.threat
         placement = None if threat.name == CROPPED else over_all_devices()
@@ -409,8 +453,9 @@ def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str
     found = []
     if ranked := [document for document in documents if "scores" in document]:
         found.append(table(ranked, by_kind=by_kind))
-    if exposures := [document for document in documents if "exposure" in document]:
-        found.append(exposure_table(exposures))
+    for name, make in (("exposure", exposure_table), ("radii", radius_table)):
+        if documents_of := [document for document in documents if name in document]:
+            found.append(make(documents_of))
     found += pair_tables([document for document in documents if "agreement" in document], by_kind=by_kind)
     return "\n\n".join(found)
 
@@ -444,6 +489,30 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
             )
         )
     return reports.table(header, rows)
+
+
+def radius_table(documents: Iterable[dict[str, Any]]) -> str:
+    """How small a change reverses triplets: quartiles in the attack's norm (first_reversal: l2), images in [0, 1]."""
+    header = ("data", "metric", "attack", "steps", "moves", "within", "reversed", "radius 25 %", "50 %", "75 %")
+    rows = []
+    for document in documents:
+        threat = Threat.of(document["threat"])
+        named = (_metric(document), threat.words, str(threat.steps), threat.attacked, threat.radii()[0] or "-")
+        for part, found in document["radii"].items():
+            data = f"{document['data']}: {part}" if part else document["data"]
+            quartiles = (_radius(score) for score in found["radius"])
+            levels = _radius(found["rms"], 255.0)
+            count = str(found["radius"][0]["count"])
+            rows.append((data, *named, reports.cell(found["reversed"]), *quartiles, levels, count))
+    return reports.table((*header, "mean RMSE of 255", "n"), rows)
+
+
+def _radius(score: dict[str, Any] | None, scale: float = 1.0) -> str:
+    if score is None:
+        return "-"
+    ends = (score["mean"], score["low"], score["high"])
+    mean, low, high = ("inf" if end is None else f"{scale * end:.4g}" for end in ends)
+    return f"{mean} [{low}, {high}]"
 
 
 def _metric(document: dict[str, Any]) -> str:
@@ -523,3 +592,14 @@ def _plain(scores: measurement.Scores) -> dict[str, Any]:
         else {key: value if key == "count" else np.float64(value) for key, value in score.items()}
         for name, score in dataclasses.asdict(scores).items()
     }
+
+
+def _finite(results: Any) -> Any:
+    """Nested results for JSON, with null for infinity and for scores of nothing."""
+    if isinstance(results, dict):
+        if results.get("count") == 0:
+            return None
+        return {name: _finite(value) for name, value in results.items()}
+    if isinstance(results, tuple):
+        return [_finite(value) for value in results]
+    return results if np.isfinite(results) else None

@@ -23,6 +23,9 @@ def _choice(*takes: table.Takes) -> Any:
 PictureAttack = Annotated[str, _choice("objective", "distance")]
 """Name of an attack on triplets, distances or single images."""
 
+TripletAttack = Annotated[str, _choice("objective", "goal", "distance")]
+"""Name of an attack on triplets or their references."""
+
 CROPPED = "cropped shift"
 """Name of the threat of `rlpips_jax.evaluation.shift_robustness`, which is not an attack."""
 
@@ -38,7 +41,7 @@ class Threat:
         name: the attack, `CROPPED`, or "" for nothing.
         norm: of the ball; "pixels" for flows and shifts, "" for a bound on the metric.
         epsilon: radius, as a fraction of the range of values, or in pixels; for impostors the bound on the metric, in
-            usual distances.
+            usual distances; 0 where nothing bounds the attack.
         attacked: which image the attack moves.
         steps: gradients, or queries of attacks without gradients.
         restarts: starts.
@@ -93,6 +96,11 @@ class Threat:
         return self.name in table.names("distance")
 
     @property
+    def seeks(self) -> bool:
+        """Whether it looks for the smallest change that reverses an order."""
+        return self.name in table.names("goal")
+
+    @property
     def is_base(self) -> bool:
         """Whether others are compared with it: no attack, or a shift by 0."""
         return self.name == "" or (self.name == CROPPED and self.epsilon == 0)
@@ -110,7 +118,7 @@ class Threat:
 
     def radii(self) -> tuple[str, str]:
         """The radius for images in [0, 1] and in [-1, 1], as tables show it."""
-        if not self.name:
+        if not self.name or (self.seeks and not self.epsilon):
             return "", ""
         if self.norm == "pixels":
             return f"{self.epsilon:g} px", f"{self.epsilon:g} px"

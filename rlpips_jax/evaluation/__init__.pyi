@@ -25,6 +25,12 @@ from .pair_measurement import (
 )
 from .pair_sources import read_pairs as read_pairs
 from .placement import over_all_devices as over_all_devices
+from .reversal_radii import (
+    Radii as Radii,
+    RadiusSummary as RadiusSummary,
+    reversal_radii as reversal_radii,
+    summarise as summarise,
+)
 from .scores import (
     best_two_afc_score as best_two_afc_score,
     bootstrap_interval as bootstrap_interval,

@@ -267,17 +267,10 @@ def attacked_distances(
     `attack` is `objective, images, *, key -> AttackResult`, its radius included; other arguments as in `evaluate`. The
     draws of a part depend on the key and its place alone, so that it does not matter where one begins.
     """
-    whole_number("batch", batch, error=TripletsError)
-    size = min(batch, len(triplets))
-    for begin in range(start, len(triplets), size or 1):
-        part = triplets.batch(begin, begin + size)
-        rows = _filled_rows(part, size, conditions.placement)
-        swapped = (part.judgment > 0.5)[rows, None, None, None]
-        p0, p1 = part.p0[rows], part.p1[rows]
-        images = (part.reference[rows], np.where(swapped, p1, p0), np.where(swapped, p0, p1))
+    for begin, part in ranked_batches(triplets, batch, conditions.placement, start=start):
         result = attack_triplets(
             metric,
-            *(put(array, conditions.placement) for array in images),
+            *part.images,
             attack=attack,
             attacked=attacked,
             surrogate=conditions.surrogate,
@@ -285,9 +278,42 @@ def attacked_distances(
             key=jax.random.fold_in(key, begin),
         )
         closer, farther = fetch(result.after.closer), fetch(result.after.farther)
-        swapped = swapped[:, 0, 0, 0]
-        d0, d1 = np.where(swapped, farther, closer), np.where(swapped, closer, farther)
-        yield Distances(d0[: len(part)], d1[: len(part)])
+        d0, d1 = np.where(part.swapped, farther, closer), np.where(part.swapped, closer, farther)
+        yield Distances(d0[: part.length], d1[: part.length])
+
+
+class RankedBatch(NamedTuple):
+    """Triplets as they are attacked.
+
+    Attributes:
+        images: references, the images that people find closer, and the others, on the devices.
+        swapped: `(k,)`, whether p1 is the closer one.
+        length: triplets; the last one is repeated up to a whole batch.
+    """
+
+    images: tuple[Images, Images, Images]
+    swapped: Bool[np.ndarray, " k"]
+    length: int
+
+
+def ranked_batches(
+    triplets: AnyTriplets, batch: int, placement: Placement, *, start: int = 0
+) -> Iterator[tuple[int, RankedBatch]]:
+    """Triplets from `start` on, batch by batch, with the place where each begins.
+
+    Raises:
+        TripletsError: the batch is below 1.
+    """
+    whole_number("batch", batch, error=TripletsError)
+    size = min(batch, len(triplets))
+    for begin in range(start, len(triplets), size or 1):
+        part = triplets.batch(begin, begin + size)
+        rows = _filled_rows(part, size, placement)
+        swapped = (part.judgment > 0.5)[rows]
+        choose, p0, p1 = swapped[:, None, None, None], part.p0[rows], part.p1[rows]
+        images = (part.reference[rows], np.where(choose, p1, p0), np.where(choose, p0, p1))
+        reference, closer, farther = (put(array, placement) for array in images)
+        yield begin, RankedBatch((reference, closer, farther), swapped, len(part))
 
 
 def join(parts: Iterator[Distances]) -> Distances:
@@ -323,7 +349,7 @@ def assess(
                 f"{bad} of {len(column)} distances are NaN or infinite; a score of the others would mislead"
             )
     judgment = triplets.judgment
-    sure = scores.has_majority(judgment) if triplets.sure is None else triplets.sure
+    sure = clearly_judged(triplets)
     majority = np.asarray(scores.majority_credit(*distances, judgment))
     credits = {
         "two_afc": np.asarray(scores.two_afc_credit(*distances, judgment)),
@@ -340,6 +366,11 @@ def assess(
     kinds = dict.fromkeys(kind for of_triplet in members for kind in of_triplet)
     by_kind = {kind: of(np.array([kind in of_triplet for of_triplet in members])) for kind in kinds}
     return Evaluation(float(epsilon), of(np.ones(len(judgment), bool)), by_kind, distances)
+
+
+def clearly_judged(triplets: AnyTriplets) -> Bool[np.ndarray, " n"]:
+    """Where the teacher is sure, or more than half of the people agree."""
+    return np.asarray(scores.has_majority(triplets.judgment) if triplets.sure is None else triplets.sure)
 
 
 def _kinds(label: str) -> tuple[str, ...]:

@@ -110,6 +110,23 @@ def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: P
     assert "2 px" in out
 
 
+def test_radii_of_reversal(command: Command, data: Path, tmp_path: Path) -> None:
+    """Their own table and document, and a second run that computes nothing."""
+    attack = ("--attack", "minimum", "--attack", "first_reversal", "--steps", 6)
+    status, out, _ = evaluate(command, data, tmp_path, *attack)
+    assert status == 0
+    assert [" ".join(line.split()[3:5]) for line in out.splitlines() if "closer" in line] == [
+        "minimum linf",
+        "first_reversal linf",
+    ]
+    found = [json.loads(text) for text in _texts(tmp_path)]
+    (smallest,) = (one for one in found if one["threat"] and one["threat"]["name"] == "minimum")
+    quartiles = [score["mean"] for score in smallest["radii"][""]["radius"]]
+    assert quartiles == sorted(quartiles)
+    assert smallest["radii"][""]["reversed"]["mean"] == 1
+    assert evaluate(command, data, tmp_path, *attack)[1] == out
+
+
 def test_attacks_adapt_to_ensembles() -> None:
     """Fresh draws, transfer, and all draws known; metrics that are not random have none of it."""
     tiny = rl.load("lpips-tiny")
