@@ -25,7 +25,7 @@ def distance(metric: Lpips, x: Float[Array, "n h w 3"], y: Float[Array, "n h w 3
 
 def features(metric: Lpips, x: Float[Array, "n h w 3"]) -> list[Float[Array, "n _ _ _"]]:
     """Unit-normalised activations at the taps."""
-    x = ((x - np.float32(SHIFT)) / np.float32(SCALE)).astype(metric.dtype)
+    x = ((x - np.asarray(SHIFT, np.float32)) / np.asarray(SCALE, np.float32)).astype(metric.dtype)
     assert isinstance(metric.backbone, Sequential)
     taps = activations(metric.parameters["backbone"], metric.backbone, x, metric.precision)
     return [unit(tap.astype(jnp.float32)) for tap in taps]

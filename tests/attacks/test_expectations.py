@@ -66,7 +66,9 @@ def drawn_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("attack", "times"), [("triplets", 2), ("distort", 1), ("impostor", 1)])
+@pytest.mark.parametrize(
+    ("attack", "times"), [("triplets", 2), pytest.param("distort", 1, marks=pytest.mark.slow), ("impostor", 1)]
+)
 def test_no_step_sees_the_draws_that_judge(
     ensemble: Ensemble, triplets: Any, drawn_by: list[Any], attack: str, times: int
 ) -> None:

@@ -30,7 +30,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Pa
 @pytest.fixture(scope="module")
 def data(photographs: Path) -> Path:
     path = photographs.parent / "triplets.npz"
-    write_npz(path, {"ordinal": ordinal(photographs, COUNT, kinds=("blur", "noise"), size=40)})
+    write_npz(path, {"ordinal": ordinal(photographs, COUNT, kinds=("blur", "noise"), size=64)})
     return path
 
 
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
 
 def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: Path) -> None:
     status, out, _ = evaluate(
-        command, photographs, tmp_path, "--count", 4, "--size", 40, "--teacher", "lpips-tiny", "--shift", 2
+        command, photographs, tmp_path, "--count", 4, "--size", 64, "--teacher", "lpips-tiny", "--shift", 2
     )
     assert status == 0
     assert [line.split()[:3] for line in out.splitlines() if "cropped shift pixels" in line] == [
@@ -232,7 +232,7 @@ def _texts(out: Path) -> Iterator[str]:
         (("--attack", "pgd", "--norm", "linf", "l2", "--epsilon", "0.1"), "cannot be right for l2, linf"),
         (("--attack", "pgd", "--steps", 0), "--steps must be 1 or more"),
         (("--limit", 0), "--limit must be 1 or more"),
-        (("--shift", 40), "from 1 to 39 pixels"),
+        (("--shift", 64), "from 1 to 63 pixels"),
         (("--metric", "lpips-tiny"), "must have different names"),
     ],
 )

@@ -36,7 +36,11 @@ def as_floats(images: np.ndarray) -> np.ndarray:
 X, Y = photographs(3, 40, 45, 3), photographs(3, 40, 45, 3, seed=1)
 
 
-@pytest.fixture(scope="module", params=[ALEX, SQUEEZE, TINY], ids=lambda architecture: architecture.name)
+SLOW_ALEX = pytest.param(ALEX, marks=pytest.mark.slow)
+"""Its layers are of the kinds of those of TINY."""
+
+
+@pytest.fixture(scope="module", params=[SLOW_ALEX, SQUEEZE, TINY], ids=lambda architecture: architecture.name)
 def metric(request, drawn) -> Lpips:
     return drawn(request.param)
 
@@ -287,7 +291,12 @@ def gradients(metric: Lpips, x: jax.Array, y: jax.Array) -> tuple:
 
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
-    [(ALEX, "float32"), (SQUEEZE, "float32"), (TINY, "float32"), (TINY, "bfloat16")],
+    [
+        pytest.param(ALEX, "float32", marks=pytest.mark.slow),
+        (SQUEEZE, "float32"),
+        (TINY, "float32"),
+        (TINY, "bfloat16"),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_gradients_are_finite_everywhere(architecture, dtype, drawn) -> None:

@@ -196,7 +196,10 @@ def test_same_key_same_bits_and_identical_images_are_at_zero(ensemble: Ensemble)
     np.testing.assert_allclose(outer(2 * x - 1, 2 * y - 1, ensemble)[:, 0], first, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("network", "samples", "side"), [("single", 1, FEW), ("ensemble", 4, SMALL)])
+@pytest.mark.parametrize(
+    ("network", "samples", "side"),
+    [pytest.param("single", 1, FEW, marks=pytest.mark.slow), ("ensemble", 4, SMALL)],
+)
 def test_gradients(network: str, samples: int, side: int, small_levels: None, request: pytest.FixtureRequest) -> None:
     """Those taken with the value, those of recomputed draws, and those of plain differentiation are one."""
     ensemble = request.getfixturevalue(network)

@@ -1,9 +1,28 @@
-"""Photographs and a metric for averages and paths."""
+"""Photographs, metrics and calls for averages and paths."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rlpips_jax as rl
+from rlpips_jax import geometry
+
+FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
+
+
+def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
+    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
+    return function(*arguments, **options, descent=geometry.Descent(**chosen))
+
+
+def mean_square(x: Any, y: Any, key: Any) -> Any:
+    """A metric that pixels alone decide."""
+    return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """Averages: what they must be where that is known, and what they promise."""
 
-import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,7 @@ from rlpips_jax.geometry.average import _Spread
 from rlpips_jax.geometry.descent import enlarged, reduced, sizes_of
 from rlpips_jax.geometry.geodesic import _Energy
 from rlpips_jax.geometry.pair_distances import pair_distance
-
-FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
-
-
-def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
-    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
-    return function(*arguments, **options, descent=geometry.Descent(**chosen))
-
-
-def mean_square(x: Any, y: Any, key: Any) -> Any:
-    """A metric that pixels alone decide."""
-    return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
+from tests.geometry.conftest import descended, mean_square
 
 
 def noisy_mean_square(x: Any, y: Any, key: Any) -> Any:

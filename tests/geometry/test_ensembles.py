@@ -1,6 +1,5 @@
 """Ensembles as metrics of averages and paths."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +11,7 @@ import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.backbones import Convolution, Pooling, Sequential
 from rlpips_jax.ensemble import Ensemble
-
-FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
-
-
-def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
-    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
-    return function(*arguments, **options, descent=geometry.Descent(**chosen))
-
+from tests.geometry.conftest import descended
 
 COARSE = Sequential(
     "coarse", (Convolution(0, 8, 9, stride=4), Convolution(1, 8, 4)), Pooling("max", 2, 2), tapped=(0, 1)

@@ -1,7 +1,5 @@
 """Paths: their ends, their range, what they are where that is known, and that they can be interrupted."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax import geometry
 from rlpips_jax.geometry import snapshots
-
-FIELDS = {field.name for field in dataclasses.fields(geometry.Descent)}
-
-
-def descended(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Calls `average` or `geodesic` with the fields of `Descent` among its options."""
-    chosen = {name: options.pop(name) for name in FIELDS & options.keys()}
-    return function(*arguments, **options, descent=geometry.Descent(**chosen))
-
-
-def mean_square(x: Any, y: Any, key: Any) -> Any:
-    return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
-
+from tests.geometry.conftest import descended, mean_square
 
 Ends = tuple[np.ndarray, np.ndarray]
 

@@ -23,6 +23,7 @@ GEOMETRIES = {
     "alex 1, the smallest image": ((1, 7, 7), 3, 8, 11, 4, 2),
     "alex 1, a flat image": ((1, 8, 63), 3, 8, 11, 4, 2),
     "alex 2": ((2, 7, 6), 4, 8, 5, 1, 2),
+    "alex 2, a small image": ((2, 3, 4), 4, 8, 5, 1, 2),
     "alex 3": ((3, 3, 3), 4, 8, 3, 1, 1),
     "alex 3, one pixel": ((2, 1, 1), 4, 8, 3, 1, 1),
     "squeeze 1": ((2, 33, 20), 3, 8, 3, 2, 0),
@@ -65,7 +66,12 @@ def loss(function: Callable, options: dict, x: jax.Array, kernel: jax.Array) -> 
     return jnp.sum(jnp.tanh(function(x, kernel, **options)) ** 2)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+SLOW = "many channels, a wide window"
+
+
+@pytest.mark.parametrize(
+    "geometry", [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in GEOMETRIES]
+)
 def test_gradients_of_image_and_kernel_are_those_of_autodiff(geometry: str) -> None:
     x, kernel, options = drawn(geometry)
     with jax.enable_x64(True):
@@ -183,7 +189,7 @@ def test_the_kernel_alone_keeps_the_input_alive() -> None:
     assert any(leaf.shape == x.shape for leaf in jax.tree.leaves(residuals))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_program_differentiates_by_images_and_by_parameters(remat: bool) -> None:
     """Adversarial training does both, and JAX traces the network once for both."""
     metric = rl.load("lpips-tiny", remat=remat)

@@ -52,7 +52,7 @@ def programs() -> int:
     return sum(function._cache_size() for function in jitted)
 
 
-@pytest.mark.parametrize("window", [1024, 7])
+@pytest.mark.parametrize("window", [1024, pytest.param(7, marks=pytest.mark.slow)])
 def test_every_pair_has_its_own_distance_in_order(
     mixed: Files, tiny: rl.Lpips, one_by_one, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,10 @@ def record(path: Path, metric: rl.Lpips, results: list[Result] = RESULTS) -> lis
     return found
 
 
-def test_any_cut_is_mended(tmp_path: Path, metric: rl.Lpips, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_cut_is_mended(
+    tmp_path: Path, metric: rl.Lpips, suffix: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     whole = tmp_path / f"whole{suffix}"
     assert record(whole, metric) == []
@@ -57,7 +60,8 @@ def test_any_cut_is_mended(tmp_path: Path, metric: rl.Lpips, suffix: str, monkey
     ends = list(itertools.accumulate(len(line.encode("utf-8", "surrogateescape")) for line in lines))
     assert ends[-1] == len(content)
     torn = tmp_path / f"torn{suffix}"
-    for cut in range(len(content) + 1):
+    around_ends = {end + shift for end in ends for shift in (-2, -1, 0, 1) if end + shift <= len(content)}
+    for cut in sorted({*range(0, len(content), step), *around_ends}):
         torn.write_bytes(content[:cut])
         count = sum(end <= cut for end in ends[1:])
         assert record(torn, metric) == [replace(result, recorded=True) for result in RESULTS[:count]]
