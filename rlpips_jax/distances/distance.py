@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.arguments import Key
 from rlpips_jax.distances import lpips
+from rlpips_jax.distances.network import total
 from rlpips_jax.distances.protocol import (
     Features,
     LayeredMetric,
@@ -78,7 +79,7 @@ def distance(
     x, y, value_range = _checked(x, y, metric, value_range)
     if mask is not None:
         layers = _masked_layers(_able(metric, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
-        return lpips.total([layers[..., index] for index in range(layers.shape[-1])])
+        return total([layers[..., index] for index in range(layers.shape[-1])])
     return _distance(metric, x, y, value_range=value_range)
 
 
@@ -198,7 +199,7 @@ def _distance(metric: Metric, x: Images, y: Images, *, value_range: ValueRange) 
         return of_pairs(metric, metric.between, x, y, value_range)
     # By the program of the layers, so that these sum to the distance to the last digit.
     layers = _layers(metric, x, y, value_range=value_range)
-    return lpips.total([layers[..., index] for index in range(layers.shape[-1])])
+    return total([layers[..., index] for index in range(layers.shape[-1])])
 
 
 @functools.partial(jax.jit, static_argnames="value_range")

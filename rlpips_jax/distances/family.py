@@ -19,11 +19,13 @@ class Family:
         recipes: by the name that `rlpips_jax.load` takes: which network and which weight files a metric is made of.
         build: makes a metric of a recipe, its parameters and the options of `rlpips_jax.load`.
         kind: the class of its metrics.
+        symmetric: whether the order of two images makes no difference; otherwise the first is the reference.
     """
 
     recipes: Mapping[str, Recipe]
     build: Callable[[Recipe, Parameters, Options], Metric | RandomMetric]
     kind: type
+    symmetric: bool = True
 
 
 def read_parameters(

@@ -13,143 +13,63 @@ At c_l = 0 the derivative by c_l is 0, so learning starts above 0.
 """
 
 import functools
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from rlpips_jax._version import __version__
-from rlpips_jax.backbones import (
-    ALEX,
-    SQUEEZE,
-    SQUEEZE_FLOOR,
-    TINY,
-    VGG,
-    Backbone,
-    Computation,
-    Dropout,
-    StagedBackbone,
-)
+from rlpips_jax.backbones import ALEX, SQUEEZE, SQUEEZE_FLOOR, TINY, VGG, Backbone, Dropout
 from rlpips_jax.distances.family import Family, read_parameters
+from rlpips_jax.distances.network import (
+    Features,
+    NetworkMetric,
+    Tap,
+    Weights,
+    accumulator_dtype,
+    activations,
+    parameters_of,
+    position_mean,
+    total,
+)
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
-from rlpips_jax.errors import ImageError, MetricError
+from rlpips_jax.errors import MetricError
 from rlpips_jax.files.official import Official
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.images import Images, ValueRange, to_symmetric
 from rlpips_jax.ops.automatic_axes import automatic_axes
-from rlpips_jax.ops.blocks import in_blocks
-from rlpips_jax.ops.inside import inside
-from rlpips_jax.ops.recomputation import recomputed
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
 from rlpips_jax.ops.unit_vectors import unit_vectors
-from rlpips_jax.weights.parameters import Parameters, digest, with_heads
+from rlpips_jax.weights.parameters import Parameters, with_heads
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 DEFAULT = "lpips-alex"
-
-Features = tuple[Float[Array, "..."], ...]
-"""Unit-normalised activations (shorter where floors damp them), one array `(..., h_l, w_l, c_l)` per tap."""
+AnyLpips = TypeVar("AnyLpips", bound=NetworkMetric)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Lpips:
-    """LPIPS over a backbone: parameters and how to use them. Made by `rlpips_jax.load`.
+class Lpips(NetworkMetric):
+    """LPIPS over a backbone. Made by `rlpips_jax.load`; `NetworkMetric` has the other attributes.
 
-    A pytree whose leaves are the parameters: pass it to a jitted function as an argument. A metric that a jitted
-    function closes over is baked into the program as constants, which makes the program large and slow to compile. Its
-    name is not part of what is compiled, so that two metrics of one network share programs; a metric that a jitted
-    function *returns* has the name that the function was first traced with (`dataclasses.replace` changes it).
+    Features are unit-normalised activations (shorter where floors damp them).
 
     Attributes:
         parameters: `{"backbone": {...}, "heads": (w_0, w_1, ...)}`, float32; the leaves of the pytree. With
             `"floors": (c_0, c_1, ...)` beside them, each of shape `()`, faint activations are damped.
-        name: what it was loaded as.
-        backbone: the network and its taps.
         version: LPIPS version: "0.1" scales the channels of the image first, "0.0" does not.
-        dtype: what the network computes in; norms, differences and sums are never below float32.
-        precision: of the convolutions, as `jax.lax.Precision` names it.
-        max_batch: most images that are in the network at once; None for no limit.
-        remat: whether the gradient recomputes activations instead of keeping them.
-        forward_mode: whether `jax.jvp` works, at the price of slower gradients on CPU.
-        frozen: whether gradients by the parameters are 0, for a metric that is a field of a model which is trained.
-
-    Metrics are compared by identity; `signature` tells whether two give the same numbers.
     """
 
-    parameters: Parameters
-    name: str
-    backbone: Backbone
     version: str = "0.1"
-    dtype: str = "float32"
-    precision: str = "highest"
-    max_batch: int | None = None
-    remat: bool = False
-    forward_mode: bool = False
-    frozen: bool = False
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[3:])
-        return f"Lpips({self.name!r}, backbone={self.backbone.name!r}, {options})"
-
-    def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
-        """Unit-normalised activations, to compare one image with many by `between`.
-
-        Args:
-            images: `(..., h, w, 3)`, uint8 or floats in `value_range`.
-            value_range: black and white of floating-point images.
-
-        Returns:
-            One array `(..., h_l, w_l, c_l)` per tap, float32 (float64 if the metric is).
-
-        Raises:
-            ImageError: the images break the convention of `rlpips_jax.images`.
-        """
-        return self.features_under(images, None, value_range=value_range)
-
-    def features_under(
-        self, images: Images, dropout: Dropout | None, *, value_range: ValueRange = UNIT_RANGE
-    ) -> Features:
-        """`features` under masks of dropout on the input of every convolution; None for no masks."""
-        value_range = check_value_range(value_range)
-        (images,) = check_images(value_range, images=images, minimum_size=self.minimum_size, user=self.name)
-        return _features(self, images, dropout, value_range=value_range)
-
-    def between(self, features: Features, others: Features) -> Float[Array, "..."]:
-        """Distances between images whose features are at hand; leading axes broadcast.
-
-        Args:
-            features: from `features`.
-            others: from `features` of images of the same size.
-
-        Returns:
-            The distance, with the leading axes, in the units of `distance`.
-
-        Raises:
-            MetricError: the features are of different sizes, or of a metric with other taps. Features of the same
-                network with other weights cannot be told apart: compare only what one metric made.
-        """
-        return total(self._layers(features, others))
-
-    def layers_between(self, features: Features, others: Features) -> Float[Array, "... layers"]:
-        """The share of each tap in `between`: `(..., layers)`, summing to it. Arguments as there."""
-        return jnp.stack(self._layers(features, others), axis=-1)
 
     def map_between(self, features: Features, others: Features, *, height: int, width: int) -> Float[Array, "... h w"]:
         """The map of each tap, enlarged bilinearly to this size, summed. Other arguments as in `between`."""
-        maps = self._differences(features, others)
+        self._check_pair(features, others)
+        maps = differences(self, features, others)
         return total([resize_bilinear(each, height, width) for each in maps])
-
-    def masked_between(
-        self, features: Features, others: Features, mask: Bool[Array, "... h w"]
-    ) -> Float[Array, "... layers"]:
-        """`layers_between`, with the mean over positions weighted by the mask, averaged down to the tap's size."""
-        return jnp.stack([_weighted_mean(each, mask) for each in self._differences(features, others)], axis=-1)
 
     def pairwise_between(self, features: Features, others: Features) -> Float[Array, "n m"]:
         """Distances of all images of one set to all of another, whose features are at hand.
@@ -174,130 +94,52 @@ class Lpips:
         self._check_features(features)
         return tuple(
             feature * jnp.sqrt(head.astype(feature.dtype) / (feature.shape[-3] * feature.shape[-2]))
-            for feature, head in zip(features, _parameters(self)["heads"], strict=True)
+            for feature, head in zip(features, parameters_of(self)["heads"], strict=True)
         )
 
     def rows(self, features: Features, images: Images, value_range: ValueRange) -> Rows:
         """Features of a batch, prepared for `rows_between`; `images` are what they were computed from."""
-        return _rows(self, features, _flat((_scaled(self, images, value_range),))[0])
+        return _rows(self, features, _flat((self._prepared(images, value_range),))[0])
 
     def rows_between(
         self, rows: Rows, others: Features, images: Images, value_range: ValueRange
     ) -> Float[Array, "n m"]:
         """Distances of prepared rows from the features of other images; exactly 0 for equal images."""
-        return squared_distances(rows, _flat(others), _flat((_scaled(self, images, value_range),))[0])
+        return squared_distances(rows, _flat(others), _flat((self._prepared(images, value_range),))[0])
 
     @property
-    def can_pad(self) -> bool:
-        """Whether `padded_distance` works: the backbone runs in stages."""
-        return isinstance(self.backbone, StagedBackbone)
-
-    @property
-    def can_drop(self) -> bool:
-        """Whether `features_under` takes masks: the backbone runs in stages."""
-        return isinstance(self.backbone, StagedBackbone)
-
-    def padded_distance(
-        self, x: Images, y: Images, sizes: Int[Array | np.ndarray, "n 2"], *, value_range: ValueRange = UNIT_RANGE
-    ) -> Float[Array, " n"]:
-        """`rlpips_jax.distance` of pairs of different sizes in one batch, and so in one compiled program.
-
-        Activations are set to 0 outside each image after every layer and means are over what is inside, so that each
-        distance is that of the pair alone, but for rounding (1e-6). `remat` has no effect here.
-
-        Args:
-            x: images `(n, h, w, 3)`, each in the top left corner; what lies outside it is not looked at, but must be
-                values that an image may have.
-            y: images of the same shape.
-            sizes: height and width of each pair, in pixels; at most `(h, w)`, at least `minimum_size`.
-            value_range: black and white of floating-point images.
-
-        Raises:
-            ImageError: the images break the convention of `rlpips_jax.images`, or a size is out of bounds.
-        """
-        value_range = check_value_range(value_range)
-        x, y = check_images(value_range, x=x, y=y, minimum_size=self.minimum_size, user=self.name)
-        if x.ndim != 4 or np.shape(sizes) != (x.shape[0], 2):
-            raise ImageError(
-                f"a batch (n, h, w, 3) needs sizes (n, 2), got images {tuple(x.shape)} and sizes {np.shape(sizes)}"
-            )
-        smallest = self.minimum_size
-        if not isinstance(sizes, Tracer):
-            low, high = np.min(sizes, axis=0, initial=smallest), np.max(sizes, axis=0, initial=0)
-            if np.any(low < smallest) or np.any(high > x.shape[1:3]):
-                raise ImageError(
-                    f"sizes must lie between {smallest}x{smallest} ({self.name}) and the images' {x.shape[1]}x"
-                    f"{x.shape[2]}, got heights and widths from {low.tolist()} to {high.tolist()}"
-                )
-        return _padded_distance(self, x, y, jnp.asarray(sizes, jnp.int32), value_range=value_range)
-
-    def transposed(self, where: Bool[Array, ""]) -> "Lpips":
-        """The metric whose distances are those of the transposed images, where the flag is True."""
-        backbone = jax.tree.map(
-            lambda leaf: jnp.where(where, leaf.swapaxes(0, 1), leaf) if leaf.ndim == 4 else leaf,
-            self.parameters["backbone"],
-        )
-        return replace(self, parameters=self.parameters | {"backbone": backbone})
-
-    @property
-    def signature(self) -> str:
-        """A line that pins a number: library version, metric, network, parameters, dtype, precision.
-
-        Raises:
-            MetricError: the parameters are traced or abstract, and so have no values to hash.
-        """
-        leaves = jax.tree.leaves(self.parameters)
-        if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves) or any(
-            isinstance(leaf, Tracer) for leaf in leaves
-        ):
-            raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
+    def _details(self) -> str:
         floors = f" floors={len(self.parameters['floors'])}" if self.parameters.get("floors") else ""
-        return (
-            f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{floors} v{self.version} "
-            f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
-        )
+        return f"{floors} v{self.version}"
 
-    @property
-    def minimum_size(self) -> int:
-        """Smallest height and width of an image, in pixels."""
-        return self.backbone.minimum_size
+    def _prepared(self, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
+        if self.version == "0.0":
+            return to_symmetric(images, value_range, accumulator_dtype(self))
+        return scaled(self, images, value_range)
 
-    def _layers(self, features: Features, others: Features) -> list[Float[Array, "..."]]:
-        return [jnp.mean(each, axis=(-2, -1)) for each in self._differences(features, others)]
+    def _taps(self, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None, dropout: Dropout | None) -> list[Tap]:
+        return activations(self, x, unit_vectors, arguments=floors_of(self), sizes=sizes, dropout=dropout)
 
-    def _differences(self, features: Features, others: Features) -> list[Float[Array, "... h w"]]:
-        """sum_c w_lc (f_lc - g_lc)^2 per tap and position."""
-        self._check_pair(features, others)
-        return [_weighted_difference(*each) for each in zip(features, others, _parameters(self)["heads"], strict=True)]
-
-    def _check_pair(self, features: Features, others: Features) -> None:
-        self._check_features(features)
-        self._check_features(others)
-        for tap, (f, g) in enumerate(zip(features, others, strict=True)):
-            if f.shape[-3:] != g.shape[-3:]:
-                raise MetricError(
-                    f"features differ at tap {tap}: {f.shape[-3:]} and {g.shape[-3:]}; compare images of one size"
-                )
-
-    def _check_features(self, features: Features) -> None:
-        channels = tuple(feature.shape[-1] for feature in features)
-        if channels != self.backbone.channels:
-            raise MetricError(
-                f"features have {channels} channels at their taps, but {self.name} has {self.backbone.channels}: "
-                "they come from another metric"
-            )
+    def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
+        return [
+            position_mean(difference[..., None], each)[..., 0]
+            for difference, each in zip(differences(self, features, others), weights, strict=True)
+        ]
 
 
 register_metric(Lpips)
 
 
-def build(recipe: Recipe, parameters: Parameters, options: Options) -> Lpips:
+def build(
+    recipe: Recipe, parameters: Parameters, options: Options, *, kind: Callable[..., AnyLpips] = Lpips
+) -> AnyLpips:
     """An LPIPS of a recipe and its parameters as they were read; heads that are absent are 1.
 
     Args:
         recipe: name, network and version.
         parameters: backbone, and heads and floors where there are any.
         options: how it is to be computed.
+        kind: the class of the metric.
     """
     backbone = recipe.backbone
     if options.unweighted or "heads" not in parameters:
@@ -309,7 +151,7 @@ def build(recipe: Recipe, parameters: Parameters, options: Options) -> Lpips:
         if options.unweighted and any("heads" in part.holds for part in recipe.parts)
         else recipe.name
     )
-    return Lpips(parameters, name, backbone, **recipe.settings, **options.of_network)
+    return kind(parameters, name, backbone, **recipe.settings, **options.of_network)
 
 
 CITATION = "Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018"
@@ -419,42 +261,6 @@ def default() -> Lpips:
     return build(recipe, read_parameters(recipe), Options())
 
 
-@functools.partial(jax.jit, static_argnames="value_range")
-@automatic_axes("images")
-def _features(metric: Lpips, images: Images, dropout: Dropout | None, *, value_range: ValueRange) -> Features:
-    leading = images.shape[:-3]
-    # Masks belong to the batch as a whole, which whoever draws them cuts into blocks.
-    features = in_blocks(
-        lambda block: tuple(
-            unit for unit, _ in _activations(metric, _scaled(metric, block, value_range), None, dropout)
-        ),
-        jnp.asarray(images).reshape(-1, *images.shape[-3:]),
-        most=metric.max_batch if dropout is None else None,
-    )
-    return tuple(feature.reshape(*leading, *feature.shape[1:]) for feature in features)
-
-
-@functools.partial(jax.jit, static_argnames="value_range")
-@automatic_axes("x", "y")
-def _padded_distance(
-    metric: Lpips, x: Images, y: Images, sizes: Int[Array, "n 2"], *, value_range: ValueRange
-) -> Float[Array, " n"]:
-    def block(x: Images, y: Images, sizes: Int[Array, "n 2"]) -> Float[Array, " n"]:
-        x, y = (inside(_scaled(metric, images, value_range), sizes) for images in (x, y))
-        both = (_activations(metric, images, sizes) for images in (x, y))
-        layers = []
-        for (features, extent), (others, _), head in zip(*both, _parameters(metric)["heads"], strict=True):
-            assert extent is not None
-            # Outside its extent an activation is 0, and so is the difference of two.
-            summed = jnp.sum(_weighted_difference(features, others, head), axis=(-2, -1))
-            layers.append(summed / jnp.prod(extent, axis=-1))
-        identical = jnp.all(x == y, axis=(1, 2, 3))
-        result = total(layers)
-        return result - jax.lax.stop_gradient(jnp.where(identical, result, jnp.zeros((), result.dtype)))
-
-    return in_blocks(block, jnp.asarray(x), jnp.asarray(y), sizes, most=metric.max_batch)
-
-
 @jax.jit
 @automatic_axes("features")
 def _pairwise_between(metric: Lpips, features: Features, others: Features) -> Float[Array, "n m"]:
@@ -469,88 +275,37 @@ def _rows(metric: Lpips, features: Features, images: Float[Array, "n _"] | None 
     """Features, weighted as a distance weighs them."""
     weights = tuple(
         jnp.tile(head.astype(feature.dtype) / float(np.prod(feature.shape[1:3])), int(np.prod(feature.shape[1:3])))
-        for feature, head in zip(features, _parameters(metric)["heads"], strict=True)
+        for feature, head in zip(features, parameters_of(metric)["heads"], strict=True)
     )
     return prepared(_flat(features), weights, images)
 
 
-def _accumulator_dtype(metric: Lpips) -> DTypeLike:
-    """What images, norms, differences and sums are computed in."""
-    return jnp.float64 if metric.dtype == "float64" else jnp.float32
-
-
-def _scaled(metric: Lpips, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
-    """Images as the network expects them."""
-    images = to_symmetric(images, value_range, _accumulator_dtype(metric))
-    if metric.version == "0.0":
-        return images
-    # What the network expects of images in [0, 1], for those in [-1, 1].
+def scaled(metric: NetworkMetric, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
+    """Images as version 0.1 puts them into the network: what that expects of those in [0, 1], for those in [-1, 1]."""
+    images = to_symmetric(images, value_range, accumulator_dtype(metric))
     scaling = metric.backbone.scaling
     constants = 2 * np.array([[[scaling.mean]]]) - 1, 2 * np.array([[[scaling.deviation]]])
     shift, scale = (constant.astype(np.float32).astype(images.dtype) for constant in constants)
     return (images - shift) / scale
 
 
-def _parameters(metric: Lpips) -> Parameters:
-    return jax.lax.stop_gradient(metric.parameters) if metric.frozen else metric.parameters
+def differences(metric: NetworkMetric, features: Features, others: Features) -> list[Float[Array, "... h w"]]:
+    """sum_c w_lc (f_lc - g_lc)^2 per tap and position, of unit-normalised activations."""
+    heads = parameters_of(metric)["heads"]
+    return [_weighted_difference(*each) for each in zip(features, others, heads, strict=True)]
 
 
-Tap = tuple[Float[Array, "n i j c"], Int[Array, "n 2"] | None]
-"""Unit-normalised activations, and their sizes where the batch has images of several."""
-
-
-def _activations(
-    metric: Lpips, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None, dropout: Dropout | None = None
-) -> list[Tap]:
-    """The taps of scaled images; sizes and dropout need a backbone that runs in stages."""
-    backbone, computation = metric.backbone, Computation(metric.dtype, metric.precision, metric.forward_mode)
-    kernels, floors = _parameters(metric)["backbone"], _floors(metric)
-    recompute = jax.checkpoint if metric.forward_mode else recomputed
-    x, dtype = x.astype(metric.dtype), _accumulator_dtype(metric)
-    if not isinstance(backbone, StagedBackbone):
-        if sizes is not None or dropout is not None:
-            raise MetricError(
-                f"{metric.name} has a backbone without stages ({backbone.name}), so images in a batch must be of one "
-                "size, and there is no dropout"
-            )
-
-        def whole(parameters: Any, x: Array) -> list[Array]:
-            kernels, floors = parameters
-            activations = backbone.taps(kernels, x, computation)
-            return [
-                unit_vectors(each.astype(_accumulator_dtype(metric)), floor)
-                for each, floor in zip(activations, floors, strict=True)
-            ]
-
-        units = (recompute(whole) if metric.remat else whole)((kernels, floors), x)
-        return [(unit, None) for unit in units]
-
-    def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
-        kernels, floor, dropout = parameters
-        activation, sizes = backbone.stage(layers, kernels, x, computation=computation, sizes=sizes, dropout=dropout)
-        return activation, unit_vectors(activation.astype(dtype), floor), sizes
-
-    taps = []
-    for layers, floor in zip(backbone.stages(), floors, strict=True):
-        compute = functools.partial(stage, layers, sizes)
-        x, unit, sizes = (recompute(compute) if metric.remat and sizes is None else compute)(
-            (kernels, floor, dropout), x
-        )
-        taps.append((unit, sizes))
-    return taps
-
-
-def _floors(metric: Lpips) -> tuple[Float[Array, ""] | None, ...]:
+def floors_of(metric: NetworkMetric) -> tuple[Float[Array, ""] | None, ...]:
     """The floor of each tap; None where the metric has none."""
     taps = len(metric.backbone.channels)
-    floors = _parameters(metric).get("floors")
+    floors = parameters_of(metric).get("floors")
     if floors is None:
         return (None,) * taps
     shapes = [jnp.shape(floor) for floor in floors]
     if shapes != [()] * taps:
         # A longer one would broadcast, and damp each channel or position differently.
         raise MetricError(f"{metric.name} has {taps} taps and needs one floor of shape () for each, got {shapes}")
-    return tuple(jnp.asarray(floor, _accumulator_dtype(metric)) for floor in floors)
+    return tuple(jnp.asarray(floor, accumulator_dtype(metric)) for floor in floors)
 
 
 def _weighted_difference(
@@ -558,26 +313,3 @@ def _weighted_difference(
 ) -> Float[Array, "... h w"]:
     weights = jnp.expand_dims(head.astype(features.dtype), range(max(features.ndim, others.ndim) - 1))
     return jnp.sum(jnp.square(features - others) * weights, axis=-1)
-
-
-def _weighted_mean(values: Float[Array, "... i j"], mask: Bool[Array, "... h w"]) -> Float[Array, "..."]:
-    """The mean over positions, weighted by the share of each position's area that the mask covers; 0 for no area."""
-    rows, columns = (
-        _overlaps(here, there, values.dtype) for here, there in zip(values.shape[-2:], mask.shape[-2:], strict=True)
-    )
-    weights = jnp.einsum("ih,...hw,jw->...ij", rows, mask.astype(values.dtype), columns, precision="highest")
-    area = jnp.sum(weights, axis=(-2, -1))
-    summed = jnp.sum(values * weights, axis=(-2, -1))
-    return jnp.where(area > 0, summed / jnp.where(area > 0, area, 1), 0)
-
-
-def _overlaps(here: int, there: int, dtype: DTypeLike) -> Float[np.ndarray, "here there"]:
-    """The share of each of `here` equal parts of an axis that each of `there` equal parts covers."""
-    ends = np.arange(here)[:, None] * there / here
-    covered = np.minimum(ends + there / here, np.arange(there) + 1) - np.maximum(ends, np.arange(there))
-    return (np.maximum(covered, 0) * here / there).astype(dtype)
-
-
-def total(terms: list[Float[Array, "..."]]) -> Float[Array, "..."]:
-    """Sum in a fixed order, so that every path to a distance rounds alike."""
-    return functools.reduce(jnp.add, terms)

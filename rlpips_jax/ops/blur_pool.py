@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.ops.automatic_axes import automatic_axes
-from rlpips_jax.ops.pooling import Size
+from rlpips_jax.ops.inside import Size
 from rlpips_jax.ops.reverse_only import reverse_only
 
 FILTER = (0.25, 0.5, 0.25)

@@ -1,7 +1,12 @@
 """Images of several sizes in one batch: what lies outside each of them is 0."""
 
+from typing import TypeVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Size = TypeVar("Size", int, Array)
+"""A number of pixels, or an array of them."""
 
 
 def inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Float[Array, "n h w c"]:

@@ -6,7 +6,7 @@ and the gradient of that are slow, and strided slices take their place.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,24 +16,24 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.ops.blur_pool import blur_pool, blurred_size
+from rlpips_jax.ops.inside import Size
 from rlpips_jax.ops.reverse_only import reverse_only
-
-Size = TypeVar("Size", int, Array)
-"""A number of pixels, or an array of them."""
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """A pooling of square windows, without padding.
+    """A pooling of square windows, without padding but for "l2".
 
     Attributes:
-        kind: "max" or "average".
+        kind: "max", "average", or "l2": the root of the blurred square, sqrt(blur(x^2) + 1e-12), with the window of 3,
+            the stride of 2 and the padding of one pixel that `blur_pool` has (DISTS).
         window: side of the window, in pixels.
         stride: step between windows, in pixels.
         ceil: whether a last window that hangs over the edge counts (PyTorch's `ceil_mode`).
     """
 
-    kind: Literal["max", "average"]
+    kind: Literal["max", "average", "l2"]
     window: int
     stride: int
     ceil: bool = False
@@ -43,6 +43,8 @@ class Pooling:
 
     def size(self, size: Size) -> Size:
         """Number of windows along an axis of `size` pixels; 0 or less where none fits."""
+        if self.kind == "l2":
+            return blurred_size(size, "zero")
         if not self.ceil:
             return (size - self.window) // self.stride + 1
         # A window counts only if it starts inside the image, whatever its length.
@@ -64,6 +66,10 @@ def pool(x: Float[Array, "n h w c"], pooling: Pooling, *, forward_mode: bool = F
         pooling: what to do.
         forward_mode: use the derivative that `jax.jvp` can take, which is slower on CPU.
     """
+    if pooling.kind == "l2":
+        square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        # The root has an infinite slope at 0.
+        return jnp.sqrt(blur_pool(square, "zero", forward_mode=forward_mode) + 1e-12).astype(x.dtype)
     if pooling.kind == "average":
         window, strides, padding = _windows(x, pooling)
         return nn.avg_pool(x, window, strides, padding, count_include_pad=False)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def resize_bilinear(x: Float[Array, "n i j"], height: int, width: int) -> Float[Array, "n h w"]:
-    """Bilinear enlargement with half-pixel centres (PyTorch's `align_corners=False`)."""
+def resize_bilinear(x: Float[Array, "... i j"], height: int, width: int) -> Float[Array, "... h w"]:
+    """Bilinear, with half-pixel centres and no smoothing before a reduction (PyTorch's `align_corners=False`)."""
     return jax.image.resize(
         x,
         (*x.shape[:-2], height, width),

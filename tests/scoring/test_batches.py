@@ -10,7 +10,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.distances import distance as distance_module
-from rlpips_jax.distances import lpips as lpips_module
+from rlpips_jax.distances import network
 from rlpips_jax.scoring import batches as scoring
 from rlpips_jax.scoring import readers, shapes
 from rlpips_jax.scoring.batches import score_pairs
@@ -48,7 +48,7 @@ def mixed(tmp_path: Path, draw: Draw) -> Files:
 
 def programs() -> int:
     """How many programs have been compiled for distances."""
-    jitted: list[Any] = [distance_module._distance, lpips_module._padded_distance]
+    jitted: list[Any] = [distance_module._distance, network._padded_distance]
     return sum(function._cache_size() for function in jitted)
 
 

@@ -35,7 +35,7 @@ def test_names_are_unique() -> None:
 
 def test_names_can_name_files() -> None:
     for name in (*PARTS, *RECIPES):
-        assert re.fullmatch(r"[a-z]+(-?[a-z0-9]+)*(@[a-z0-9.]+)?", name)
+        assert re.fullmatch(r"[a-z]+\+?(-?[a-z0-9]+)*(@[a-z0-9.]+)?", name)
 
 
 @pytest.mark.parametrize("part", OFFICIAL, ids=lambda part: part.name)

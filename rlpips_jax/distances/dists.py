@@ -1,0 +1,137 @@
+"""DISTS: how alike images are in structure and texture, by the statistics of a network's activations.
+
+The taps are the image itself, in [0, 1], and five activations of VGG16, whose pooling is sqrt(blur(x^2) + 1e-12).
+With m, v and c the mean, variance and covariance of a channel over positions,
+
+    d(x, y) = 1 - sum_k [alpha_k (2 m_x m_y + C) / (m_x^2 + m_y^2 + C) + beta_k (2 c_xy + C) / (v_x + v_y + C)]
+
+over all channels k of all taps, where C = 1e-6 and all alpha and beta >= 0 sum to 1 (Ding, Ma, Wang, Simoncelli 2020).
+As they sum to 1, the 1 can be shared out among the channels, and every share is a fraction that is 0 for equal images:
+
+    d(x, y) = sum_k [alpha_k (m_x - m_y)^2 / (m_x^2 + m_y^2 + C) + beta_k v_(x - y) / (v_x + v_y + C)]
+
+So it is computed, without the loss of digits of a difference from 1, and so the share of each tap is defined.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rlpips_jax.backbones import VGG, Backbone, Dropout
+from rlpips_jax.distances.family import Family
+from rlpips_jax.distances.network import (
+    Features,
+    NetworkMetric,
+    Tap,
+    Weights,
+    accumulator_dtype,
+    activations,
+    itself,
+    parameters_of,
+    position_mean,
+)
+from rlpips_jax.distances.options import Options
+from rlpips_jax.distances.registration import register_metric
+from rlpips_jax.files.official import Official
+from rlpips_jax.images import Images, ValueRange, to_unit
+from rlpips_jax.ops.inside import inside
+from rlpips_jax.ops.pooling import Pooling
+from rlpips_jax.weights.parameters import Layout, Parameters, Weight
+from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
+
+C = 1e-6
+
+VGG_L2 = replace(VGG, pooling=Pooling("l2", 3, 2))
+"""VGG16 with L2 pooling."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dists(NetworkMetric):
+    """DISTS over a backbone. Made by `rlpips_jax.load`; `NetworkMetric` has the other attributes.
+
+    Features are the image in [0, 1] and the activations. A map of where images differ does not exist: the statistics of
+    a channel are over all positions, and no position has a share of its own. A mask weights these statistics.
+
+    Attributes:
+        parameters: `{"backbone": {...}, "alpha": (k,), "beta": (k,)}`, float32, for the k channels of all taps, the
+            three of the image first; the leaves of the pytree.
+    """
+
+    @property
+    def _channels(self) -> tuple[int, ...]:
+        return (3, *self.backbone.channels)
+
+    def _prepared(self, images: Images, value_range: ValueRange) -> Float[Array, "n h w 3"]:
+        return to_unit(images, value_range, accumulator_dtype(self))
+
+    def _taps(self, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None, dropout: Dropout | None) -> list[Tap]:
+        shift, scale = (
+            np.asarray(each, np.float32).astype(x.dtype)
+            for each in (self.backbone.scaling.mean, self.backbone.scaling.deviation)
+        )
+        scaled = (x - shift) / scale
+        if sizes is not None:
+            scaled = inside(scaled, sizes)
+        none = [()] * len(self.backbone.channels)
+        return [(x, sizes), *activations(self, scaled, itself, arguments=none, sizes=sizes, dropout=dropout)]
+
+    def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
+        parameters = parameters_of(self)
+        both = [parameters[name].astype(features[0].dtype) for name in ("alpha", "beta")]
+        total = both[0].sum() + both[1].sum()
+        ends = np.cumsum(self._channels)[:-1].tolist()
+        alphas, betas = (jnp.split(each / total, ends) for each in both)
+        return [_unlike(*each) for each in zip(features, others, alphas, betas, weights, strict=True)]
+
+
+register_metric(Dists)
+
+
+def _unlike(
+    f: Float[Array, "... h w c"],
+    g: Float[Array, "... h w c"],
+    alpha: Float[Array, " c"],
+    beta: Float[Array, " c"],
+    weights: Float[Array, "... h w"] | None,
+) -> Float[Array, "..."]:
+    """The share of a tap in the distance."""
+    means = [position_mean(each, weights) for each in (f, g)]
+    f, g = (each - jnp.expand_dims(mean, (-3, -2)) for each, mean in zip((f, g), means, strict=True))
+    variances = [position_mean(jnp.square(each), weights) for each in (f, g)]
+    of_means = jnp.square(means[0] - means[1]) / (jnp.square(means[0]) + jnp.square(means[1]) + C)
+    of_variances = position_mean(jnp.square(f - g), weights) / (variances[0] + variances[1] + C)
+    return jnp.sum(alpha * of_means + beta * of_variances, axis=-1)
+
+
+def layout(backbone: Backbone) -> Layout:
+    """The parameters of DISTS over a network."""
+    channels = 3 + sum(backbone.channels)
+    return Layout(backbone, tuple(Weight(name, (channels,), name) for name in ("alpha", "beta")))
+
+
+def build(recipe: Recipe, parameters: Parameters, options: Options) -> Dists:
+    """DISTS of a recipe and its parameters as they were read; `unweighted` sets every alpha and beta to 1."""
+    if options.unweighted:
+        parameters = parameters | {name: np.ones_like(parameters[name]) for name in ("alpha", "beta")}
+    with jax.ensure_compile_time_eval():
+        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
+    name = f"{recipe.name} (unweighted)" if options.unweighted else recipe.name
+    return Dists(parameters, name, recipe.backbone, **options.of_network)
+
+
+OFFICIAL = Official(
+    "dists/weights.pt",
+    "https://raw.githubusercontent.com/dingkeyan93/DISTS/master/DISTS_pytorch/weights.pt",
+    "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+    12_288,
+    "MIT",
+    "Ding, Ma, Wang, Simoncelli: Image Quality Assessment: Unifying Structure and Texture Similarity, TPAMI 2020",
+)
+
+PART = Part("dists", layout(VGG_L2), ("alpha", "beta"), OFFICIAL)
+
+FAMILY = Family({"dists": Recipe("dists", layout(VGG_L2), (PART, BACKBONE_PARTS["vgg"]))}, build, Dists)
+"""DISTS."""
