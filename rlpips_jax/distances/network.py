@@ -184,11 +184,6 @@ class NetworkMetric:
         Raises:
             MetricError: the parameters are traced or abstract, and so have no values to hash.
         """
-        leaves = jax.tree.leaves(self.parameters)
-        if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves) or any(
-            isinstance(leaf, Tracer) for leaf in leaves
-        ):
-            raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
         return (
             f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{self._details} "
             f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
