@@ -85,9 +85,6 @@ def semantic(
     epsilon: Radius,
     norm: str = "linf",
     steps: int = 50,
-    step_size: Radius | None = None,
-    restarts: int = 1,
-    random_start: bool = True,
     value_range: ValueRange = UNIT_RANGE,
 ) -> AttackResult:
     """Moves each image away from its reference until it is nearer to every other: maximises, by `pgd`,
@@ -96,7 +93,8 @@ def semantic(
 
     The other references are those of the batch, so the result for an image depends on the rest of its batch; the
     others being as far away as photographs are, small balls rarely suffice. Where the goal is reached the slope is 0
-    and an image stays as it is. As in R-LPIPS's program, which takes 50 sign steps from delta = 0 within 8/255 of
+    and an image stays as it is. For several restarts, another step size or no random start call `pgd` itself on
+    `semantic_similarity`. As in R-LPIPS's program, which takes 50 sign steps from delta = 0 within 8/255 of
     images in (-1, 1), but for its step size, which throws delta from corner to corner.
 
     Args:
@@ -107,9 +105,6 @@ def semantic(
         epsilon: radius of the ball in the units of `value_range`, as in `pgd`.
         norm: "linf" or "l2".
         steps: gradients that are computed.
-        step_size: in the units of `epsilon`; None for 2.5 epsilon / steps.
-        restarts: starts that are computed side by side, in as many times the memory.
-        random_start: start at a point drawn from the ball, else at the image.
         value_range: black and white of the images; adversarial images stay within.
 
     Returns:
@@ -126,15 +121,4 @@ def semantic(
             f"images has shape {images.shape} and references {tuple(references.shape)}; pass one reference for each "
             "image, of its size"
         )
-    return pgd(
-        objective,
-        images,
-        key=key,
-        epsilon=epsilon,
-        norm=norm,
-        steps=steps,
-        step_size=step_size,
-        restarts=restarts,
-        random_start=random_start,
-        value_range=value_range,
-    )
+    return pgd(objective, images, key=key, epsilon=epsilon, norm=norm, steps=steps, value_range=value_range)

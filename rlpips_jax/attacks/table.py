@@ -199,7 +199,7 @@ ATTACKS: dict[str, AttackEntry] = {
     ),
     "semantic": AttackEntry(
         function=semantic, does="makes each image nearer to every other reference of the batch than to its own",
-        takes="references", random_start=True, moves=(),
+        takes="references", restarts=False, moves=(),
     ),
     "perceptual_pgd": AttackEntry(
         function=perceptual_pgd, does="PPGD: fools a classifier within a perceptual distance",

@@ -61,7 +61,8 @@ def test_the_goal_is_reached_in_a_large_ball_and_kept_from_the_start(metric) -> 
     assert margins(metric, result.adversarial, (references / 255).astype(np.float32)).min() > -1e-6
     # Each nearer to all other references than to its own: there is nothing to do, and nothing moves.
     there = np.asarray(result.adversarial)
-    again = rl.attacks.semantic(metric, there, references, key=KEY, epsilon=0.5, steps=3, random_start=False)
+    objective = rl.attacks.semantic_similarity(metric, references)
+    again = rl.attacks.pgd(objective, there, key=KEY, epsilon=0.5, steps=3, random_start=False)
     reached = margins(metric, there, (references / 255).astype(np.float32)) > 1e-6
     np.testing.assert_array_equal(again.adversarial[reached], there[reached])
     assert np.all(again.success[reached])
