@@ -1,5 +1,7 @@
 """Distances of pixels to compare perceptual ones with: `--metric benchmarks.pixel_metrics:L2`, or `SSIM`."""
 
+import functools
+import operator
 from dataclasses import dataclass
 
 import jax
@@ -68,5 +70,5 @@ def _windowed(images: Float[Array, "... h w c"]) -> Float[Array, "... i j c"]:
     for axis in (-3, -2):
         length = images.shape[axis] - len(weights) + 1
         parts = [jax.lax.slice_in_dim(images, k, k + length, axis=images.ndim + axis) for k in range(len(weights))]
-        images = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        images = functools.reduce(operator.add, (w * part for w, part in zip(weights, parts, strict=True)))
     return images
