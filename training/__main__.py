@@ -1,16 +1,26 @@
-"""`python -m training lin|tune|natural|distill`: trains metrics."""
+"""`python -m training lin|tune|natural|distill|classifier`: trains metrics, and classifiers to attack with them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
 from rlpips_jax.errors import RlpipsError
-from training.config import Lin, Natural, Training, Tune
+from training.classify import Classify, train_classifier
+from training.config import Lin, Natural, Tune
 from training.distill import Distill, distill
 from training.train import train
 
 PROGRAM = "python -m training"
+PROGRAMS: dict[str, tuple[type, Callable[[Any], object]]] = {
+    "lin": (Lin, train),
+    "tune": (Tune, train),
+    "natural": (Natural, train),
+    "distill": (Distill, distill),
+    "classifier": (Classify, train_classifier),
+}
+"""What can be trained: its options, and the function that does it."""
 IMPOSSIBLE = 2
 """Exit status."""
 
@@ -19,12 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     try:
         config = tyro.extras.subcommand_cli_from_dict(
-            {"lin": Lin, "tune": Tune, "natural": Natural, "distill": Distill}, prog=PROGRAM, args=arguments
+            {name: config for name, (config, _) in PROGRAMS.items()}, prog=PROGRAM, args=arguments
         )
-        if isinstance(config, Training):
-            train(config)
-        else:
-            distill(config)
+        next(run for kind, run in PROGRAMS.values() if type(config) is kind)(config)
     except (RlpipsError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return IMPOSSIBLE

@@ -107,8 +107,58 @@ EVALUATION_RADII = {"linf": ("2/255", "4/255"), "l2": ("0.5", "1")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """The options that all runs have."""
+class Run:
+    """The options that every run of the loop has."""
+
+    out: Path = Path("runs/run")
+    """Folder for checkpoints, logs and the result. An interrupted run resumes from it."""
+    weights_dir: Path | None = None
+    """Folder to look for weights in first."""
+    seed: int = 0
+    """Seed of all random draws."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; by default one epoch."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep beside the best."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the result: the last, or the one with the best score of its evaluation."""
+    workers: int = 0
+    """Processes that read data; 0 for threads."""
+    prefetch: int = 4
+    """Batches to read ahead."""
+
+    distributed: bool = False
+    """Train together with the other processes of a TPU pod or a Slurm job, which JAX finds by itself."""
+    coordinator: str | None = None
+    """host:port of process 0, where JAX cannot find it; with --processes and --process."""
+    processes: int | None = None
+    """Number of processes that train together."""
+    process: int | None = None
+    """Number of this process, from 0."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def document(self) -> dict[str, Any]:
+        """The options that decide the result of a run, as JSON values."""
+        fields = {name: value for name, value in self.settings.items() if name not in NOT_DECISIVE}
+        return json.loads(json.dumps({"mode": type(self).__name__.lower(), **fields}, default=str))
+
+    def check_counts(self, options: Mapping[str, Any]) -> None:
+        """Raises a TrainingError for numbers among these options that are too small."""
+        for name, value in options.items():
+            least = 1 if name in COUNTS else 0 if name in NOT_NEGATIVE else None
+            if least is not None and value is not None and value < least:
+                raise TrainingError(f"--{_option(name)} must be {least} or more, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Run):
+    """The options of runs that train a metric."""
 
     data: str = "photographs"
     """Judged triplets to learn from: "bapps", "photographs" (triplets made of --photographs), or the path of an .npz
@@ -120,8 +170,6 @@ class Training:
     samples: int | None = None
     """Transformations over which an ensemble averages the distances of a step, by default 1; the same for both
     distances of a triplet."""
-    weights_dir: Path | None = None
-    """Folder to look for weights in first."""
     photographs: Path | None = None
     """Folder of photographs to make triplets from: half with one distortion at two strengths (ordinal), half with two
     distortions (crossed), judged by the teacher."""
@@ -209,34 +257,11 @@ class Training:
     """Data type in which the network computes."""
     precision: Literal["default", "high", "highest"] = "default"
     """Precision of its convolutions while training; evaluation always has the highest."""
-    seed: int = 0
-    """Seed of all random draws."""
 
-    evaluate_every: int | None = None
-    """Steps between evaluations; by default one epoch."""
     evaluation_epsilons: tuple[str, ...] = ()
     """Radii of evaluation's attack, in units of [-1, 1]; by default 2/255 and 4/255, in l2 0.5 and 1."""
     evaluation_steps: int = 20
     """Steps of evaluation's attack."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    keep: int = 2
-    """Checkpoints to keep beside the best."""
-    export: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the metric: the last, or the one with the best mean of validation scores."""
-    workers: int = 0
-    """Processes that read data; 0 for threads."""
-    prefetch: int = 4
-    """Batches to read ahead."""
-
-    distributed: bool = False
-    """Train together with the other processes of a TPU pod or a Slurm job, which JAX finds by itself."""
-    coordinator: str | None = None
-    """host:port of process 0, where JAX cannot find it; with --processes and --process."""
-    processes: int | None = None
-    """Number of processes that train together."""
-    process: int | None = None
-    """Number of this process, from 0."""
 
     changes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Differences of the mode from `RECIPES`, by protocol."""
@@ -261,12 +286,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.attack not in (*names("objective"), NO_ATTACK):
             raise TrainingError(f"--attack must be one of {', '.join(names('objective'))} or none, got {self.attack}")
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        options |= vars(self.recipe)
-        for name in (*COUNTS, *NOT_NEGATIVE):
-            value, least = options[name], int(name in COUNTS)
-            if value is not None and value < least:
-                raise TrainingError(f"--{_option(name)} must be {least} or more, got {value}")
+        options = self.settings
+        self.check_counts(options)
         for name in RATES:
             if not 0 <= options[name] < math.inf:
                 raise TrainingError(f"--{_option(name)} must be a number, 0 or more, got {options[name]:g}")
@@ -292,12 +313,10 @@ class Training:
         if not 0 < self.ordinal_share < 1:
             raise TrainingError(f"--ordinal-share must lie between 0 and 1, got {self.ordinal_share:g}")
 
-    def document(self) -> dict[str, Any]:
-        """The options that decide the result of a run, as JSON values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | vars(self.recipe)
-        for name in NOT_DECISIVE:
-            del fields[name]
-        return json.loads(json.dumps({"mode": type(self).__name__.lower(), **fields}, default=str))
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options by name, those of the recipe as they were chosen."""
+        return super().settings | vars(self.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,12 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from rlpips_jax.errors import RlpipsError, TrainingError
-from training.config import Training
+from training.config import Run
 
 T = TypeVar("T")
 
 
-def join(config: Training) -> None:
+def join(config: Run) -> None:
     """Joins the other processes that the configuration names; must come before any computation.
 
     Raises:

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 import rlpips_jax as rl
 from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from rlpips_jax.ops.automatic_axes import automatic_axes
+from training import update
 from training.adversary import VALUE_RANGE, Images, attacked_distances, dropped_distance
 from training.config import Training
+from training.update import Report, State, updated
 
 AnyMetric: TypeAlias = Any
 """A metric that can be trained: a dataclass with `parameters`, "heads" among them, or an ensemble of one."""
@@ -53,40 +55,6 @@ Groups = dict[str, Batch]
 """The triplets of a step: `ORDINAL` ones, whose judgment is right by construction, `JUDGED` ones, or both."""
 
 
-class State(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-        trained: parameters.
-        optimiser: of optax.
-        average: moving average of `trained`; None without one.
-        step: steps done.
-    """
-
-    trained: Trained
-    optimiser: optax.OptState
-    average: Trained | None
-    step: Int[Array, ""]
-
-
-class Report(NamedTuple):
-    """How a step's batch did before the update.
-
-    Attributes:
-        loss: weighted mean over triplets.
-        natural: share of people that the metric agrees with; NaN where no loss needs it.
-        attacked: the same after the attack; NaN without one.
-        gradient: Euclidean norm of the gradient.
-        finite: whether loss and gradient are; if not, the state stays as it was.
-    """
-
-    loss: Float[Array, ""]
-    natural: Float[Array, ""]
-    attacked: Float[Array, ""]
-    gradient: Float[Array, ""]
-    finite: Bool[Array, ""]
-
-
 Means = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 """Loss, natural and attacked, as in `Report`."""
 
@@ -114,12 +82,8 @@ def first_state(config: Training, metric: AnyMetric, optimiser: optax.GradientTr
         trained["log_floors"] = jax.tree.map(jnp.log, tuple(floors))
     if config.recipe.backbone_rate:
         trained["backbone"] = metric.parameters["backbone"]
-    # Copies, as a step gives its state's memory away.
-    trained = jax.tree.map(jnp.array, trained)
-    average = None
-    if config.average:
-        average = jax.tree.map(jnp.array, projected(config, metric, trained))
-    return State(trained, optimiser.init(trained), average, jnp.zeros((), jnp.int32))
+    project = functools.partial(projected, config, metric)
+    return update.first_state(trained, optimiser, average=config.average, project=project)
 
 
 def known_heads(config: Training, metric: Any) -> Heads:
@@ -231,19 +195,14 @@ def make_step(
     def step(state: State, metric: Any, groups: Groups) -> tuple[State, Report]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
         gradient, (loss, natural, attacked) = _accumulated(config, state.trained, metric, groups, key)
-        norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, moments = optimiser.update(gradient, state.optimiser, state.trained)
-        trained: Any = optax.apply_updates(state.trained, updates)
-        trained = projected(config, trained_part(metric), trained)
-        average: Any = None
-        if state.average is not None:
-            # Early averages forget the start sooner.
-            decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(trained, state.average, 1 - decay)
-        changed = State(trained, moments, average, state.step + 1)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
-        return kept, Report(loss, natural, attacked, norm, finite)
+        return updated(
+            state,
+            gradient,
+            optimiser,
+            means=(loss, natural, attacked),
+            average=config.average,
+            project=functools.partial(projected, config, trained_part(metric)),
+        )
 
     return step
 

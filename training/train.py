@@ -208,7 +208,7 @@ def placed(columns: Mapping[str, np.ndarray], rows: Any) -> dict[str, Batch]:
 
 def trained(start: AnyMetric, state: Any) -> AnyMetric:
     """The metric that a state stands for, as it is evaluated and exported."""
-    return with_trained(start, state.trained if state.average is None else state.average)
+    return with_trained(start, state.result)
 
 
 def spread(sets: Sets, count: int = 64) -> list[Any]:

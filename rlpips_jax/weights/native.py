@@ -32,8 +32,6 @@ def write(path: Path, parameters: Parameters, layout: Layout, /, **metadata: str
         WeightsMismatch: the parameters do not fit; a file that could not be read is never written.
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save
-
     tensors = {name: np.asarray(tensor) for name, tensor in flatten(parameters)}
     tensors = dict(flatten(unflatten(tensors, layout, f"what was to be written to {path}")))
     metadata.pop(SEAL, None)
@@ -45,14 +43,21 @@ def write(path: Path, parameters: Parameters, layout: Layout, /, **metadata: str
         "library_version": __version__,
         "parameters_sha256": digest_tensors(tensors),
     }
-    content = memoryview(save(tensors, {**metadata, SEAL: _seal(metadata)}))
+    content = encoded(tensors, {**metadata, SEAL: _seal(metadata)})
+    with replacing(path, durable=True) as file:
+        file.write(content)
+
+
+def encoded(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """A safetensors file. Equal arguments give equal bytes."""
+    from safetensors.numpy import save
+
+    content = memoryview(save(tensors, metadata))
     # The library writes metadata in an order that differs from process to process.
     length = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(bytes(content[8 : 8 + length])), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    with replacing(path, durable=True) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.write(content[8 + length :])
+    return b"".join((len(header).to_bytes(8, "little"), header, content[8 + length :]))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

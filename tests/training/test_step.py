@@ -26,7 +26,6 @@ from training.step import (
     ORDINAL,
     Batch,
     Groups,
-    State,
     first_state,
     initial_floors,
     losses,
@@ -34,6 +33,7 @@ from training.step import (
     make_step,
     with_trained,
 )
+from training.update import State
 
 SIZE = 32
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,21 +67,62 @@ def batches(
             cannot share evenly, or numbers that have no meaning.
     """
     steps_per_epoch(sources, batch)
-    if processes < 1 or not 0 <= process < processes:
-        raise TripletsError(f"process is {process} of {processes}; processes are counted from 0")
-    if batch % processes:
-        raise TripletsError(f"a batch of {batch} cannot be shared evenly by {processes} processes; give a multiple")
-    for name, value in (("seed", seed), ("start", start), ("workers", workers), ("prefetch", prefetch)):
+    _check_sizes(sources)
+    order = Order(batch=batch, seed=seed, start=start, process=process, processes=processes)
+    return shuffled(sum(map(len, sources)), _Loader(tuple(sources)), order, workers=workers, prefetch=prefetch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which examples each batch has; the arguments of `batches` of these names.
+
+    Raises:
+        TripletsError: numbers that have no meaning, or a batch that the processes cannot share evenly.
+    """
+
+    batch: int
+    seed: int
+    start: int = 0
+    process: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or not 0 <= self.process < self.processes:
+            raise TripletsError(f"process is {self.process} of {self.processes}; processes are counted from 0")
+        if self.batch % self.processes:
+            raise TripletsError(
+                f"a batch of {self.batch} cannot be shared evenly by {self.processes} processes; give a multiple"
+            )
+        for name in ("seed", "start"):
+            if getattr(self, name) < 0:
+                raise TripletsError(f"{name} is {getattr(self, name)}; give 0 or above")
+
+
+def shuffled(
+    count: int, load: Callable[[Int[np.ndarray, " rows"]], Batch], order: Order, *, workers: int, prefetch: int
+) -> Generator[Batch, None, None]:
+    """Batches without end of `count` examples, each loaded from its indices; `batches` explains the arguments."""
+    for name, value in (("workers", workers), ("prefetch", prefetch)):
         if value < 0:
             raise TripletsError(f"{name} is {value}; give 0 or above")
-    _check_sizes(sources)
-    share = batch // processes
+    share = order.batch // order.processes
+    rows = slice(order.process * share, (order.process + 1) * share)
     # Grain's seeds have 32 bits and count up by one each epoch: unmixed, seed 1 would repeat seed 0 an epoch earlier.
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    examples = grain.MapDataset.range(sum(map(len, sources))).shuffle(seed=mixed)
-    steps = examples.batch(batch, drop_remainder=True).repeat()[start:]
-    loaded = steps.map(_Loader(tuple(sources), slice(process * share, (process + 1) * share)))
-    return _given(loaded, workers, prefetch)
+    mixed = int(np.random.SeedSequence(order.seed).generate_state(1)[0])
+    examples = grain.MapDataset.range(count).shuffle(seed=mixed)
+    steps = examples.batch(order.batch, drop_remainder=True).repeat()[order.start :]
+    return _given(steps.map(_Rows(load, rows)), workers, prefetch)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Loads a process's rows of a global batch."""
+
+    load: Callable[[Int[np.ndarray, " rows"]], Batch]
+    rows: slice
+
+    def __call__(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+        return self.load(np.asarray(indices, np.int64)[self.rows])
 
 
 def steps_per_epoch(sources: Sequence[Source], batch: int) -> int:
@@ -105,13 +146,11 @@ def steps_per_epoch(sources: Sequence[Source], batch: int) -> int:
 
 @dataclass(frozen=True)
 class _Loader:
-    """Reads a process's rows of a global batch, given as indices into all sources laid end to end."""
+    """Reads examples, given as indices into all sources laid end to end."""
 
     sources: tuple[Source, ...]
-    rows: slice
 
-    def __call__(self, indices: Int[np.ndarray, " batch"]) -> Batch:
-        indices = np.asarray(indices, np.int64)[self.rows]
+    def __call__(self, indices: Int[np.ndarray, " rows"]) -> Batch:
         ends = np.cumsum([len(source) for source in self.sources])
         source = np.searchsorted(ends, indices, side="right")
         index = indices - (ends - [len(one) for one in self.sources])[source]
