@@ -13,7 +13,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.attacks.objectives import ATTACKED
-from rlpips_jax.attacks.table import names
+from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.judgment import judgment_loss, ratio_logit
@@ -180,7 +180,8 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
 
 @pytest.mark.parametrize(("attack", "attacked"), list(zip(names("objective"), itertools.cycle(ATTACKED), strict=False)))
 def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) -> None:
-    config = Lin(attack=attack, attacked=attacked, attack_steps=2, epsilon="1" if attack == "spatial" else "16/255")
+    epsilon = "1" if ATTACKS[attack].unit == "pixels" else "16/255"
+    config = Lin(attack=attack, attacked=attacked, attack_steps=2, epsilon=epsilon)
     # Where judgments are certain, the loss on attacked triplets grows with the harm that is done to their order.
     batch = draw_batch(3, 2)
     batch = batch._replace(judgment=jnp.round(batch.judgment))
