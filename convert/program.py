@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import tyro
 
 import rlpips_jax as rl
-from rlpips_jax.backbones import BACKBONES, Backbone, EmbeddingBackbone, RenamedBackbone
+from rlpips_jax.backbones import Backbone, EmbeddingBackbone, RenamedBackbone
 from rlpips_jax.distances import embedding
 from rlpips_jax.distances.lpips import HEADS, Lpips, heads_part
 from rlpips_jax.distances.protocol import Metric
@@ -26,14 +27,16 @@ from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.parameters import (
     Layout,
     Parameters,
-    canonical,
+    Subtree,
     flatten,
     from_pytorch,
     is_needed,
+    subtrees,
     to_pytorch,
     with_heads,
 )
-from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
+from rlpips_jax.weights.pickle_reader import printable
+from rlpips_jax.weights.pytorch import checkpoint_shapes, read_checkpoint, write_checkpoint
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 PROGRAM = "python -m convert"
@@ -79,7 +82,11 @@ class Convert:
     heads: File = None
     """Heads of LPIPS (.pth) or of E-LPIPS (.npy)."""
     checkpoint: File = None
-    """State dict of a whole LPIPS or R-LPIPS, or of its heads alone; or of a network whose embeddings are compared."""
+    """A whole LPIPS or R-LPIPS, its heads alone, or a network whose embeddings are compared: by itself, or anywhere
+    inside another model's checkpoint."""
+    prefix: Annotated[str | None, tyro.conf.arg(metavar="PREFIX", help_behavior_hint="")] = None
+    """Where in the file the metric or the network is, such as state_dict.loss.perceptual_loss; needed only where
+    several are found."""
     to_pytorch: Annotated[str | None, tyro.conf.arg(metavar="METRIC", help_behavior_hint="")] = None
     """Lpips, by name or by the path of its file, to write as a checkpoint that the lpips package loads."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE", help_behavior_hint="")] = None
@@ -108,6 +115,9 @@ class Checkpoint(NamedTuple):
 
     path: Path
     tensors: Mapping[str, np.ndarray]
+    """By the names that they would have alone."""
+    names: Mapping[str, str]
+    """These names, by the names in the file."""
     official: Part | None
     """The part whose official file it is."""
     likeness: Part
@@ -158,7 +168,7 @@ def run(config: Convert) -> int:
         return 0
     if not isinstance(metric, Lpips):
         raise ArgumentError("--verify compares LPIPS with PyTorch, and this metric is of another family; leave it out")
-    return _verify(metric, [config.out] if config.to_pytorch and config.out else sources, config.images)
+    return _verify(metric, [config.out] if config.to_pytorch and config.out else sources, config)
 
 
 def _check(config: Convert) -> None:
@@ -178,6 +188,11 @@ def _check(config: Convert) -> None:
         (
             config.checkpoint and (config.weights or config.heads),
             "--checkpoint is a whole metric; give that alone, or its halves as --weights and --heads",
+        ),
+        (config.prefix and not converts, "--prefix is a place in a checkpoint to convert"),
+        (
+            config.prefix and config.weights and config.heads,
+            "--prefix is a place in one file; convert --weights and --heads one after the other",
         ),
         (
             (converts or exports) and config.out is None,
@@ -260,7 +275,7 @@ def _convert(config: Convert) -> Metric | None:
 
 def _backbone(path: Path, config: Convert, out: Path) -> Product:
     """The weight file of a torchvision network."""
-    checkpoint = _read(path)
+    checkpoint = _read(path, config.prefix)
     part = BACKBONE_PARTS.get(config.backbone or checkpoint.likeness.backbone.name)
     if part is None:
         raise ArgumentError(f"{path} resembles {checkpoint.likeness.name}, a whole metric; give it as --checkpoint")
@@ -287,9 +302,9 @@ def _embedding(recipe: Recipe, config: Convert, out: Path) -> Product:
         raise ArgumentError(
             f"{recipe.name} has the network {recipe.backbone.name}, but --architecture is {config.backbone}"
         )
-    tensors = read_checkpoint(path, keep=lambda name: is_needed(name, [recipe.backbone]))
     (part,) = recipe.parts
-    checkpoint = Checkpoint(path, tensors, store.identify(path, [part]), part)
+    _, tensors = _alone(_chosen(path, config.prefix), recipe.backbone)
+    checkpoint = Checkpoint(path, tensors, {name: name for name in tensors}, store.identify(path, [part]), part)
     metadata = {"metric": recipe.name, **_provenance(checkpoint)}
     parameters = _parameters(checkpoint, recipe.layout)
     if config.name and config.name != recipe.name:
@@ -312,7 +327,7 @@ def _heads(config: Convert, out: Path) -> Product:
     """The weight file of heads, with the backbone if the checkpoint has one."""
     path = config.heads or config.checkpoint
     assert path is not None
-    checkpoint = _read(path)
+    checkpoint = _read(path, config.prefix)
     part, metric = _target(config, checkpoint)
     parameters = _parameters(checkpoint, part.layout)
     if "heads" not in parameters:
@@ -323,30 +338,110 @@ def _heads(config: Convert, out: Path) -> Product:
     return Product(out / (part.name + native.SUFFIX), part, parameters, metadata, checkpoint)
 
 
-def _read(path: Path) -> Checkpoint:
-    tensors = read_checkpoint(path, keep=lambda name: is_needed(name, BACKBONES.values()))
+def _read(path: Path, prefix: str | None) -> Checkpoint:
+    """The metric or network in a file.
+
+    Raises:
+        ArgumentError: it is a network whose embeddings are compared, which its file does not determine.
+        WeightsMismatch: there is not one, or there are several and `prefix` does not choose.
+    """
+    shapes = _shapes(path, prefix)
     official = store.identify(path, parts().values())
     if official is not None:
-        return Checkpoint(path, tensors, official, official)
-
-    def likeness(part: Part) -> tuple[int, int]:
-        own = part.backbone.renamed(tensors) if isinstance(part.backbone, RenamedBackbone) else tensors
-        expected, named = with_heads(part.backbone).pytorch_shapes, canonical(own, str(path))
-        return sum(expected.get(name) == item.tensor.shape for name, item in named.items()), -len(expected)
-
-    best = max(_in_pytorch().values(), key=likeness)
-    if likeness(best)[0] == 0:
+        tensors = read_checkpoint(path, keep=lambda name: is_needed(name, [official.backbone]))
+        return Checkpoint(path, tensors, {name: name for name in tensors}, official, official)
+    candidates: list[tuple[Part, Subtree]] = []
+    layouts = [(part, with_heads(part.backbone)) for part in _in_pytorch().values()]
+    every = [(part, layout, found) for part, layout in layouts for found in subtrees(shapes, layout)]
+    # Of networks with as many fitting tensors, it is the one with fewest others.
+    every.sort(key=lambda one: (-one[2].fitting, len(one[1].pytorch_shapes)))
+    for part, _, found in every:
+        if not any(found.names.keys() & other.names.keys() for _, other in candidates):
+            candidates.append((part, found))
+    candidates = [one for one in candidates if one[1].groups] or candidates[:1]
+    _refuse_embeddings(path, prefix, candidates)
+    if not candidates:
         raise WeightsMismatch(
-            f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(tensors)} "
-            "tensors has the name and the shape of a tensor of theirs"
+            f"{path} resembles no network known here ({', '.join(BACKBONE_PARTS)}): none of its {len(shapes)} "
+            f"tensors has the name and the shape of a tensor of theirs; it has {_outline(shapes)}"
         )
-    if isinstance(best.backbone, EmbeddingBackbone):
-        alike = [part.name for part in _in_pytorch().values() if likeness(part) == likeness(best)]
+    (likeness, found), *others = candidates
+    tensors = _tensors(path, found.names)
+    if any(part != likeness or not _equal(tensors, _tensors(path, other.names)) for part, other in others):
+        listed = "; ".join(
+            f"{found.prefix or '(no prefix)'} {' and '.join(found.groups)} of {part.backbone.name}"
+            for part, found in candidates
+        )
+        raise WeightsMismatch(f"{path} holds several metrics or networks, of which --prefix chooses: {listed}")
+    return Checkpoint(path, tensors, found.names, None, likeness)
+
+
+def _shapes(path: Path, prefix: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors whose names begin with a prefix, by their names in the file."""
+    shapes = checkpoint_shapes(path)
+    begin = f"{prefix.rstrip('.')}." if prefix else ""
+    chosen = {name: shape for name, shape in shapes.items() if name.startswith(begin)}
+    if prefix and not chosen:
+        raise WeightsMismatch(f"{path} has no tensor under --prefix {prefix}; it has {_outline(shapes)}")
+    return chosen
+
+
+def _tensors(path: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Tensors by other names, which are given by their names in the file."""
+    return {names[name]: tensor for name, tensor in read_checkpoint(path, keep=names.__contains__).items()}
+
+
+def _equal(tensors: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
+    return tensors.keys() == others.keys() and all(np.array_equal(tensors[name], others[name]) for name in tensors)
+
+
+def _refuse_embeddings(path: Path, prefix: str | None, candidates: Sequence[tuple[Part, Subtree]]) -> None:
+    """Raises an ArgumentError if a network whose embeddings are compared fits better than the candidates."""
+    fitting = 0
+    if candidates:
+        (part, found), *_ = candidates
+        if found.groups and not isinstance(part.backbone, EmbeddingBackbone):
+            return
+        fitting = found.fitting - isinstance(part.backbone, EmbeddingBackbone)
+    tensors = _chosen(path, prefix)
+    networks = [part for part in _in_pytorch().values() if isinstance(part.backbone, EmbeddingBackbone)]
+    likeness = {part.name: (_alone(tensors, part.backbone)[0], -len(part.backbone.pytorch_shapes)) for part in networks}
+    best = max(likeness.values(), default=(0, 0))
+    if best[0] > fitting:
+        alike = [name for name, one in likeness.items() if one == best]
         raise ArgumentError(
             f"{path} resembles the network {' or '.join(alike)}: give --architecture and --checkpoint. Files do not "
             "say which activation a network has, so it is not guessed (docs/embeddings.md)"
         )
-    return Checkpoint(path, tensors, None, best)
+
+
+def _chosen(path: Path, prefix: str | None) -> dict[str, np.ndarray]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    begin = f"{prefix.rstrip('.')}." if prefix else ""
+    return _tensors(path, {name: name.removeprefix(begin) for name in _shapes(path, prefix)})
+
+
+def _alone(tensors: Mapping[str, np.ndarray], backbone: Backbone) -> tuple[int, dict[str, np.ndarray]]:
+    """How many tensors fit a network that is by itself, or below one component; and its tensors by their names alone.
+
+    For networks that name their tensors in several ways, which `subtrees` does not know.
+    """
+    expected, best = backbone.pytorch_shapes, (-1, dict(tensors))
+    for begin in ("", *dict.fromkeys(f"{name.partition('.')[0]}." for name in tensors)):
+        below = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
+        below = {name: tensor for name, tensor in below.items() if is_needed(name, [backbone])}
+        found = backbone.renamed(below) if isinstance(backbone, RenamedBackbone) else below
+        fitting = sum(expected.get(name) == tensor.shape for name, tensor in found.items())
+        if fitting > best[0]:
+            best = fitting, below
+    return best
+
+
+def _outline(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The first components of names, with the number of tensors under each."""
+    counts = Counter(name.partition(".")[0] for name in shapes)
+    listed = ", ".join(f"{printable(name)} ({count})" for name, count in counts.most_common(8))
+    return listed + (" and others" if len(counts) > 8 else "") if counts else "no tensors"
 
 
 def _in_pytorch() -> dict[Backbone, Part]:
@@ -408,7 +503,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _report(product: Product) -> None:
     tensors = sum(1 for _ in flatten(product.parameters))
-    path, _, official, _ = product.checkpoint
+    path, official = product.checkpoint.path, product.checkpoint.official
     kind = f"the official file of {official.name}" if official else "not an official file"
     print(f"wrote      {product.path}: {tensors} tensors ({' and '.join(sorted(product.parameters))})")
     print(f"from       {path}, {kind}, sha256 {product.metadata['source_sha256']}")
@@ -452,7 +547,7 @@ def _load(name: str, weights_dir: Path | None) -> Lpips:
     return Lpips(parameters, name, part.backbone)
 
 
-def _verify(metric: Lpips, sources: Sequence[Path], images: Sequence[Path]) -> int:
+def _verify(metric: Lpips, sources: Sequence[Path], config: Convert) -> int:
     """Compares a metric with PyTorch, which reads the files that the metric came from; prints a table."""
     from convert import reference, verification
 
@@ -464,7 +559,7 @@ def _verify(metric: Lpips, sources: Sequence[Path], images: Sequence[Path]) -> i
     # Tensors that were not converted now are taken from the metric itself.
     tensors = reference.rename({name: reference.torch.tensor(array) for name, array in weights.items()})
     for path in sources:
-        tensors |= reference.read(path)
+        tensors |= reference.read(path, _read(path, config.prefix).names)
     expected = reference.Reference(network, tensors, scaled=metric.version != "0.0")
     package = None
     if metric.backbone in IN_PACKAGE:
@@ -475,7 +570,7 @@ def _verify(metric: Lpips, sources: Sequence[Path], images: Sequence[Path]) -> i
                 package = reference.Package(metric.backbone.name, metric.version, tensors)
         except Exception as error:
             print(f"without the lpips package ({' '.join(str(error).split())})")
-    pairs = [*verification.generated(), *verification.photographs(images)]
+    pairs = [*verification.generated(), *verification.photographs(config.images)]
     rows = verification.compare(metric, expected, package, pairs)
     torch = f"PyTorch {reference.torch.__version__} in float64"
     print(f"largest relative differences from {torch}, {len(pairs)} pairs of images:")

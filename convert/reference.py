@@ -8,7 +8,7 @@ that the index of a module is its index there; everything is computed in float64
 # pyright: reportMissingImports=false
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,27 @@ def to_torch(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image, np.float64)).permute(2, 0, 1)[None].contiguous()
 
 
-def read(path: Path) -> Tensors:
-    """A checkpoint, read by PyTorch; a pickled `.npy`, which PyTorch does not read, is read by the library."""
-    if path.suffix == ".npy":
-        return rename({name: torch.from_numpy(array) for name, array in read_checkpoint(path).items()})
-    contents: Any = torch.load(path, map_location="cpu", weights_only=True)
-    return rename(contents.get("state_dict", contents))
+def read(path: Path, names: Mapping[str, str] | None = None) -> Tensors:
+    """Tensors of a checkpoint, read by PyTorch; the formats that PyTorch does not read are read by the library.
+
+    Args:
+        path: the file.
+        names: what each tensor is called alone, by its name in the file, dotted where dictionaries are nested;
+            None where that is the same.
+    """
+    if path.suffix in (".npy", ".safetensors"):
+        contents = {name: torch.from_numpy(array) for name, array in read_checkpoint(path).items()}
+    else:
+        contents = dict(_flat(torch.load(path, map_location="cpu", weights_only=True)))
+    return rename(contents if names is None else {name: contents[original] for original, name in names.items()})
+
+
+def _flat(contents: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in contents.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def rename(contents: Mapping[str, Any]) -> Tensors:

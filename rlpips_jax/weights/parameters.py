@@ -88,6 +88,22 @@ def with_heads(backbone: Backbone) -> Layout:
     return Layout(backbone, (*heads, *floors))
 
 
+class Subtree(NamedTuple):
+    """A metric, or a part of it, among the tensors of a checkpoint.
+
+    Attributes:
+        prefix: what the names of its tensors begin with.
+        names: the rest of these names, as `from_pytorch` understands them, by the names in the checkpoint.
+        fitting: how many of its tensors have a name and a shape of the layout.
+        groups: those groups of parameters that are complete.
+    """
+
+    prefix: str
+    names: dict[str, str]
+    fitting: int
+    groups: tuple[str, ...]
+
+
 class Named(NamedTuple):
     """A tensor of a checkpoint, and its name there."""
 
@@ -181,6 +197,64 @@ def from_pytorch(tensors: Tensors, layout: Layout, source: str) -> Parameters:
     return _assemble(native.items())
 
 
+def subtrees(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> list[Subtree]:
+    """Where the tensors of a layout are in a checkpoint: under which prefixes some of its names and shapes are found.
+
+    A prefix is any beginning of a name that ends in a dot, or nothing: `state_dict.module.`, `loss.perceptual_loss.`.
+    The names of a backbone may lack a first component that they share, as in a state dict of torchvision's `features`
+    alone. What else is under the prefix, such as a classifier, is left out; what is named like the layout's own
+    tensors stays, for `from_pytorch` to refuse if it does not fit.
+
+    Args:
+        shapes: of the tensors by their names.
+        layout: what to look for.
+
+    Returns:
+        One for each prefix, those with most fitting tensors first. Of several that have the same tensors, the one with
+        the shortest prefix.
+    """
+    wanted = layout.pytorch_shapes
+    shared = {name.partition(".")[0] for name in layout.backbone.pytorch_shapes}
+    shared_first = f"{shared.pop()}." if len(shared) == 1 else ""
+    own = {_kind(name) for name in wanted} | {"scaling_layer"}
+    bare = {_kind(name.removeprefix(shared_first)) for name in layout.backbone.pytorch_shapes if shared_first}
+    found: dict[str, dict[str, str]] = {}
+    fitting: dict[str, set[str]] = {}
+    for original, shape in shapes.items():
+        parts = original.split(".")
+        for start in range(len(parts)):
+            rest = ".".join(parts[start:])
+            prefix = original.removesuffix(rest)
+            for name in (rest, *([shared_first + rest] if _kind(rest) in bare else [])):
+                plain = _plain_name(name)
+                if _kind(plain) in own:
+                    found.setdefault(prefix, {}).setdefault(original, name)
+                if plain in wanted and [n for n in shape if n != 1] == [n for n in wanted[plain] if n != 1]:
+                    found[prefix][original] = name
+                    fitting.setdefault(prefix, set()).add(plain)
+    members = {weight.pytorch: _group(weight.path) for weight in layout.weights if weight.pytorch}
+    groups = {name: members.get(name, "backbone") for name in wanted}
+    results: list[Subtree] = []
+    for prefix in sorted(fitting, key=lambda prefix: (-len(fitting[prefix]), len(prefix))):
+        lacking = {groups[name] for name in wanted if name not in fitting[prefix]}
+        whole = tuple(group for group in dict.fromkeys(groups.values()) if group not in lacking)
+        if not any(found[prefix].keys() <= other.names.keys() for other in results):
+            results.append(Subtree(prefix, found[prefix], len(fitting[prefix]), whole))
+    return results
+
+
+def _kind(name: str) -> str:
+    """The first component of a name without its number: "features", "layer", "lin"."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _plain_name(name: str) -> str:
+    """The name that a tensor of a backbone or a head has by itself, if it has one inside an LPIPS."""
+    if head := _HEAD.fullmatch(name):
+        return f"lin{int(head[1])}.model.1.weight"
+    return f"features.{name[piece.end() :]}" if (piece := _SLICE.match(name)) else name
+
+
 def is_needed(name: str, backbones: Iterable[Backbone]) -> bool:
     """Whether to keep a tensor of a PyTorch checkpoint, by its name there, for a metric with one of these backbones.
 
@@ -207,14 +281,13 @@ def canonical(tensors: Tensors, source: str) -> dict[str, Named]:
         if name in ("scaling_layer.shift", "scaling_layer.scale"):
             _check_scaling(name, tensor, source)
             continue
-        if head := _HEAD.fullmatch(name):
+        if _HEAD.fullmatch(name):
             if tensor.size != max(tensor.shape, default=0):
                 raise WeightsMismatch(
                     f"{source}: {printable(original)} has shape {tensor.shape}, but a head is one weight per channel"
                 )
-            name, tensor = f"lin{int(head[1])}.model.1.weight", tensor.reshape(-1)
-        elif piece := _SLICE.match(name):
-            name = f"features.{name[piece.end() :]}"
+            tensor = tensor.reshape(-1)
+        name = _plain_name(name)
         twin = named.get(name)
         if twin is None:
             named[name] = Named(original, tensor)

@@ -1,10 +1,11 @@
 """PyTorch checkpoints without PyTorch: reads the files of `torch.save`, writes files for `torch.load`.
 
-Three formats are read; the first bytes of a file tell which it is:
+Four formats are read; the first bytes of a file tell which it is:
 
 - zip (PyTorch 1.6 and later): `<folder>/data.pkl` describes the tensors, `<folder>/data/*` are the storages;
 - legacy: five pickles in sequence (magic number, version, platform, object, storage keys), then the storages;
-- `.npy` with one pickled dictionary of arrays.
+- `.npy` with one pickled dictionary of arrays;
+- safetensors, by its own library.
 
 A checkpoint from the internet may be damaged or malicious. Nothing that it names is imported or called (see
 `pickle_reader`), and memory stays below four times the size of the file plus a few megabytes.
@@ -15,9 +16,10 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -39,8 +41,14 @@ EXPANSION_ALLOWANCE = 4 << 20
 """Bytes that tensors may take beyond `MAX_EXPANSION` times the file: tensors with stride 0 (from `expand`) are
 larger in memory than in the file."""
 
+SHORTEST = 16
+"""Bytes; every checkpoint has more."""
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
+
+Result = TypeVar("Result")
+_Read = Callable[[Iterable[str]], dict[str, np.ndarray]]
 
 _Contents = tuple[object, Callable[[Storage], np.ndarray], bool]
 """The pickled object, the function that reads the record of a storage, and whether to swap the bytes of records."""
@@ -49,11 +57,11 @@ _Contents = tuple[object, Callable[[Storage], np.ndarray], bool]
 def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
     """Reads the tensors of a PyTorch checkpoint, or the arrays of a pickled `.npy` dictionary, by name.
 
-    The file must hold a state dict, or a dictionary with one under `"state_dict"`. Parameters are read as tensors;
-    numbers, text and other metadata are left out.
+    The file must hold a dictionary. Tensors in dictionaries inside it have names such as `state_dict.lin0.weight`.
+    Parameters are read as tensors; lists, numbers, text and other metadata are left out.
 
     Args:
-        path: a `.pth`, `.pt` or `.npy` file.
+        path: a `.pth`, `.pt`, `.ckpt`, `.npy` or `.safetensors` file.
         keep: takes a name, tells whether to read that tensor from disk. Default: read all.
 
     Returns:
@@ -62,11 +70,24 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsCorrupt: the file is damaged, cut off, or of an unknown format.
+        WeightsCorrupt: the file is damaged or cut off.
         UnsafeCheckpoint: its pickle asks for something other than tensors and arrays, or for far more memory than
             the size of the file justifies; nothing in it was run.
-        WeightsMismatch: the file can be read, but holds no dictionary of tensors.
+        WeightsMismatch: the file is of another format, or holds no dictionary of tensors.
     """
+    return _use(path, lambda shapes, read: read([name for name in shapes if keep is None or keep(name)]))
+
+
+def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a checkpoint by the names that `read_checkpoint` gives them; it reads no tensor.
+
+    Argument and errors as there.
+    """
+    return _use(path, lambda shapes, read: shapes)
+
+
+def _use(path: str | Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Result]) -> Result:
+    """What a function makes of the shapes of a checkpoint's tensors, and of a function that reads them by name."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -75,11 +96,17 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
+            head = file.read(9)
+            file.seek(0)
+            if head[8:] == b"{" and int.from_bytes(head[:8], "little") < size:
+                return _use_safetensors(path, use)
             contents, read_record, swap = _read_contents(file, size)
-            tensors = _state_dict(contents)
-            if keep is not None:
-                tensors = {name: tensor for name, tensor in tensors.items() if keep(name)}
-            return _materialise(tensors, read_record, swap, MAX_EXPANSION * size + EXPANSION_ALLOWANCE)
+            tensors = _named_tensors(contents)
+            limit = MAX_EXPANSION * size + EXPANSION_ALLOWANCE
+            return use(
+                {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+                lambda names: _materialise({name: tensors[name] for name in names}, read_record, swap, limit),
+            )
         except WeightsCorrupt as error:
             raise WeightsCorrupt(
                 f"{path} cannot be read: {error}. Download it again and compare its sha256."
@@ -127,21 +154,41 @@ def _read_contents(file: io.BufferedIOBase, size: int) -> _Contents:
         return _read_npy(file, size)
     if head.startswith(b"\x80"):
         return _read_legacy(file, size)
-    raise WeightsCorrupt(_what_else(head))
+    raise _what_else(head)
 
 
-def _what_else(head: bytes) -> str:
+def _what_else(head: bytes) -> WeightsCorrupt | WeightsMismatch:
     """Says what a file that begins with these bytes probably is."""
     text = head.lstrip().lower()
     if not head:
-        return "it is empty, as after a failed download"
+        return WeightsCorrupt("it is empty, as after a failed download")
     if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself ('git lfs pull' fetches the file)"
+        return WeightsCorrupt("it is a Git LFS pointer, not the file itself ('git lfs pull' fetches the file)")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page, such as an error or login page, not the file"
+        return WeightsCorrupt("it is a web page, such as an error or login page, not the file")
+    if len(head) < SHORTEST:
+        return WeightsCorrupt("it is cut off")
     if head[257:262] == b"ustar":
-        return "it is a tar archive, PyTorch's format before version 0.1.10; load it with PyTorch and save it again"
-    return f"its format is not one of PyTorch's (it begins with {head[:12].hex(' ')})"
+        return WeightsMismatch(
+            "it is a tar archive, PyTorch's format before version 0.1.10; load it with PyTorch and save it again"
+        )
+    return WeightsMismatch(
+        f"its format is not one of those read here (it begins with {head[:12].hex(' ')}); save the tensors with "
+        "torch.save or as .safetensors"
+    )
+
+
+def _use_safetensors(path: Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Result]) -> Result:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            if (file.metadata() or {}).get("format", "").startswith("rlpips-jax/"):
+                raise WeightsMismatch("it is a weight file of this library already; rlpips_jax.load takes its path")
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return use(shapes, lambda names: {name: np.array(file.get_tensor(name)) for name in names})
+    except (SafetensorError, OSError) as error:
+        raise WeightsCorrupt(f"it is not a readable safetensors file ({error})") from error
 
 
 def _operations(size: int) -> int:
@@ -153,11 +200,13 @@ def _read_zip(file: io.BufferedIOBase, size: int) -> _Contents:
     found = [name for name in archive.entries if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(found) != 1:
         if any(name.endswith(".npy") for name in archive.entries):
-            raise WeightsCorrupt("it is a NumPy .npz archive, not a PyTorch checkpoint")
+            raise WeightsMismatch(
+                "it is a NumPy .npz archive, not a PyTorch checkpoint; save its arrays as .safetensors"
+            )
         raise WeightsCorrupt(f"it is a zip archive, but not PyTorch's: it has {len(found)} files named 'data.pkl'")
     folder = found[0].removesuffix("data.pkl")
     if folder + "constants.pkl" in archive.entries:
-        raise WeightsCorrupt("it is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
+        raise WeightsMismatch("it is a TorchScript archive; load it with torch.jit.load and save its state_dict()")
     byte_order = b"little"
     if folder + "byteorder" in archive.entries:
         byte_order = archive.read(folder + "byteorder").tobytes()
@@ -179,7 +228,9 @@ def _read_legacy(file: io.BufferedIOBase, size: int) -> _Contents:
     storages: dict[str, Storage] = {}
     reader = PickleReader(file, size, STAND_INS, partial(_noted_storage, storages), _operations(size))
     if reader.load() != _LEGACY_MAGIC:
-        raise WeightsCorrupt("it is a pickle, but torch.save did not write it")
+        raise WeightsMismatch(
+            "it is a pickle, but torch.save did not write it; save the tensors with torch.save or as .safetensors"
+        )
     if reader.load() != _LEGACY_VERSION:
         raise WeightsCorrupt(f"its format version is not {_LEGACY_VERSION}")
     reader.load()  # byte order and C types of the machine that wrote it; storages are little-endian in any case
@@ -242,40 +293,32 @@ def _must_swap(byte_order: bytes) -> bool:
     return np.dtype(np.int16).newbyteorder("<" if byte_order == b"little" else ">") != np.dtype(np.int16)
 
 
-def _state_dict(contents: object) -> dict[str, PickledTensor | PickledArray]:
-    """Returns the named tensors of a state dict, or of the state dict under 'state_dict'."""
-    if isinstance(contents, dict) and isinstance(contents.get("state_dict"), dict):
-        contents = contents["state_dict"]
+def _named_tensors(contents: object) -> dict[str, PickledTensor | PickledArray]:
+    """The tensors in a dictionary and in those inside it, by their dotted names."""
     if not isinstance(contents, dict):
         raise WeightsMismatch(f"it holds {printable(contents)}, not a state dict (name -> tensor)")
-    tensors, others, seen = {}, [], set()
-    for name, value in contents.items():
-        if isinstance(value, PickledTensor | PickledArray):
-            if not isinstance(name, str):
-                raise WeightsMismatch(f"it has a tensor under the key {name}, which is not text")
-            tensors[name] = value
-        elif _holds_tensors(value, seen):
-            others.append(printable(name))
-    if others or (contents and not tensors):
-        where = f"and others nested under {', '.join(others[:8])}" if others else "and no others"
+    tensors: dict[str, PickledTensor | PickledArray] = {}
+    # A dictionary may contain itself, or another one many times: each is visited once.
+    seen, waiting = {id(contents)}, [("", contents)]
+    while waiting:
+        prefix, dictionary = waiting.pop()
+        inner = []
+        for key, value in dictionary.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, PickledTensor | PickledArray) and isinstance(key, str | int):
+                if name in tensors:
+                    raise WeightsMismatch(f"it has two tensors that are called {printable(name)}")
+                tensors[name] = value
+            elif isinstance(value, dict) and isinstance(key, str | int) and id(value) not in seen:
+                seen.add(id(value))
+                inner.append((f"{name}.", value))
+        waiting += reversed(inner)
+    if contents and not tensors:
         raise WeightsMismatch(
-            f"it holds {len(tensors)} tensors by name {where}, not a state dict (name -> tensor), "
-            "alone or under 'state_dict'"
+            f"it holds no tensors by name, only {', '.join(printable(key) for key in list(contents)[:8])}; a state "
+            "dict (name -> tensor) is needed, alone or inside other dictionaries"
         )
     return tensors
-
-
-def _holds_tensors(value: object, seen: set[int]) -> bool:
-    """Tells whether a value contains tensors at any depth; `seen` stops cycles and repeated visits."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, PickledTensor | PickledArray):
-            return True
-        if isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    return False
 
 
 def _materialise(

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import rlpips_jax as rl
 from convert import program
@@ -198,6 +199,61 @@ def test_whole_checkpoint(prefix: str, tmp_path: Path, out: Path, capsys: pytest
         assert metric.name == "rlpips-squeeze"
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.module.", "module._orig_mod.", "loss.perceptual_loss.", "lpips.module.", "net.", "model."]
+)
+def test_a_metric_inside_another_model(prefix: str, tmp_path: Path, out: Path) -> None:
+    """Beside other tensors, some of which are named like its own."""
+    whole = {f"{prefix}{name}": x for name, x in to_pytorch(SQUEEZE_PARAMETERS, SQUEEZE).items()}
+    others = {
+        "encoder.features.0.weight": np.ones((8, 3, 3, 3), np.float32),
+        "decoder.0.weight": np.ones(5, np.float32),
+    }
+    write_checkpoint(tmp_path / "model.ckpt", others | whole)
+    assert run("--checkpoint", tmp_path / "model.ckpt", "--out", out) == 0
+    assert digest(rl.load("rlpips-squeeze", weights_dir=out).parameters) == digest(SQUEEZE_PARAMETERS)
+
+
+def test_a_prefix_chooses_among_several(tmp_path: Path, out: Path) -> None:
+    doubled = {name: 2 * x for name, x in drawn(SQUEEZE, "lin").items()}
+    found = {"model": drawn(SQUEEZE, "lin"), "params_ema": doubled}
+    write_checkpoint(tmp_path / "a.pth", {f"{at}.{name}": x for at, part in found.items() for name, x in part.items()})
+    assert run("--heads", tmp_path / "a.pth", "--prefix", "params_ema", "--name", "lpips-squeeze", "--out", out) == 0
+    heads = native.read(out / "lpips-squeeze.safetensors", with_heads(SQUEEZE))[0]["heads"]
+    np.testing.assert_array_equal(heads[0], 2 * SQUEEZE_PARAMETERS["heads"][0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_safetensors_of_a_whole_metric(dtype: str, tmp_path: Path, out: Path) -> None:
+    tensors = {name: x.astype(dtype) for name, x in to_pytorch(SQUEEZE_PARAMETERS, SQUEEZE).items()}
+    save_file({f"lpips.{name}": x for name, x in tensors.items()}, tmp_path / "metric.safetensors")
+    assert run("--checkpoint", tmp_path / "metric.safetensors", "--out", out) == 0
+    expected = from_pytorch(tensors, with_heads(SQUEEZE), "the same tensors")
+    assert digest(rl.load("rlpips-squeeze", weights_dir=out).parameters) == digest(expected)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_backbone_without_its_first_name_and_with_a_classifier(bare: bool, tmp_path: Path, out: Path) -> None:
+    """As timm writes VGG16 with a classifier of its own, or as `vgg16().features.state_dict()`."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in VGG.pytorch_shapes.items()}
+    if bare:
+        tensors = {name.removeprefix("features."): x for name, x in tensors.items()}
+    else:
+        tensors |= {"pre_logits.fc1.weight": np.ones(9, np.float32), "head.fc.weight": np.ones(9, np.float32)}
+    save_file(tensors, tmp_path / "vgg.safetensors")
+    assert run("--weights", tmp_path / "vgg.safetensors", "--out", out) == 0
+    assert names(out) == ["vgg.safetensors"]
+
+
+def test_a_deeper_network_is_not_taken_for_a_part_of_itself(tmp_path: Path, out: Path) -> None:
+    """ResNet-34 has all tensors of ResNet-18, and more blocks."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in RESNET18.pytorch_shapes.items()}
+    tensors["layer1.2.conv1.weight"] = np.zeros((64, 64, 3, 3), np.float32)
+    write_checkpoint(tmp_path / "resnet34.pth", tensors | {"fc.weight": np.zeros((1000, 512), np.float32)})
+    assert run("--weights", tmp_path / "resnet34.pth", "--out", out) == 2
+    assert not out.exists()
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("legacy", [False, True])
 def test_checkpoint_inside_a_dictionary(legacy: bool, tmp_path: Path, out: Path) -> None:
@@ -264,7 +320,11 @@ def _not_a_number(tensors: Tensors) -> Tensors:
 
 
 def _alien(tensors: Tensors) -> Tensors:
-    return {f"encoder.{name}": tensor for name, tensor in tensors.items()}
+    return {f"encoder.{name}.x": tensor for name, tensor in tensors.items()}
+
+
+def _with_average(tensors: Tensors) -> Tensors:
+    return {f"{at}.{name}": k * x for k, at in ((1, "model"), (2, "ema")) for name, x in tensors.items()}
 
 
 def _cut(paths: SimpleNamespace) -> None:
@@ -346,7 +406,20 @@ REFUSALS = {
     "another network": (
         ["--weights", "{weights}", "--out", "{out}"],
         _change("weights", _alien),
-        "resembles no network known here",
+        r"resembles no network known here .*; it has 'encoder' \(50\)",
+    ),
+    "two metrics": (
+        ["--heads", "{heads}", "--out", "{out}"],
+        _change(
+            "heads",
+            lambda tensors: {f"{at}.{n}": k * x for k, at in ((1, "model"), (2, "ema")) for n, x in tensors.items()},
+        ),
+        r"several metrics or networks, of which --prefix chooses: (model|ema)[.] heads of squeeze; (model|ema)[.]",
+    ),
+    "nothing under a prefix": (
+        ["--heads", "{heads}", "--prefix", "lpips", "--out", "{out}"],
+        _nothing,
+        "has no tensor under --prefix lpips; it has 'lin0' ",
     ),
     "cut off": (["--weights", "{weights}", "--out", "{out}"], _cut, "cannot be read: .*zip"),
     "no such file": (["--weights", "nowhere.pth", "--out", "{out}"], _nothing, "nowhere.pth: there is no such file"),

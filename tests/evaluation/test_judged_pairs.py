@@ -168,7 +168,7 @@ def jnd(folder: Path) -> Expected:
         (folder / "val" / category / "same").mkdir()
         np.save(folder / "val" / category / "same/000000.npy", np.float32([same]))
         files = [f"val/{category}/{part}/000000.png" for part in ("p0", "p1")]
-        expected.append((files[0], files[1], float(np.float32(same)), category))
+        expected.append((files[0], files[1], np.float32(same).item(), category))
     return expected
 
 

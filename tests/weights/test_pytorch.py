@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 
 import rlpips_jax
 from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsError, WeightsMismatch
-from rlpips_jax.weights.pytorch import read_checkpoint, write_checkpoint
+from rlpips_jax.weights.pytorch import checkpoint_shapes, read_checkpoint, write_checkpoint
 
 NUMPY_DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"]
 DTYPES = [*NUMPY_DTYPES, ml_dtypes.bfloat16]
@@ -141,13 +141,13 @@ EMPTY_ZIP = zip_file(pickled(b"}"), {})
 
 
 @pytest.fixture
-def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, np.ndarray]]:
+def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """Reads a checkpoint from its bytes; the path says nothing that a message could say."""
     path = tmp_path_factory.mktemp("files") / "model.pth"
 
-    def read(data: bytes, **options) -> dict[str, np.ndarray]:
+    def read(data: bytes, *, shapes: bool = False, **options) -> dict[str, Any]:
         path.write_bytes(data)
-        return read_checkpoint(path, **options)
+        return checkpoint_shapes(path) if shapes else read_checkpoint(path, **options)
 
     return read
 
@@ -351,7 +351,7 @@ def test_large_deflated_entry(read: Callable) -> None:
     assert_same(read(data), {"a": values})
 
 
-def test_wrapped_state_dict_and_metadata(read: Callable) -> None:
+def test_nested_state_dict_and_metadata(read: Callable) -> None:
     ordered = call(ORDERED_DICT) + b"(" + b"".join(plain(k) + v for k, v in SMALL_STATE.items()) + b"u"
     with_metadata = ordered + dictionary({"_metadata": call(ORDERED_DICT)}) + b"b"
     parameter = call(named("torch._utils", "_rebuild_parameter"), vector("8", 3), b"\x88", call(ORDERED_DICT))
@@ -366,7 +366,11 @@ def test_wrapped_state_dict_and_metadata(read: Callable) -> None:
         "state_dict": with_metadata,
         "optimizer": dictionary({"state": dictionary({0: vector("8", 3)}), "betas": plain((0.5, 0.999))}),
     }
-    assert_same(read(zip_file(pickled(dictionary(training)), SMALL_RECORDS)), SMALL_ARRAYS)
+    nested = {f"state_dict.{name}": array for name, array in SMALL_ARRAYS.items()}
+    nested["optimizer.state.0"] = SMALL_ARRAYS["lin0.bias"]
+    data = zip_file(pickled(dictionary(training)), SMALL_RECORDS)
+    assert_same(read(data), nested)
+    assert read(data, shapes=True) == {name: array.shape for name, array in nested.items()}
     flat = {
         "w": parameter,
         "version": plain("1"),
@@ -384,14 +388,10 @@ def test_an_empty_state_dict_is_one(read: Callable) -> None:
     ("contents", "message"),
     [
         (plain([1, 2]), "holds 'a list', not a state dict"),
-        (plain({"epoch": 3}), "0 tensors by name and no others"),
+        (plain({"epoch": 3}), "holds no tensors by name, only 'epoch'; a state dict"),
         (vector("8", 3), "holds 'a PickledTensor'"),
-        (dictionary({"ema": dictionary(SMALL_STATE), "n": plain(1)}), "others nested under 'ema'"),
-        (
-            dictionary({"w": vector("8", 3), "all": b"](" + vector("8", 3) + b"e"}),
-            r"1 tensors by name.*under 'all'",
-        ),
-        (dictionary({5: vector("8", 3)}), "a tensor under the key 5"),
+        (dictionary({"all": b"](" + vector("8", 3) + b"e"}), "holds no tensors by name, only 'all'"),
+        (dictionary({"a.b": vector("8", 3), "a": dictionary({"b": vector("8", 3)})}), "two tensors.*called 'a[.]b'"),
     ],
 )
 def test_what_is_no_state_dict(read: Callable, contents: bytes, message: str) -> None:
@@ -437,12 +437,13 @@ def plain_npy() -> bytes:
         (b"", WeightsCorrupt, "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", WeightsCorrupt, "Git LFS pointer"),
         (b"\n <!DOCTYPE html><html>404</html>", WeightsCorrupt, "web page"),
-        (tar_file(), WeightsCorrupt, "tar archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), WeightsCorrupt, "format is not one of.*89 48 44 46"),
-        (npz_file(), WeightsCorrupt, r"\.npz archive"),
+        (tar_file(), WeightsMismatch, "tar archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), WeightsMismatch, "format is not one of.*89 48 44 46.*torch.save or as"),
+        (npz_file(), WeightsMismatch, r"\.npz archive.*as \.safetensors"),
+        (bytes([9]) + bytes(7) + b"{" + bytes(9), WeightsCorrupt, "not a readable safetensors file"),
         (plain_npy(), WeightsMismatch, "file of numbers"),
         (npy_file(pickled(plain({"a": 1}))), WeightsCorrupt, "does not hold an array"),
-        (pickle.dumps({"a": 1}, 2), WeightsCorrupt, "a pickle, but torch.save did not write it"),
+        (pickle.dumps({"a": 1}, 2), WeightsMismatch, "a pickle, but torch.save did not write it"),
         (SMALL_FILES["legacy"].replace(pickle.dumps(1001, 2), pickle.dumps(1002, 2)), WeightsCorrupt, "1001"),
         (EMPTY_ZIP.replace(b"data.pkl", b"data.txt"), WeightsCorrupt, "it has 0 files"),
         (EMPTY_ZIP.replace(b"model/version", b"else/data.pkl"), WeightsCorrupt, "it has 2 files"),
@@ -456,8 +457,24 @@ def test_other_files(read: Callable, data: bytes, error: type[Exception], messag
     with pytest.raises(error, match=message) as caught:
         read(data)
     assert "model.pth" in str(caught.value)
-    if error is WeightsCorrupt:
-        assert "Download it again and compare its sha256" in str(caught.value)
+    assert ("Download it again and compare its sha256" in str(caught.value)) == (error is WeightsCorrupt)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16], ids=str)
+def test_safetensors_are_read(tmp_path: Path, dtype: Any) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = {name: array.astype(dtype) for name, array in SMALL_ARRAYS.items()}
+    save_file(arrays, tmp_path / "a.safetensors")
+    assert read_checkpoint(tmp_path / "a.safetensors").keys() == arrays.keys()
+    for name, array in read_checkpoint(tmp_path / "a.safetensors").items():
+        np.testing.assert_array_equal(array, arrays[name])
+    only = read_checkpoint(tmp_path / "a.safetensors", keep=lambda name: name == "lin0.bias")
+    assert list(only) == ["lin0.bias"]
+    assert checkpoint_shapes(tmp_path / "a.safetensors")["lin0.weight"] == (1, 2, 2)
+    save_file(arrays, tmp_path / "b.safetensors", {"format": "rlpips-jax/1"})
+    with pytest.raises(WeightsMismatch, match=r"a weight file of this library already; rlpips_jax[.]load takes"):
+        read_checkpoint(tmp_path / "b.safetensors")
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -609,7 +626,7 @@ def test_torchscript_is_recognised(read: Callable) -> None:
     buffer = io.BytesIO(SMALL_FILES["zip"])
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("model/constants.pkl", pickled(b"}"))
-    with pytest.raises(WeightsCorrupt, match="TorchScript"):
+    with pytest.raises(WeightsMismatch, match="TorchScript"):
         read(buffer.getvalue())
 
 
@@ -1016,7 +1033,9 @@ def test_reads_a_module_and_its_training(torch: ModuleType, tmp_path: Path, new_
     }
     for contents in (network.state_dict(), training):
         torch.save(contents, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
-        assert_same(read_checkpoint(tmp_path / "a.pth"), wanted)
+        prefix = "" if contents is not training else "state_dict."
+        found = read_checkpoint(tmp_path / "a.pth", keep=lambda name, prefix=prefix: name.startswith(prefix))
+        assert_same(found, {f"{prefix}{name}": array for name, array in wanted.items()})
     torch.save(network, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
     with pytest.raises(UnsafeCheckpoint, match=r"torch\.nn\.modules"):
         read_checkpoint(tmp_path / "a.pth")
