@@ -166,9 +166,9 @@ def jnd(folder: Path) -> Expected:
         for part in ("p0", "p1"):
             picture(folder / "val" / category / part / "000000.png", shape=(128, 128))
         (folder / "val" / category / "same").mkdir()
-        np.save(folder / "val" / category / "same/000000.npy", np.float32([same]))
+        np.save(folder / "val" / category / "same/000000.npy", np.array([same]))
         files = [f"val/{category}/{part}/000000.png" for part in ("p0", "p1")]
-        expected.append((files[0], files[1], np.float32(same).item(), category))
+        expected.append((files[0], files[1], same, category))
     return expected
 
 
