@@ -1,4 +1,4 @@
-"""`python -m training lin|tune|natural|distill|classifier`: trains metrics, and classifiers to attack with them."""
+"""`python -m training SUBCOMMAND`: trains metrics, and classifiers to attack with them."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from rlpips_jax.errors import RlpipsError
 from training.classify import Classify, train_classifier
 from training.config import Lin, Natural, Tune
 from training.distill import Distill, distill
+from training.evaluate_classifiers import EvaluateClassifiers, evaluate_classifiers
 from training.train import train
 
 PROGRAM = "python -m training"
@@ -19,8 +20,9 @@ PROGRAMS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "natural": (Natural, train),
     "distill": (Distill, distill),
     "classifier": (Classify, train_classifier),
+    "evaluate-classifiers": (EvaluateClassifiers, lambda config: print(evaluate_classifiers(config))),
 }
-"""What can be trained: its options, and the function that does it."""
+"""Each subcommand: its options, and the function that does it."""
 IMPOSSIBLE = 2
 """Exit status."""
 
