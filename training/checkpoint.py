@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from rlpips_jax.errors import CheckpointError, CheckpointMismatch, CheckpointWarning
 from rlpips_jax.files.atomic import sync
 from rlpips_jax.files.locks import locked
+from rlpips_jax.files.regular import read_regular
 from rlpips_jax.warning import warn_user
 from training.devices import on_first
 
@@ -346,7 +347,7 @@ def _sums(folder: Path, step: int | str, *, durable: bool = False) -> bytes:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole."""
     try:
-        written, found = (folder / SUMS).read_bytes(), _sums(folder, folder.name)
+        written, found = read_regular(folder / SUMS), _sums(folder, folder.name)
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except OSError as error:

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.files.atomic import replacing
-from rlpips_jax.files.json_object import json_object
-from rlpips_jax.files.regular import read_regular
+from rlpips_jax.files.json_object import json_object, json_value
+from rlpips_jax.files.regular import open_regular
 from rlpips_jax.ops.convolution import convolution
 from rlpips_jax.weights.native import encoded
 
@@ -113,7 +113,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     from safetensors import SafetensorError, safe_open
 
     try:
-        read_regular(path)  # The library would wait for a pipe.
+        open_regular(path).close()  # The library would wait for a pipe.
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
         options = json_object(metadata["network"])
         network = ResidualNetwork(options["classes"], tuple(options["widths"]), options["blocks"])
-        classes = tuple(json.loads(metadata["classes"]))
+        classes = tuple(json_value(metadata["classes"]))
         tree: dict[str, Any] = {}
         for name, tensor in tensors.items():
             *folders, leaf = name.split(".")
@@ -130,6 +130,6 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         expected = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
         if jax.tree.map(jnp.shape, tree) != jax.tree.map(jnp.shape, expected):
             raise ValueError("its tensors do not fit its network")
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TrainingError(f"{os.fspath(path)} cannot be read as a classifier: {error}") from error
     return Classifier(tree, network, classes)

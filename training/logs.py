@@ -19,6 +19,7 @@ import jax
 from rlpips_jax.errors import LogError, RlpipsError
 from rlpips_jax.files.atomic import replacing, sync
 from rlpips_jax.files.json_object import json_object
+from rlpips_jax.files.regular import read_regular
 from training.checkpoint import is_full
 from training.devices import on_first
 
@@ -172,7 +173,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         OSError: the file cannot be read.
     """
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(read_regular(path).splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         records.append(_record(path, number, line))
@@ -196,7 +197,7 @@ def _keep(path: Path, last: int | None) -> list[dict[str, Any]]:
     """Drops, all at once, the records of steps after the last one, and returns those that stay."""
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_regular(path)
     lines, records = [], []
     unreadable: RlpipsError | None = None
     for number, line in enumerate(content.splitlines(keepends=True) if last is not None else [], 1):

@@ -11,6 +11,7 @@ from rlpips_jax.errors import TrainingError
 from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.json_object import json_object
 from rlpips_jax.files.locks import locked
+from rlpips_jax.files.regular import read_regular
 
 RECORD = "configuration.json"
 
@@ -28,7 +29,7 @@ def check(folder: Path, document: dict[str, Any], ignored: Collection[str] = ())
     """
     record = folder / RECORD
     try:
-        found = json_object(record.read_bytes())
+        found = json_object(read_regular(record))
     except FileNotFoundError:
         return False
     except ValueError as error:

@@ -28,6 +28,7 @@ from rlpips_jax.cli import interrupts
 from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.journal import Journal
 from rlpips_jax.files.json_object import json_object, json_value
+from rlpips_jax.files.regular import read_regular
 
 Column = Shaped[np.ndarray, " n"]
 
@@ -63,7 +64,7 @@ class Recording:
     @property
     def document(self) -> dict[str, Any]:
         """The document that `finish` has written."""
-        return json_object(self.path.read_bytes())
+        return json_object(read_regular(self.path))
 
     def collect(
         self, total: int, compute: Callable[[int], Iterator[tuple[Column, ...]]], done: Callable[[int], Any]

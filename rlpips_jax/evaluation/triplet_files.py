@@ -32,6 +32,7 @@ from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.image_files import image_paths, save_image
 from rlpips_jax.files.json_object import json_object
 from rlpips_jax.files.npz import Npz
+from rlpips_jax.files.regular import open_regular
 
 IMAGES = ("ref", "p0", "p1")
 JUDGMENTS = "judge"
@@ -177,9 +178,9 @@ def read_fraction(path: AnyPath) -> float:
         TripletsError: no such file, or not one such number.
     """
     try:
-        value = np.load(path, allow_pickle=False)
-        number = float(value.reshape(()))
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+        with open_regular(path) as file:
+            number = float(np.load(file, allow_pickle=False).reshape(()))
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, MemoryError) as error:
         raise TripletsError(f"{path} is not a .npy file of one number: {error}") from error
     if not 0 <= number <= 1:
         raise TripletsError(f"{path} holds {number:g}; a judgment is a fraction of people, from 0 to 1")

@@ -3,10 +3,10 @@
 import os
 import re
 import zipfile
-import zlib
 from xml.etree import ElementTree
 
 from rlpips_jax.errors import SpreadsheetError
+from rlpips_jax.files.regular import open_regular
 
 LARGEST = 1 << 26
 """Most bytes of one member of the archive, unpacked."""
@@ -29,7 +29,7 @@ def read_sheet(path: str | os.PathLike[str], name: str) -> list[dict[str, str]]:
         SpreadsheetError: the file is missing, damaged or of another kind, or has no such worksheet.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             sheets = {
                 sheet.attrib["name"]: sheet.attrib[f"{{{NAMES['relation']}}}id"]
                 for sheet in _parse(archive, "xl/workbook.xml").iterfind(".//main:sheet", NAMES)
@@ -44,9 +44,9 @@ def read_sheet(path: str | os.PathLike[str], name: str) -> list[dict[str, str]]:
                 shared = [_text(item) for item in _parse(archive, "xl/sharedStrings.xml").iterfind("main:si", NAMES)]
             sheet = _parse(archive, target[1:] if target.startswith("/") else f"xl/{target}")
         return [_cells(row, shared) for row in sheet.iterfind(".//main:row", NAMES)]
-    except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, ElementTree.ParseError) as error:
-        if isinstance(error, SpreadsheetError):
-            raise
+    except SpreadsheetError:
+        raise
+    except Exception as error:  # Damaged archives raise nearly anything.
         raise SpreadsheetError(f"{path} cannot be read as an .xlsx file: {error}") from error
 
 

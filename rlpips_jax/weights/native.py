@@ -9,6 +9,7 @@ import numpy as np
 from rlpips_jax._version import __version__
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch
 from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.regular import open_regular
 from rlpips_jax.weights.parameters import Layout, Parameters, digest_tensors, flatten, unflatten
 from rlpips_jax.weights.pickle_reader import printable
 
@@ -97,7 +98,7 @@ def _read(path: Path, *, tensors_too: bool) -> tuple[dict[str, np.ndarray], dict
     """Content of a weight file whose hashes are right."""
     from safetensors import SafetensorError, safe_open
 
-    path.open("rb").close()  # A file that cannot be opened is not called damaged.
+    open_regular(path).close()  # A file that cannot be opened is not called damaged.
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

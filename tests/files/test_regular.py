@@ -10,9 +10,13 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.errors import ImageFileError, RlpipsError
 from rlpips_jax.evaluation import read_npz
+from rlpips_jax.evaluation.judged_pairs import by_size
+from rlpips_jax.evaluation.triplet_files import read_fraction
 from rlpips_jax.files.regular import open_regular, read_regular
+from rlpips_jax.files.spreadsheet import read_sheet
 from rlpips_jax.geometry import snapshots
 from rlpips_jax.scoring.readers import decode
+from rlpips_jax.weights import native
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 
@@ -27,14 +31,26 @@ def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
 @needs_pipes
 @pytest.mark.parametrize(
     "read",
-    [open_regular, rl.load_image, read_npz, lambda path: snapshots.read(path, {})],
-    ids=["bytes", "image", "triplets", "snapshot"],
+    [
+        *(open_regular, rl.load_image, read_npz, read_fraction, native.read_metadata),
+        lambda path: snapshots.read(path, {}),
+        lambda path: read_sheet(path, "sheet"),
+    ],
+    ids=["bytes", "image", "triplets", "judgment", "weights", "snapshot", "worksheet"],
 )
 def test_a_named_pipe_is_an_error_and_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "x.png"
     os.mkfifo(path)
     with pytest.raises((OSError, RlpipsError), match="named pipe"):
         read(path)
+
+
+@needs_pipes
+def test_the_size_of_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    image, pipe = tmp_path / "image.png", tmp_path / "pipe.png"
+    rl.save_image(image, np.zeros((4, 4, 3), np.uint8))
+    os.mkfifo(pipe)
+    assert by_size([image, pipe, image]).tolist() == [1, 0, 2]
 
 
 @needs_pipes

@@ -1,6 +1,6 @@
 """Labelled images to train classifiers on: archives and folders with one subfolder per class, or TensorFlow Datasets.
 
-- An archive: a `.zip` of files `CLASS/NAME`, read as it lies.
+- An archive: a `.zip` of files `CLASS/NAME`, which is not unpacked.
 - A folder with one subfolder of images per class.
 - `tfds:NAME`, a data set of TensorFlow Datasets with images and labels, such as `tfds:cifar10`.
 
@@ -10,6 +10,7 @@ A folder that holds both parts of a data set has them as `train.zip` and `test.z
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from jaxtyping import Int32, UInt8
 
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.files.array_hash import array_hash
+from rlpips_jax.files.decoding import FORMATS
 from rlpips_jax.files.image_files import SUFFIXES, image_paths
 from rlpips_jax.files.regular import open_regular, read_regular
 
@@ -94,7 +96,7 @@ def _from_archive(path: Path) -> ClassImages:
                 for info in sorted(archive.infolist(), key=lambda info: info.filename)
                 if PurePosixPath(info.filename).suffix.lower() in SUFFIXES
             }
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise TrainingError(f"{path} cannot be read as an archive of images: {error}") from error
     return _decoded(path, {name: files[name].__bytes__ for name in files})
 
@@ -116,8 +118,9 @@ def _decoded(path: Path, files: Mapping[str, Callable[[], bytes]]) -> ClassImage
         from PIL import Image
 
         try:
-            return np.asarray(Image.open(io.BytesIO(files[name]())).convert("RGB"))
-        except (OSError, ValueError) as error:
+            with Image.open(io.BytesIO(files[name]()), formats=FORMATS) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:  # Decoders raise errors of many classes.
             raise TrainingError(f"{path}: {name} cannot be read: {error}") from error
 
     with ThreadPoolExecutor() as pool:
