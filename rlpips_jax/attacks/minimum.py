@@ -25,6 +25,8 @@ STEP = (0.3, 0.01)
 """Size of the first and of the last step, as a share of the radius."""
 CHANGE = (0.1, 0.001)
 """Share by which the radius shrinks or grows at the first and at the last step."""
+LEAST = 1e-4
+"""Least radius, as a share of the range of values, until the goal is reached."""
 
 
 @jax.tree_util.register_dataclass
@@ -179,6 +181,9 @@ class _Boundary(Approach):
         missing = cast(float, self.closeness.objective.goal) - point.at.value
         ahead = length + jnp.where(slope > 0, missing / jnp.where(slope > 0, slope, 1), 0)
         around = jnp.where(reached, jnp.minimum((1 - change) * state.radius, nearest), (1 + change) * state.radius)
+        black, white = self.value_range
+        # A step that rounding undoes would be tried for ever.
+        ahead = jnp.maximum(ahead, LEAST * (white - black))
         radius = jnp.where(jnp.isfinite(nearest), around, (1 + change) * ahead)
 
         stride = balls.per_example(share * radius, images)

@@ -50,6 +50,17 @@ def test_the_distance_of_a_plane(planes: Any, norm: str) -> None:
     np.testing.assert_array_equal(result.after, -result.radius)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_tie_is_reversed_by_a_change_that_rounding_keeps(norm: str) -> None:
+    images, signs = np.full((4, 4, 5, 3), 0.5, np.float32), np.resize([1.0, 1.0, -1.0], (4, 4, 5, 3))
+    normals = jnp.asarray(signs, jnp.float32)
+    objective = classification(Partial(plane, normals, jnp.sum(normals / 2, axis=(1, 2, 3))), np.zeros(4, int))
+    assert np.all(objective(jnp.asarray(images)) == 0)
+    result = minimum(objective, images, key=KEY, norm=norm, steps=40)
+    assert np.all(result.success)
+    assert np.all((result.radius > 0) & (result.radius < 1.5e-4))
+
+
 def test_what_cannot_be_reached_has_an_infinite_radius(planes: Any) -> None:
     objective, images, normals, _ = planes
     scaled = images * 2 - 1
