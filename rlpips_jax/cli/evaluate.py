@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import re
 import time
@@ -35,7 +34,10 @@ from rlpips_jax.evaluation.measurement import Conditions, Distances, Evaluation,
 from rlpips_jax.evaluation.pair_sources import pair_source_of
 from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.reversal_radii import Radii, reversal_radii, summarise
+from rlpips_jax.evaluation.sources import triplet_source_of
 from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.files.json_object import json_object
+from rlpips_jax.files.regular import read_regular
 
 SCORES = {"2AFC": "two_afc", "majority": "majority", "sure": "sure", "flipped": "flip_rate"}
 """Columns of the table, and their names in documents."""
@@ -72,8 +74,9 @@ class Evaluate(TripletOptions):
         tuple[str, ...],
         tyro.conf.arg(metavar="E [E ...]", help_behavior_hint="(default: 1/255 2/255 4/255; l2 0.5 1 2)"),
     ] = ()
-    """Radii as fractions of the range of values: 2/255 is 2 of 255 grey levels, 4/255 for images in [-1, 1]. For
-    spatial, pixels (default: 0.5 1); for shift, whole pixels (default: 1 to 8)."""
+    """Radii as fractions of the range of values: 2/255 is 2 of 255 grey levels, 4/255 for images in [-1, 1]; union has
+    2/255 4/255 8/255 by default, first_reversal 0.015. For spatial, pixels (default: 0.5 1); for shift, whole pixels
+    (default: 1 to 8)."""
 
     attacked: Annotated[tuple[SIDES, ...], tyro.conf.arg(help_behavior_hint="(default: closer)")] = ("closer",)
     """Which image attacks move: the one closer to people (pushed away), the farther one (pulled in), both, the
@@ -117,9 +120,11 @@ class Evaluate(TripletOptions):
 
     def run(self) -> int:
         self._check()
-        paths = [path for path in self.data if pair_source_of(path) is None]
+        judged = [path for path in self.data if pair_source_of(path)]
+        # A folder may hold both, as that of BAPPS does.
+        paths = [path for path in self.data if path not in judged or triplet_source_of(path)]
         sets = self.sets(paths) if paths or not self.data else []
-        pairs = self.pairs([path for path in self.data if path not in paths])
+        pairs = self.pairs(judged)
         self._check_attacks(bool(sets), bool(pairs))
         metrics = self.metrics(random=True)
         surrogate = None if self.surrogate is None else load_metric(self.surrogate, self.weights_dir)
@@ -182,7 +187,12 @@ class Evaluate(TripletOptions):
         for name, (given, users) in options.items():
             if given and not users:
                 raise AttackError(f"--{name} needs an attack that uses it: --attack pgd")
-        units = {norm for name in bounded for norm in self._norms(name)}
+        for name in self.attack:
+            if not self._norms(name):
+                norms = " or ".join(ATTACKS[name].norms)
+                raise AttackError(f"--attack {name} needs --norm {norms}, got {', '.join(self.norm) or 'nothing'}")
+        # A share of the range is what a radius in l-inf is.
+        units = {norm.replace("range", "linf") for name in bounded for norm in self._norms(name)}
         if self.epsilon and len(units) > 1:
             raise AttackError(
                 f"--epsilon cannot be right for {', '.join(sorted(units))} alike: leave it out, or evaluate them one "
@@ -527,8 +537,9 @@ def written(folder: Path) -> list[dict[str, Any]]:
     for path in folder.glob("*.json"):
         # The folder may contain files of other programs.
         with contextlib.suppress(OSError, ValueError):
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(document, dict) and any({"threat", "signature", name} <= document.keys() for name in RESULTS):
+            document = json_object(read_regular(path))
+            threat = document.get("threat") or {}
+            if isinstance(threat, dict) and any({"threat", "signature", name} <= document.keys() for name in RESULTS):
                 found.append(document)
     return sorted(found, key=_order)
 
@@ -565,14 +576,15 @@ def curves(results: Results, folder: Path) -> list[Path]:
                 {0.0: natural[data, run.label].scores.two_afc},
             )
             line[run.threat.epsilon] = evaluation.scores.two_afc
-        scale = 1 if norm != "linf" else 255
+        scale = 255 if norm in ("linf", "range") else 1
         for label, points in lines.items():
             radii = sorted(points)
             means, lows, highs = zip(*((points[r].mean, points[r].low, points[r].high) for r in radii), strict=True)
             positions = [scale * radius for radius in radii]
             axes.plot(positions, means, marker="o", label=label)
             axes.fill_between(positions, lows, highs, alpha=0.15, linewidth=0)
-        units = {"linf": "l-inf radius in grey levels of 255", "l2": "l2 radius, images in [0, 1]"}
+        levels = "l-inf radius in grey levels of 255"
+        units = {"linf": levels, "range": levels, "l2": "l2 radius, images in [0, 1]"}
         axes.set(xlabel=units.get(norm, "pixels"), ylabel="2AFC score", ylim=(-0.02, 1.02), title=f"{data}: {attack}")
         axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
         axes.legend(frameon=False)

@@ -126,6 +126,12 @@ TRIPLET_SOURCES: dict[str, TripletSource] = {
 """Every form of judged triplets by its name; the first entry that matches a path reads it."""
 
 
+def triplet_source_of(path: str | os.PathLike[str]) -> str | None:
+    """The name of the source in `TRIPLET_SOURCES` that reads an existing path; None if there is not one."""
+    path = Path(path)
+    return next((name for name, source in TRIPLET_SOURCES.items() if source.matches(path)), None)
+
+
 def source_of(path: str | os.PathLike[str]) -> str:
     """The name of the source in `TRIPLET_SOURCES` that reads a path.
 
@@ -136,9 +142,8 @@ def source_of(path: str | os.PathLike[str]) -> str:
     forms = "; ".join(source.description for source in TRIPLET_SOURCES.values())
     if not path.exists():
         raise TripletsError(f"{path} does not exist; give one of: {forms}")
-    for name, source in TRIPLET_SOURCES.items():
-        if source.matches(path):
-            return name
+    if name := triplet_source_of(path):
+        return name
     if pairs := pair_source_of(path):
         raise TripletsError(
             f"{path} holds judged pairs, not triplets: {PAIR_SOURCES[pairs].description}; 'rlpips evaluate' and "

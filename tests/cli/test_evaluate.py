@@ -230,6 +230,7 @@ def _texts(out: Path) -> Iterator[str]:
         (("--attack", "pgd", "--epsilon", "2"), "from 0 to 1"),
         (("--attack", "pgd", "--epsilon", "x"), "not a number such as 2/255"),
         (("--attack", "pgd", "--norm", "linf", "l2", "--epsilon", "0.1"), "cannot be right for l2, linf"),
+        (("--attack", "recolor", "--norm", "l2"), "--attack recolor needs --norm linf, got l2"),
         (("--attack", "pgd", "--steps", 0), "--steps must be 1 or more"),
         (("--limit", 0), "--limit must be 1 or more"),
         (("--shift", 64), "from 1 to 63 pixels"),

@@ -21,6 +21,8 @@ from rlpips_jax.evaluation.judged_pairs import JudgedPairs
 from rlpips_jax.evaluation.pair_measurement import assess_pairs, natural_pair_distances
 from rlpips_jax.evaluation.pair_sources import PAIR_SOURCES, pair_source_of
 from rlpips_jax.evaluation.sources import source_of
+from rlpips_jax.evaluation.triplet_files import write_bapps
+from rlpips_jax.evaluation.triplets import Triplets
 
 Command = Callable[..., tuple[int, str, str]]
 Expected = list[tuple[str, str, float, str]]
@@ -422,6 +424,20 @@ def test_what_only_triplets_have(command: Command, noisy: Path, tmp_path: Path, 
     status, _, err = command("evaluate", "--data", noisy, "--metric", "lpips-tiny", "--out", tmp_path, *more)
     assert status == 2
     assert message in err
+
+
+def test_a_folder_may_hold_triplets_and_pairs(command: Command, tmp_path: Path) -> None:
+    """As that of BAPPS does."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
+    triplets = Triplets(*images, np.array([0, 1], np.float32), ("cnn", "cnn"))
+    jnd(tmp_path / "bapps/jnd")
+    write_bapps(triplets, tmp_path / "bapps/2afc")
+    arguments = ("--data", tmp_path / "bapps", "--metric", "lpips-tiny", "--size", 32, "--out", tmp_path / "out")
+    status, text, _ = command("evaluate", *arguments)
+    assert status == 0
+    assert "2AFC" in text
+    assert "JND mAP" in text
 
 
 def test_pairs_are_not_certified(command: Command, noisy: Path, tmp_path: Path) -> None:
