@@ -334,7 +334,8 @@ def digest(parameters: Parameters) -> str:
         MetricError: the parameters are traced or abstract, and so have no values.
     """
     leaves = dict(flatten(parameters))
-    if not all(isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer) for leaf in leaves.values()):
+    known = (jax.Array, np.ndarray, np.generic)
+    if not all(isinstance(leaf, known) and not isinstance(leaf, Tracer) for leaf in leaves.values()):
         raise MetricError("a signature needs the parameters' values: take it outside jit, grad and eval_shape")
     return digest_tensors(leaves)
 
