@@ -430,7 +430,7 @@ def test_a_folder_may_hold_triplets_and_pairs(command: Command, tmp_path: Path) 
     """As that of BAPPS does."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
-    triplets = Triplets(*images, np.array([0, 1], np.float32), ("cnn", "cnn"))
+    triplets = Triplets(images[0], images[1], images[2], np.array([0, 1], np.float32), ("cnn", "cnn"))
     jnd(tmp_path / "bapps/jnd")
     write_bapps(triplets, tmp_path / "bapps/2afc")
     arguments = ("--data", tmp_path / "bapps", "--metric", "lpips-tiny", "--size", 32, "--out", tmp_path / "out")
