@@ -31,7 +31,7 @@ def distort(
     randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
 ) -> AttackResult:
-    """Maximises the distance d(x + delta, x) of each image from itself, |delta| <= epsilon, by `pgd`.
+    """Maximises the distance d(x, x + delta) of each image from itself, |delta| <= epsilon, by `pgd`.
 
     It starts from a point drawn from the ball, as a distance has no slope where it is 0.
 

@@ -117,12 +117,15 @@ class _Value:
     ) -> Float[Array, " n"]:
         moving, still = images
         moved, others = features_of(moving), features_of(still)
-        if self.attacked in (None, "reference", "both"):
+        if self.attacked == "reference":
             found = distances(metric, moved, others, moving, still)
+            return found[:, 0] - found[:, 1]
+        if self.attacked in (None, "both"):
+            found = distances(metric, others, moved, still, moving)
             return found[:, 0] if self.attacked is None else found[:, 0] - found[:, 1]
         reference, other = (jax.tree.map(lambda leaf, at=at: leaf[:, at : at + 1], others) for at in (0, 1))
-        margin = distances(metric, moved, reference, moving, still[:, :1]) - distances(
-            metric, other, reference, still[:, 1:], still[:, :1]
+        margin = distances(metric, reference, moved, still[:, :1], moving) - distances(
+            metric, reference, other, still[:, :1], still[:, 1:]
         )
         return margin[:, 0] if self.attacked == "closer" else -margin[:, 0]
 
@@ -242,7 +245,7 @@ def _from_first(
     metric: Metric, features_of: FeaturesOf, images: tuple[Float[Array, "n 1 h w 3"], Float[Array, "n k h w 3"]]
 ) -> Float[Array, "n k"]:
     reference, others = images
-    return distances(metric, features_of(others), features_of(reference), others, reference)
+    return distances(metric, features_of(reference), features_of(others), reference, others)
 
 
 def _drawn(randomness: Randomness, key: Key) -> dict[str, Any]:

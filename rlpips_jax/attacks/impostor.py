@@ -71,9 +71,9 @@ def impostor(
     randomness: Randomness = ADAPTIVE,
     value_range: ValueRange = UNIT_RANGE,
 ) -> ImpostorResult:
-    """Maximises the pixel l2 distance |y - x| from each image while the metric stays small: d(y, x) <= bound.
+    """Maximises the pixel l2 distance |y - x| from each image while the metric stays small: d(x, y) <= bound.
 
-    Adam on |y - x| / sqrt(h w 3) - multiplier d(y, x), whose multiplier, one for each image, rises at each step
+    Adam on |y - x| / sqrt(h w 3) - multiplier d(x, y), whose multiplier, one for each image, rises at each step
     outside the bound and falls at each within. The best iterate within the bound is kept; where there is none, the
     segment from the image to the nearest iterate is bisected until its end is within. Unless `starts` are given, the
     result is never nearer than the image made brighter or darker by as much as the bound allows. Against a randomised

@@ -82,12 +82,14 @@ class Ranking(TracedObjective):
         moving = self.metric.features(images, value_range=self.value_range)
         if self.attacked == "both":
             (reference,) = self.features
-            distances = self.metric.between(moving, jax.tree.map(lambda leaf: leaf[:, None], reference))
+            distances = self.metric.between(jax.tree.map(lambda leaf: leaf[:, None], reference), moving)
             return distances[:, 0] - distances[:, 1]
-        distances = [self.metric.between(moving, still) for still in self.features]
         if self.attacked == "reference":
-            return distances[0] - distances[1]
-        return distances[0] - self.constant if self.attacked == "closer" else self.constant - distances[0]
+            closer, farther = (self.metric.between(moving, still) for still in self.features)
+            return closer - farther
+        (reference,) = self.features
+        distance = self.metric.between(reference, moving)
+        return distance - self.constant if self.attacked == "closer" else self.constant - distance
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +108,7 @@ class DistanceFrom(TracedObjective):
     value_range: ValueRange = field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
-        return self.metric.between(self.metric.features(images, value_range=self.value_range), self.features)
+        return self.metric.between(self.features, self.metric.features(images, value_range=self.value_range))
 
 
 @jax.tree_util.register_dataclass
@@ -258,7 +260,7 @@ def ranking_of_features(
     value_range = check_value_range(value_range)
     if attacked in ("closer", "farther"):
         reference, other = still
-        return Ranking(metric, (reference,), metric.between(other, reference), attacked, value_range)
+        return Ranking(metric, (reference,), metric.between(reference, other), attacked, value_range)
     leaf = jax.tree.leaves(still[0])[0]
     return Ranking(metric, tuple(still), jnp.zeros(leaf.shape[0], leaf.dtype), attacked, value_range)
 
@@ -291,7 +293,7 @@ def with_moved(
 
 
 def distance_from(metric: Metric, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> DistanceFrom:
-    """The objective that is the distance from `images`, whose features are computed once.
+    """The objective that is the distance d(x, y) of moving images y from `images` x, whose features are computed once.
 
     Args:
         metric: from `rlpips_jax.load`.

@@ -26,7 +26,7 @@ from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class SemanticSimilarity(TracedObjective):
-    """min(0, d(x_i, ref_i) - max over j != i of d(x_i, ref_j)). Made by `semantic_similarity`.
+    """min(0, d(ref_i, x_i) - max over j != i of d(ref_j, x_i)). Made by `semantic_similarity`.
 
     Attributes:
         metric: the distance.
@@ -44,11 +44,11 @@ class SemanticSimilarity(TracedObjective):
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, " n"]:
         moving = self.metric.features(images, value_range=self.value_range)
         # The matrix only says which reference is farthest; the gradient needs no other pair than that.
-        distances = pairwise_between(self.metric, *jax.tree.map(lax.stop_gradient, (moving, self.features)))
+        distances = pairwise_between(self.metric, *jax.tree.map(lax.stop_gradient, (self.features, moving))).T
         own = jnp.eye(images.shape[0], dtype=bool)
         farthest = jnp.argmax(jnp.where(own, -jnp.inf, distances), axis=1)
         others = jax.tree.map(lambda leaf: leaf[farthest], self.features)
-        margin = self.metric.between(moving, self.features) - self.metric.between(moving, others)
+        margin = self.metric.between(self.features, moving) - self.metric.between(others, moving)
         return jnp.minimum(margin, 0)
 
 
@@ -89,7 +89,7 @@ def semantic(
 ) -> AttackResult:
     """Moves each image away from its reference until it is nearer to every other: maximises, by `pgd`,
 
-        min(0, d(x_i + delta_i, ref_i) - max over j != i of d(x_i + delta_i, ref_j)),    |delta_i| <= epsilon
+        min(0, d(ref_i, x_i + delta_i) - max over j != i of d(ref_j, x_i + delta_i)),    |delta_i| <= epsilon
 
     The other references are those of the batch, so the result for an image depends on the rest of its batch; the
     others being as far away as photographs are, small balls rarely suffice. Where the goal is reached the slope is 0

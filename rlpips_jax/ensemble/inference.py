@@ -323,11 +323,11 @@ def _to_reference(
     metric: Metric, features_of: FeaturesOf, arguments: tuple[Float[Array, "n 1 h w 3"], Float[Array, "n k h w 3"]]
 ) -> Float[Array, "n k"]:
     reference, images = arguments
-    others = features_of(reference)
+    features = features_of(reference)
     k, height, width, _ = images.shape[1:]
 
     def block(images: Float[Array, "j h w 3"]) -> Float[Array, " j"]:
-        return distances(metric, features_of(images[None]), others, images[None], reference)[0]
+        return distances(metric, features, features_of(images[None]), reference, images[None])[0]
 
     most = at_once(1, height, width, getattr(metric, "max_batch", None))
     if k <= most:

@@ -67,7 +67,7 @@ class _Spread:
             chosen = jax.random.choice(choosing, self.count, (self.per_step,), replace=False)
             prepared = jax.tree.map(lambda leaf: leaf[chosen], prepared)
         image: Any = self.measured.prepared(variable)
-        powers = self.measured.powers(image, prepared, comparing, self.exponent)
+        powers = self.measured.powers(prepared, image, comparing, self.exponent)
         return jnp.sum(powers) * (self.count / self.per_step)
 
 
@@ -125,7 +125,7 @@ def average(
         return _Spread(measured, measured.prepared(reduced(x, size)), descent.exponent, count, per_step)
 
     found, objective = descend(first, objective_at, plan)
-    return Average(from_unit_range(found[0], value_range), judged(measured, found, x, key), objective)
+    return Average(from_unit_range(found[0], value_range), judged(measured, x, found, key), objective)
 
 
 def _start(
