@@ -152,7 +152,13 @@ class NetworkMetric:
 
         Raises:
             ImageError: the images break the convention of `rlpips_jax.images`, or a size is out of bounds.
+            MetricError: `can_pad` is False.
         """
+        if not self.can_pad:
+            raise MetricError(
+                f"{self.name} compares images of one size in a batch (can_pad is False): call rlpips_jax.distance for "
+                "each size"
+            )
         value_range = check_value_range(value_range)
         x, y = check_images(value_range, x=x, y=y, minimum_size=self.minimum_size, user=self.name)
         if x.ndim != 4 or np.shape(sizes) != (x.shape[0], 2):
@@ -270,11 +276,8 @@ def activations(
     recompute = jax.checkpoint if metric.forward_mode else recomputed
     x = x.astype(metric.dtype)
     if not isinstance(backbone, StagedBackbone):
-        if sizes is not None or dropout is not None:
-            raise MetricError(
-                f"{metric.name} has a backbone without stages ({backbone.name}), so images in a batch must be of one "
-                "size, and there is no dropout"
-            )
+        if dropout is not None:
+            raise MetricError(f"{metric.name} has a backbone without stages ({backbone.name}): there is no dropout")
 
         def whole(parameters: Any, x: Array) -> list[Array]:
             kernels, arguments = parameters

@@ -158,5 +158,5 @@ def test_a_new_backbone_is_converted_listed_and_loaded(
     assert status == 0
     assert "baseline-two" in out
     assert not metric.can_pad
-    with pytest.raises(MetricError, match="a backbone without stages"):
+    with pytest.raises(MetricError, match="compares images of one size"):
         metric.padded_distance(images, images, np.array([[9, 8], [8, 7]]))

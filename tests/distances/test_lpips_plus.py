@@ -8,6 +8,7 @@ import pytest
 import rlpips_jax as rl
 from rlpips_jax.backbones import Computation, Convolution, Pool, Sequential
 from rlpips_jax.distances.lpips_plus import LpipsPlus
+from rlpips_jax.errors import MetricError
 from rlpips_jax.images import to_symmetric
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import unflatten, with_heads
@@ -72,6 +73,11 @@ def test_positions_count_as_the_reference_is_active_there(small: LpipsPlus) -> N
     backwards = [in_numpy(y, x, small) for x, y in zip(X, Y, strict=True)]
     np.testing.assert_allclose(rl.distance(Y, X, small), backwards, rtol=1e-5)
     assert np.all(np.abs(backwards - expected.diagonal()) > 1e-4 * expected.diagonal())
+
+
+def test_images_of_several_sizes_are_refused(small: LpipsPlus) -> None:
+    with pytest.raises(MetricError, match="compares images of one size"):
+        small.padded_distance(X, Y, np.array([(18, 25)] * 3))
 
 
 def test_a_mask_counts_beside_the_activations(small: LpipsPlus) -> None:
