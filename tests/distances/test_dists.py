@@ -29,7 +29,8 @@ TID2013 = {"I03": 0.4742, "I04": 0.1424, "I06": 0.06825, "I08": 0.02867, "I19": 
 """As pyiqa's table of official results has them."""
 
 DECIDED_BY_ROUNDING = {2}
-"""In float32, 33 neighbouring entries of this gradient are off by up to 4.8e-4: a ReLU sees 0 to within rounding."""
+"""In float32 a ReLU of this pair sees 0 to within rounding: conv2_2 at (44, 61), channel 48, is 3.4e-6 where float32 is
+off by up to 7e-6. Without that unit's share of the gradient, 33 entries of up to 4.8e-4, the error is 3.1e-5."""
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_reference_numbers(dtype: str, tolerance: float, real: dict[str, Any], s
                 gradient = jax.grad(lambda y, x=x: rl.distance(x, y, metric))(jnp.asarray(y))
                 expected = goldens[f"dists-vgg/grad_y{index}"]
                 rounding = dtype == "float32" and index in DECIDED_BY_ROUNDING
-                limit = (1e-3 if rounding else 1e-4) * np.abs(expected).max()
+                limit = (6e-4 if rounding else 1e-4) * np.abs(expected).max()
                 np.testing.assert_allclose(gradient, expected, rtol=0, atol=limit)
 
 
