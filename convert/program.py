@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -514,9 +514,9 @@ def _export(config: Convert) -> Lpips:
     assert config.to_pytorch is not None
     assert config.out is not None
     metric = None if config.to_pytorch in ENSEMBLE_HEADS else _load(config.to_pytorch, config.weights_dir)
-    if metric is None or metric.backbone not in IN_PACKAGE:
+    if not isinstance(metric, Lpips) or metric.backbone not in IN_PACKAGE:
         raise ArgumentError(
-            f"the lpips package has no network like that of {config.to_pytorch}; it has "
+            f"the lpips package cannot compute {config.to_pytorch}: it has LPIPS over "
             f"{', '.join(backbone.name for backbone in IN_PACKAGE)} with LPIPS's pooling and layers"
         )
     if config.out.is_dir():
@@ -537,7 +537,7 @@ def _may_write(path: Path, config: Convert) -> None:
         raise ArgumentError(f"{path} exists; --overwrite replaces it")
 
 
-def _load(name: str, weights_dir: Path | None) -> Lpips:
+def _load(name: str, weights_dir: Path | None) -> Any:
     """A metric; for an ensemble, the metric that it applies to its transformed images."""
     part = ENSEMBLE_HEADS.get(name)
     if part is None:

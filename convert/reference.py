@@ -126,7 +126,7 @@ class Variant:
 
 
 def variant(metric: str) -> Variant:
-    """The network of a metric, by the metric's name or its own.
+    """The network of an LPIPS, by the metric's name or the network's own.
 
     Raises:
         LookupError: its network is not among those of this module.
@@ -144,10 +144,10 @@ def variant(metric: str) -> Variant:
         "resnet18": lambda: Variant(resnet((2, 2, 2, 2)), (2, 4, 5, 6, 7)),
         "resnet50": lambda: Variant(resnet((3, 4, 6, 3), bottleneck=True), (2, 4, 5, 6, 7)),
     }
-    backbone = metric.rpartition("-")[2].partition("@")[0]
+    family, _, backbone = metric.partition("@")[0].rpartition("-")
     make = special.get(metric) or usual.get(backbone)
-    if make is None:
-        raise LookupError(f"{metric} has none of the networks {', '.join(usual)}")
+    if make is None or family not in ("", "lpips", "rlpips", "baseline", "elpips"):
+        raise LookupError(f"{metric} is not over one of the networks {', '.join(usual)}")
     return make()
 
 

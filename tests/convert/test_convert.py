@@ -28,6 +28,7 @@ from rlpips_jax.backbones import (
     RESNET50,
     SQUEEZE,
     SQUEEZE_FLOOR,
+    STALEX,
     VGG,
     VGG19,
     Backbone,
@@ -446,7 +447,7 @@ REFUSALS = {
         _nothing,
         "no metric is called 'lpips-alx'; did you mean lpips-alex",
     ),
-    "export an ensemble": (["--to-pytorch", "elpips-vgg", "--out", "{out}"], _nothing, "no network like that of elp"),
+    "export an ensemble": (["--to-pytorch", "elpips-vgg", "--out", "{out}"], _nothing, "cannot compute elpips-vgg"),
 }
 
 
@@ -470,6 +471,25 @@ def test_refusals(
     assert re.search(message, line), line
     assert not out.exists()
     assert {path: path.read_bytes() for path in files.weights.parent.iterdir()} == before
+
+
+def test_another_metric_over_a_network_of_the_package_is_not_exported(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = from_pytorch(drawn(ALEX), with_heads(ALEX), "drawn weights")
+    native.write(tmp_path / "lpips-alex.safetensors", parameters, with_heads(ALEX), metric="lpips-alex")
+    assert run("--to-pytorch", "lpips+-alex", "--weights-dir", tmp_path, "--out", out) == 2
+    assert "cannot compute lpips+-alex: it has LPIPS over alex" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.torch
+def test_another_network_is_not_taken_for_its_namesake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    parameters = from_pytorch(drawn(STALEX), with_heads(STALEX), "drawn weights")
+    native.write(tmp_path / "stlpips-alex.safetensors", parameters, with_heads(STALEX), metric="stlpips-alex")
+    assert run("--verify", "--name", "stlpips-alex", "--weights-dir", tmp_path) == 2
+    assert "PyTorch has no network 'stalex'" in capsys.readouterr().err
 
 
 def test_halves_of_different_networks(
@@ -541,9 +561,9 @@ def test_export_refuses_what_the_package_would_compute_otherwise(
 ) -> None:
     run("--checkpoint", files.whole, "--out", out, "--name", "lpips-squeeze@elpips")
     for metric, target, message in (
-        ("lpips-squeeze@elpips", tmp_path / "a.pth", "no network like that of lpips-squeeze@elpips"),
-        (out / "lpips-squeeze@elpips.safetensors", tmp_path / "a.pth", "no network like that of"),
-        ("lpips-tiny", tmp_path / "a.pth", "no network like that of lpips-tiny"),
+        ("lpips-squeeze@elpips", tmp_path / "a.pth", "cannot compute lpips-squeeze@elpips"),
+        (out / "lpips-squeeze@elpips.safetensors", tmp_path / "a.pth", "cannot compute"),
+        ("lpips-tiny", tmp_path / "a.pth", "cannot compute lpips-tiny"),
     ):
         assert run("--to-pytorch", metric, "--weights-dir", out, "--out", target) == 2
         assert message in capsys.readouterr().err
