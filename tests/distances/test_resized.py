@@ -13,15 +13,13 @@ from rlpips_jax.errors import MetricError
 def test_it_is_the_metric_of_resized_images() -> None:
     metric = rl.load("lpips-tiny")
     x, y = (jax.random.uniform(jax.random.key(seed), (2, 16, 16, 3)) for seed in (0, 1))
-    larger = [jax.image.resize(image, (2, 32, 32, 3), "bilinear", precision="highest") for image in (x, y)]
-    found = rl.distance(x, y, Resized(metric, 32, 32))
-    np.testing.assert_allclose(found, rl.distance(*larger, metric), rtol=1e-5)
-    bytes_ = [np.asarray(image * 255, np.uint8) for image in (x, y)]
-    floats = [image / np.float32(255) for image in bytes_]
-    np.testing.assert_allclose(
-        rl.distance(*bytes_, Resized(metric, 32, 32)), rl.distance(*floats, Resized(metric, 32, 32)), rtol=1e-5
-    )
-    assert "lpips-tiny" in Resized(metric, 32, 32).signature
+    larger = jax.image.resize(jnp.stack([x, y]), (2, 2, 32, 32, 3), "bilinear", precision=jax.lax.Precision.HIGHEST)
+    resized = Resized(metric, 32, 32)
+    np.testing.assert_allclose(rl.distance(x, y, resized), rl.distance(larger[0], larger[1], metric), rtol=1e-5)
+    x, y = (np.asarray(image * 255, np.uint8) for image in (x, y))
+    of_floats = rl.distance(x / np.float32(255), y / np.float32(255), resized)
+    np.testing.assert_allclose(rl.distance(x, y, resized), of_floats, rtol=1e-5)
+    assert "lpips-tiny" in resized.signature
 
 
 def test_a_size_that_the_metric_refuses() -> None:
