@@ -9,6 +9,7 @@ with L the cross-entropy and d a perceptual metric: PAT with LPIPS, R-PAT with R
 """
 
 import functools
+import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,13 @@ class Classify(Run):
     """Steps of evaluation's attack, PGD within --epsilon."""
 
     def __post_init__(self) -> None:
-        self.check_counts({**self.settings, "epochs": max(0, self.epochs)})
+        self.check_counts(self.settings)
         radius(self.epsilon, "--epsilon")
+        for name in ("rate", "decay"):
+            if not 0 <= (number := getattr(self, name)) < math.inf:
+                raise TrainingError(f"--{name} must be a number, 0 or more, got {number:g}")
+        if not 0 <= self.average < 1:
+            raise TrainingError(f"--average must be 0 or more and below 1, got {self.average:g}")
         if self.bound is not None and not self.bound > 0:
             raise TrainingError(f"--bound must be above 0, got {self.bound:g}")
         if self.held_out < 1 or (self.steps is None and self.epochs < 1):
@@ -307,6 +313,19 @@ def noise_size(metric: Any, images: UInt8[np.ndarray, "n h w 3"], epsilon: float
     return float(jnp.mean(perceptual_distance(metric, features, others)))
 
 
+def bounding_metric(name: str, size: int, *, weights_dir: Path | None, precision: str = "highest") -> Resized:
+    """A metric, of images resized to a height and width, whose square root bounds attacks.
+
+    Raises:
+        TrainingError: the metric is not a squared Euclidean distance.
+    """
+    # The attacks need derivatives along directions.
+    metric: Any = rl.load(name, weights_dir=weights_dir, precision=precision, forward_mode=True)
+    if not isinstance(metric, EmbeddedMetric):
+        raise TrainingError(f"{name} is not a squared Euclidean distance and cannot bound attacks: give an LPIPS")
+    return Resized(metric, size, size)
+
+
 def _bounding(config: Classify, learnt: ClassImages) -> tuple[Any, float]:
     """The metric that bounds attacks and its bound; None and 0 where there is no such attack.
 
@@ -315,11 +334,9 @@ def _bounding(config: Classify, learnt: ClassImages) -> tuple[Any, float]:
     """
     if config.defence != "pat":
         return None, 0.0
-    # The attack needs derivatives along directions.
-    inner: Any = rl.load(config.bound_metric, weights_dir=config.weights_dir, precision="default", forward_mode=True)
-    if not isinstance(inner, EmbeddedMetric):
-        raise TrainingError(f"--bound-metric {config.bound_metric} is not a squared Euclidean distance: give an LPIPS")
-    metric = Resized(inner, config.metric_size, config.metric_size)
+    metric = bounding_metric(
+        config.bound_metric, config.metric_size, weights_dir=config.weights_dir, precision="default"
+    )
     if config.bound is not None:
         return metric, config.bound
     epsilon = radius(config.epsilon, "--epsilon")

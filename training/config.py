@@ -40,7 +40,7 @@ NOT_DECISIVE = (
 
 COUNTS = (
     *("batch", "accumulate", "triplets", "validation_triplets", "size", "checkpoint_every", "keep"),
-    *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples"),
+    *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples", "metric_size"),
 )
 """Options that must be 1 or more."""
 NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")

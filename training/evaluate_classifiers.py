@@ -7,6 +7,7 @@ bounds, gives curves to be compared at equal pixels.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-import rlpips_jax as rl
 from rlpips_jax import reports
 from rlpips_jax.attacks import AttackResult, apgd, classification, lagrangian, perceptual_pgd, recolor, spatial
 from rlpips_jax.attacks.project_perceptual import perceptual_distance
@@ -29,7 +29,7 @@ from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.scores import credit_interval
 from rlpips_jax.weights.parameters import digest
 from training.classifier import Classifier, load
-from training.classify import CALIBRATION, FILE, noise_size
+from training.classify import CALIBRATION, FILE, bounding_metric, noise_size
 from training.config import radius
 from training.data.classes import ClassImages, read_classes
 
@@ -68,7 +68,7 @@ class EvaluateClassifiers:
     metric_size: int = 64
     """Height and width to which images are enlarged for the metrics."""
     scales: tuple[float, ...] = (1.0,)
-    """Factors on both perceptual bounds."""
+    """Factors on both perceptual bounds, 1 among them."""
     weights_dir: Path | None = None
     """Folder to look for weights in first."""
     batch: int = 100
@@ -85,8 +85,9 @@ class EvaluateClassifiers:
                 raise TrainingError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
         if self.limit is not None and self.limit < 1:
             raise TrainingError(f"--limit must be 1 or more, got {self.limit}")
-        if not self.scales or not all(scale > 0 for scale in self.scales):
-            raise TrainingError(f"--scales must be above 0, got {self.scales}")
+        if 1 not in self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            given = " ".join(f"{scale:g}" for scale in self.scales)
+            raise TrainingError(f"--scales must be above 0, and 1 among them, which the union is made of; got {given}")
         if unknown := [name for name in self.attack if name not in ATTACKS]:
             raise TrainingError(f"no attack is called {unknown[0]!r}; there are {', '.join(ATTACKS)}")
 
@@ -313,9 +314,7 @@ def _recording(
 
 
 def _bounding(config: EvaluateClassifiers, name: str, data: ClassImages) -> Bounding:
-    # The attacks need derivatives along directions.
-    inner = rl.load(name, weights_dir=config.weights_dir, forward_mode=True)
-    metric = Resized(inner, config.metric_size, config.metric_size)
+    metric = bounding_metric(name, config.metric_size, weights_dir=config.weights_dir)
     epsilon = radius(config.epsilon, "--epsilon")
     images = data.images[np.linspace(0, len(data) - 1, min(CALIBRATION, len(data))).astype(int)]
     return Bounding(metric, noise_size(metric, images, epsilon, key=jax.random.key(0)))

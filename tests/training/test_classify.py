@@ -193,6 +193,9 @@ def test_options_that_make_no_sense_are_refused(data: Path, tmp_path: Path) -> N
         ({"bound": 0.0}, "--bound must be above 0"),
         ({"epsilon": "x"}, "--epsilon must be a number"),
         ({"batch": 0}, "--batch must be 1 or more"),
+        ({"rate": float("nan")}, "--rate must be a number, 0 or more"),
+        ({"average": 1.0}, "--average must be 0 or more and below 1"),
+        ({"metric_size": 0}, "--metric-size must be 1 or more"),
     ):
         with pytest.raises(TrainingError, match=says):
             config(data, tmp_path, **options)

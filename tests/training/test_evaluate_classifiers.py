@@ -87,7 +87,8 @@ def test_what_makes_no_sense_is_refused(folder: Path, tmp_path: Path) -> None:
     for changes, says in (
         ({"attack": ("pdg",)}, "no attack is called 'pdg'; there are none, linf"),
         ({"steps": 0}, "--steps must be 1 or more"),
-        ({"scales": (0.0,)}, "--scales must be above 0"),
+        ({"scales": (1.0, 0.0)}, "--scales must be above 0"),
+        ({"scales": (0.5,)}, "and 1 among them"),
     ):
         with pytest.raises(TrainingError, match=says):
             options(folder, tmp_path, **changes)
