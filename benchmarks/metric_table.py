@@ -113,9 +113,9 @@ def run(config: MetricTable, metric: str, stage: Stage) -> list[dict[str, Any]]:
     arguments = [str(part) for part in (*stage.command, "--metric", metric, *where, "--out", folder)]
     program = "from rlpips_jax.cli import main; main()"
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, stdout=subprocess.DEVNULL)
-    label = load_metric(metric, config.weights_dir).name
+    signature = load_metric(metric, config.weights_dir).signature
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return [document for document in documents if document["metric"] == label and _asked(document, stage)]
+    return [document for document in documents if document["signature"] == signature and _asked(document, stage)]
 
 
 def _asked(document: dict[str, Any], stage: Stage) -> bool:
@@ -123,7 +123,12 @@ def _asked(document: dict[str, Any], stage: Stage) -> bool:
     values = dict(zip(stage.command, stage.command[1:], strict=False))
     limit = values.get("--limit", document["triplets"])
     samples = values.get("--samples")
-    return document["triplets"] == limit and samples in (None, document.get("certificate", {}).get("samples"))
+    steps = values.get("--steps")
+    return (
+        document["triplets"] == limit
+        and samples in (None, document.get("certificate", {}).get("samples"))
+        and steps in (None, (document.get("threat") or {}).get("steps", steps))
+    )
 
 
 def cells(stage: str, documents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
