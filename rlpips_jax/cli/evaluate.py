@@ -22,7 +22,7 @@ from rlpips_jax.attacks.table import ATTACKS, AttackEntry, names
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.evaluate_pairs import PairRun, pair_tables
 from rlpips_jax.cli.options import load_metric
-from rlpips_jax.cli.results import Recording, write_whole
+from rlpips_jax.cli.results import Recording, metric_of, write_whole
 from rlpips_jax.cli.threats import CROPPED, Threat, TripletAttack, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
@@ -476,7 +476,7 @@ def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
     rows = []
     for document in documents:
         threat = Threat.of(document["threat"])
-        named = (_metric(document), threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
+        named = (metric_of(document), threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
         for kind, scores in {"": document["scores"], **(document["by_kind"] if by_kind else {})}.items():
             data = f"{document['data']}: {kind}" if kind else document["data"]
             count = scores["two_afc"]["count"]
@@ -492,7 +492,7 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
         threat, found = Threat.of(document["threat"]), document["exposure"]
         rows.append(
             (
-                *(document["data"], _metric(document), threat.words, str(threat.steps), threat.radii()[0]),
+                *(document["data"], metric_of(document), threat.words, str(threat.steps), threat.radii()[0]),
                 reports.plain(np.float32(found["usual"]["distance"])),
                 *(reports.cell(found[name]) for name in ("distance", "rms")),
                 str(found["distance"]["count"]),
@@ -507,7 +507,7 @@ def radius_table(documents: Iterable[dict[str, Any]]) -> str:
     rows = []
     for document in documents:
         threat = Threat.of(document["threat"])
-        named = (_metric(document), threat.words, str(threat.steps), threat.attacked, threat.radii()[0] or "-")
+        named = (metric_of(document), threat.words, str(threat.steps), threat.attacked, threat.radii()[0] or "-")
         for part, found in document["radii"].items():
             data = f"{document['data']}: {part}" if part else document["data"]
             quartiles = (_radius(score) for score in found["radius"])
@@ -523,12 +523,6 @@ def _radius(score: dict[str, Any] | None, scale: float = 1.0) -> str:
     ends = (score["mean"], score["low"], score["high"])
     mean, low, high = ("inf" if end is None else f"{scale * end:.4g}" for end in ends)
     return f"{mean} [{low}, {high}]"
-
-
-def _metric(document: dict[str, Any]) -> str:
-    """The name of the metric, with the number of samples of a randomised one."""
-    samples = document.get("samples")
-    return f"{document['metric']} ({samples})" if samples else document["metric"]
 
 
 def written(folder: Path) -> list[dict[str, Any]]:

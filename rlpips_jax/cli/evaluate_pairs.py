@@ -13,7 +13,7 @@ import numpy as np
 
 from rlpips_jax import reports
 from rlpips_jax.attacks import Randomness
-from rlpips_jax.cli.results import Recording
+from rlpips_jax.cli.results import Recording, metric_of
 from rlpips_jax.cli.threats import Threat
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.evaluation import pair_measurement
@@ -127,9 +127,7 @@ def pair_tables(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -
     rows: dict[str, list[tuple[str, ...]]] = {asked: [] for asked in PAIR_SCORES}
     for document in documents:
         threat, agreement = Threat.of(document["threat"]), document["agreement"]
-        samples = document.get("samples")
-        metric = f"{document['metric']} ({samples})" if samples else document["metric"]
-        named = (metric, threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
+        named = (metric_of(document), threat.words, str(threat.steps or "-"), threat.attacked or "-", *threat.radii())
         kinds = agreement["by_kind"] if by_kind else {}
         for kind, scores in {"": agreement["scores"], **kinds}.items():
             data = f"{document['data']}: {kind}" if kind else document["data"]

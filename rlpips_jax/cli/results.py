@@ -148,6 +148,12 @@ def _column(values: Any, dtype: type[np.generic]) -> Column:
     return np.asarray(values, dtype)
 
 
+def metric_of(document: dict[str, Any]) -> str:
+    """The name of the metric of a result, with the number of samples of a randomised one."""
+    samples = document.get("samples")
+    return f"{document['metric']} ({samples})" if samples else document["metric"]
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file atomically; makes its folder."""
     with replacing(path) as file:
