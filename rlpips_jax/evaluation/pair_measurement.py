@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,8 @@ def evaluate_pairs(
         The evaluation without attack first, then one for each epsilon.
 
     Raises:
-        TripletsError: the batch is below 1, only one of attack and epsilons is given, or a distance is not finite.
+        TripletsError: the batch is below 1, only one of attack and epsilons is given, the direction is not one of the
+            two, or a distance is not finite.
         ImageFileError: an image cannot be read, or a pair cannot be compared.
     """
     if (attack is None) != (not len(epsilons)):
@@ -159,6 +160,8 @@ def attacked_pair_distances(
     `evaluate_pairs`.
     """
     whole_number("batch", batch, error=TripletsError)
+    if direction not in get_args(Direction):
+        raise TripletsError(f"direction must be 'against' or 'away', got {direction!r}")
     signs = np.where(_more_alike(pairs) | (direction == "away"), np.float32(1), np.float32(-1))
     for part, rows, own in _parts(pairs, start, batch, conditions, key):
         arrays = (part.reference, part.image, signs[part.rows])

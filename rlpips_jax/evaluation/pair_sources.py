@@ -297,6 +297,9 @@ def _own(path: Path) -> list[Row]:
             )
         reference, image = (path.parent / row[name] for name in ("reference", "distorted"))
         rows.append(Row(reference, image, sign * _number(row[column], path, number), row.get("kind") or "all"))
+        for file in rows[-1][:2]:
+            if not file.is_file():
+                raise TripletsError(f"{path} line {number}: {file} is missing, or not a file")
     return rows
 
 

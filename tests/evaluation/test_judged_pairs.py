@@ -6,8 +6,9 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 import pytest
 import scipy.io
@@ -18,7 +19,7 @@ import rlpips_jax as rl
 from rlpips_jax import attacks
 from rlpips_jax.evaluation import correlations, evaluate_pairs, jnd_average_precision, read_pairs
 from rlpips_jax.evaluation.judged_pairs import JudgedPairs
-from rlpips_jax.evaluation.pair_measurement import assess_pairs, natural_pair_distances
+from rlpips_jax.evaluation.pair_measurement import assess_pairs, attacked_pair_distances, natural_pair_distances
 from rlpips_jax.evaluation.pair_sources import PAIR_SOURCES, pair_source_of
 from rlpips_jax.evaluation.sources import source_of
 from rlpips_jax.evaluation.triplet_files import write_bapps
@@ -225,6 +226,7 @@ def test_a_table_of_ones_own(column: str, sign: int, tmp_path: Path) -> None:
         ("reference,opinion\na.png,1\n", "no column distorted, only reference, opinion"),
         ("reference,distorted,mos\n\na.png,b.png,nan\n", "line 3: 'nan' is not a number"),
         ("reference,distorted,mos\n", "has no judged pair"),
+        ("reference,distorted,mos\na.png,b.png,1\n", "line 2: .*a.png is missing, or not a file"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(text: str, message: str, tmp_path: Path) -> None:
@@ -386,6 +388,15 @@ def test_attacks_move_images_against_opinions_or_away(noisy: Path) -> None:
     assert attacked.scores["spearman"].mean < natural.scores["spearman"].mean
     as_stored = np.concatenate(list(natural_pair_distances(metric, read_pairs(noisy))))
     np.testing.assert_allclose(natural.distances, as_stored, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("wrong_types")
+def test_there_are_two_directions(noisy: Path) -> None:
+    parts = attacked_pair_distances(
+        rl.load("lpips-tiny"), read_pairs(noisy), attacks.pgd, direction=cast(Any, "towards"), key=jax.random.key(0)
+    )
+    with pytest.raises(rl.TripletsError, match="direction must be 'against' or 'away', got 'towards'"):
+        next(parts)
 
 
 def test_from_the_command_line(command: Command, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
