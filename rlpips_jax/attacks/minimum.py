@@ -35,7 +35,7 @@ class MinimumResult(AttackResult):
     """The nearest images that reach the goal.
 
     `before`, `after` and `trajectory` are minus the length of the change, -inf where the goal is not reached; `success`
-    says where it is, be it by the image itself.
+    says where it is, the image itself included.
 
     Attributes:
         radius: `(n,)`, the length of the change, in the units of `value_range`; infinite where no image was found that

@@ -22,7 +22,7 @@ from rlpips_jax.attacks.warp import Warp, checked_smoothness
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 NODES = 16
-"""Of the grid along each channel; the paper has 16 to 32."""
+"""Nodes of the grid along each channel; the paper has 16 to 32."""
 SMOOTHNESS = 1.0
 """Standard deviation in nodes of the Gaussian that smooths maps, where none is given."""
 

@@ -53,7 +53,7 @@ def shift(
     Args:
         objective: as in `pgd`; it need not be differentiable.
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`.
-        key: a key of `jax.random`; of no account where all shifts are tried.
+        key: a key of `jax.random`; without effect where all shifts are tried.
         epsilon: the largest shift, in *pixels*; a fraction is rounded down. One number, or one for each example.
         steps: shifts that are tried at most; as many tries where `epsilon` is traced.
         value_range: black and white of the images.

@@ -244,7 +244,7 @@ def certified_accuracy(
         radii: in units of the value range, 0 or more.
 
     Raises:
-        CertificateError: there are no examples, or a radius is negative or no number.
+        CertificateError: there are no examples, or a radius is negative or not a number.
     """
     asked = check_radii(radii)
     _check_examples(certificate)
