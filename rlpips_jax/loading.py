@@ -4,14 +4,16 @@ import difflib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 from jax.typing import DTypeLike
 
 from rlpips_jax.distances import dists, embedding, lpips, lpips_plus, stlpips
+from rlpips_jax.distances.dists import Dists
 from rlpips_jax.distances.embedding import Embedding
 from rlpips_jax.distances.family import Family, read_parameters
 from rlpips_jax.distances.lpips import DEFAULT, Lpips
+from rlpips_jax.distances.lpips_plus import LpipsPlus
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble import ensemble
@@ -44,51 +46,33 @@ EmbeddingName = Literal[
     "openclip-vit-b32",
 ]
 EnsembleName = Literal["elpips-alex", "elpips-squeeze", "elpips-vgg", "elpips-tiny"]
+LpipsPlusName = Literal["lpips+-alex", "lpips+-vgg"]
 
 
-@overload  # These few strings come first.
-def load(  # pyright: ignore[reportOverlappingOverload]
-    name: EnsembleName,
-    *,
-    weights_dir: str | os.PathLike[str] | None = None,
-    unweighted: bool = False,
-    dtype: DTypeLike = "float32",
-    precision: str = "highest",
-    max_batch: int | None = None,
-    remat: bool = False,
-    forward_mode: bool = False,
-    frozen: bool = False,
-) -> Ensemble: ...
+class LoadOptions(TypedDict, total=False):
+    """The options of `load`, which documents them."""
+
+    weights_dir: str | os.PathLike[str] | None
+    unweighted: bool
+    dtype: DTypeLike
+    precision: str
+    max_batch: int | None
+    remat: bool
+    forward_mode: bool
+    frozen: bool
 
 
+# The names of a Literal are strings too, and come first.
 @overload
-def load(  # pyright: ignore[reportOverlappingOverload]
-    name: EmbeddingName,
-    *,
-    weights_dir: str | os.PathLike[str] | None = None,
-    unweighted: bool = False,
-    dtype: DTypeLike = "float32",
-    precision: str = "highest",
-    max_batch: int | None = None,
-    remat: bool = False,
-    forward_mode: bool = False,
-    frozen: bool = False,
-) -> Embedding: ...
-
-
+def load(name: EnsembleName, **options: Unpack[LoadOptions]) -> Ensemble: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
-def load(
-    name: str | os.PathLike[str] = DEFAULT,
-    *,
-    weights_dir: str | os.PathLike[str] | None = None,
-    unweighted: bool = False,
-    dtype: DTypeLike = "float32",
-    precision: str = "highest",
-    max_batch: int | None = None,
-    remat: bool = False,
-    forward_mode: bool = False,
-    frozen: bool = False,
-) -> Lpips: ...
+def load(name: EmbeddingName, **options: Unpack[LoadOptions]) -> Embedding: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def load(name: Literal["dists"], **options: Unpack[LoadOptions]) -> Dists: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def load(name: LpipsPlusName, **options: Unpack[LoadOptions]) -> LpipsPlus: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def load(name: str | os.PathLike[str] = DEFAULT, **options: Unpack[LoadOptions]) -> Lpips: ...
 
 
 def load(
@@ -126,7 +110,8 @@ def load(
         frozen: stop gradients by the metric's parameters: for a metric that is a field of a model which is trained.
 
     Returns:
-        An `Lpips`, or what else its family has: an `Embedding`, or an `Ensemble`, which is random and needs a key.
+        A metric of its family's class: an `Lpips`, `LpipsPlus`, `Dists`, `Embedding`, or an `Ensemble`, which is random
+        and needs a key.
 
     Raises:
         UnknownMetric: no metric of this name.
@@ -196,7 +181,7 @@ def save(metric: Metric | RandomMetric, path: str | os.PathLike[str], *, licence
         raise MetricError(f"a metric is written to a file with the suffix {native.SUFFIX}, got {os.fspath(path)!r}")
     families = [family for family in FAMILIES.values() if family.kind is type(metric)]
     if not families:
-        kinds = ", ".join(family.kind.__name__ for family in FAMILIES.values())
+        kinds = ", ".join(dict.fromkeys(family.kind.__name__ for family in FAMILIES.values()))
         raise MetricError(f"only metrics of a family have a file format ({kinds}), got {type(metric).__name__}")
     parameters = _parametrised(metric).parameters
     alike = {

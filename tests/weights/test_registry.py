@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +13,7 @@ from rlpips_jax.backbones import ALEX, BACKBONES, SQUEEZE, SQUEEZE_FLOOR, VGG, E
 from rlpips_jax.distances import lpips
 from rlpips_jax.ensemble import ensemble
 from rlpips_jax.errors import UnknownMetric
-from rlpips_jax.loading import FAMILIES, find, parts, recipes
+from rlpips_jax.loading import FAMILIES, EmbeddingName, EnsembleName, LpipsPlusName, find, parts, recipes
 from rlpips_jax.weights import registry, store
 from rlpips_jax.weights.parameters import from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
@@ -31,6 +32,13 @@ def test_names_are_unique() -> None:
     assert len(RECIPES) == sum(len(family.recipes) for family in FAMILIES.values())
     digests = [part.official.sha256 for part in OFFICIAL if part.official]
     assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("elpips", EnsembleName), ("embedding", EmbeddingName), ("lpips+", LpipsPlusName)]
+)
+def test_the_types_of_load_know_every_name(family: str, names: Any) -> None:
+    assert set(get_args(names)) == FAMILIES[family].recipes.keys()
 
 
 def test_names_can_name_files() -> None:
