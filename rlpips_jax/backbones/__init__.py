@@ -44,7 +44,7 @@ BACKBONES: dict[str, Backbone] = {
         CONVNEXT_B,
     )
 }
-"""Every network by its name. Those with an official file give a metric `baseline-{name}`."""
+"""Every network by its name. Those whose files others have published give a metric `baseline-{name}`."""
 
 __all__ = [
     "ALEX",

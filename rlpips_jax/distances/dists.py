@@ -29,7 +29,6 @@ from rlpips_jax.distances.network import (
     Weights,
     accumulator_dtype,
     activations,
-    itself,
     parameters_of,
     position_mean,
 )
@@ -75,8 +74,7 @@ class Dists(NetworkMetric):
         scaled = (x - shift) / scale
         if sizes is not None:
             scaled = inside(scaled, sizes)
-        none = [()] * len(self.backbone.channels)
-        return [(x, sizes), *activations(self, scaled, itself, arguments=none, sizes=sizes, dropout=dropout)]
+        return [(x, sizes), *activations(self, scaled, sizes=sizes, dropout=dropout)]
 
     def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
         parameters = parameters_of(self)

@@ -118,7 +118,8 @@ class Lpips(NetworkMetric):
         return scaled(self, images, value_range)
 
     def _taps(self, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None, dropout: Dropout | None) -> list[Tap]:
-        return activations(self, x, unit_vectors, arguments=floors_of(self), sizes=sizes, dropout=dropout)
+        floors = [(floor,) for floor in floors_of(self)]
+        return activations(self, x, unit_vectors, arguments=floors, sizes=sizes, dropout=dropout)
 
     def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
         return [
@@ -230,13 +231,13 @@ HEADS = {
 
 
 def recipe(name: str, heads: Part | None, backbone: Backbone, *, version: str = "0.1") -> Recipe:
-    """A metric of heads, or of none, over a backbone, whose official file is read where the heads bring none."""
+    """A metric over a backbone, with heads or without; the backbone's own file is read unless the heads bring one."""
     parts = tuple(part for part in (heads, BACKBONE_PARTS.get(backbone.name)) if part)
     return Recipe(name, with_heads(backbone), parts, {"version": version})
 
 
 def baselines(backbone: Backbone) -> dict[str, Recipe]:
-    """The metrics without heads over a backbone that has an official file, by name."""
+    """The metrics without heads over a backbone that has a file of its own, by name."""
     names = {f"baseline-{backbone.name}": "0.1", f"baseline-{backbone.name}@0.0": "0.0"}
     return {name: recipe(name, None, backbone, version=version) for name, version in names.items()}
 

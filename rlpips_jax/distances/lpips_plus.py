@@ -24,7 +24,6 @@ from rlpips_jax.distances.network import (
     Tap,
     Weights,
     activations,
-    itself,
     position_mean,
 )
 from rlpips_jax.distances.registration import register_metric
@@ -55,8 +54,7 @@ class LpipsPlus(NetworkMetric):
         return lpips.scaled(self, images, value_range)
 
     def _taps(self, x: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None, dropout: Dropout | None) -> list[Tap]:
-        none = [()] * len(self.backbone.channels)
-        return activations(self, x, itself, arguments=none, sizes=sizes, dropout=dropout)
+        return activations(self, x, sizes=sizes, dropout=dropout)
 
     def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
         floors = lpips.floors_of(self)

@@ -255,9 +255,9 @@ def parameters_of(metric: NetworkMetric) -> Parameters:
 def activations(
     metric: NetworkMetric,
     x: Float[Array, "n h w 3"],
-    keep: Callable[[Float[Array, "n i j c"], Any], Float[Array, "n i j c"]],
+    keep: Callable[..., Float[Array, "n i j c"]] = lambda activation: activation,
     *,
-    arguments: Sequence[Any],
+    arguments: Sequence[tuple[Any, ...]] | None = None,
     sizes: Int[Array, "n 2"] | None = None,
     dropout: Dropout | None = None,
 ) -> list[Tap]:
@@ -266,14 +266,15 @@ def activations(
     Args:
         metric: how to compute.
         x: images as the network expects them.
-        keep: what is kept, of the activations in `accumulator_dtype` and of the tap's argument.
-        arguments: a pytree of arrays per tap.
+        keep: what is kept, of the activations in `accumulator_dtype` and of the tap's arguments; by default all.
+        arguments: further arguments of `keep` per tap.
         sizes: of the images, where the batch has several.
         dropout: masks on the inputs of convolutions.
     """
     backbone, computation = metric.backbone, Computation(metric.dtype, metric.precision, metric.forward_mode)
     kernels, dtype = parameters_of(metric)["backbone"], accumulator_dtype(metric)
     recompute = jax.checkpoint if metric.forward_mode else recomputed
+    arguments = [()] * len(backbone.channels) if arguments is None else arguments
     x = x.astype(metric.dtype)
     if not isinstance(backbone, StagedBackbone):
         if dropout is not None:
@@ -282,29 +283,24 @@ def activations(
         def whole(parameters: Any, x: Array) -> list[Array]:
             kernels, arguments = parameters
             found = backbone.taps(kernels, x, computation)
-            return [keep(each.astype(dtype), argument) for each, argument in zip(found, arguments, strict=True)]
+            return [keep(each.astype(dtype), *others) for each, others in zip(found, arguments, strict=True)]
 
         kept = (recompute(whole) if metric.remat else whole)((kernels, arguments), x)
         return [(each, None) for each in kept]
 
     def stage(layers: Any, sizes: Array | None, parameters: Any, x: Array) -> tuple[Array, Array, Array | None]:
-        kernels, argument, dropout = parameters
+        kernels, others, dropout = parameters
         found, sizes = backbone.stage(layers, kernels, x, computation=computation, sizes=sizes, dropout=dropout)
-        return found, keep(found.astype(dtype), argument), sizes
+        return found, keep(found.astype(dtype), *others), sizes
 
     taps = []
-    for layers, argument in zip(backbone.stages(), arguments, strict=True):
+    for layers, others in zip(backbone.stages(), arguments, strict=True):
         compute = functools.partial(stage, layers, sizes)
         x, kept, sizes = (recompute(compute) if metric.remat and sizes is None else compute)(
-            (kernels, argument, dropout), x
+            (kernels, others, dropout), x
         )
         taps.append((kept, sizes))
     return taps
-
-
-def itself(activation: Array, _: object) -> Array:
-    """For `activations`: keeps them as they are."""
-    return activation
 
 
 def position_mean(values: Float[Array, "... i j c"], weights: Float[Array, "... i j"] | None) -> Float[Array, "... c"]:
