@@ -176,7 +176,7 @@ ATTACKS: Mapping[str, Callable[[EvaluateClassifiers, tuple[Bounding, Bounding]],
 
 
 class Columns(NamedTuple):
-    """What is known of each image after an attack.
+    """The outcome of an attack on each image.
 
     Attributes:
         right: whether the classifier is right.
@@ -227,7 +227,15 @@ def evaluate_classifiers(config: EvaluateClassifiers) -> str:
                 title = name if threat.scale == 1 else f"{name} x {threat.scale:g}"
                 bar.set_description(f"{label} {title}")
                 recording = _recording(config, data, label, classifier, name=title, boundings=boundings)
-                columns = _columns(config, data, classifier, threat, recording, boundings, bar.update)
+                columns = _columns(
+                    config,
+                    data,
+                    classifier=classifier,
+                    threat=threat,
+                    recording=recording,
+                    boundings=boundings,
+                    done=bar.update,
+                )
                 if threat.scale == 1:
                     safe &= columns.right
                 rows.append((label, title, *_cells(columns)))
@@ -241,13 +249,14 @@ def evaluate_classifiers(config: EvaluateClassifiers) -> str:
 def _columns(
     config: EvaluateClassifiers,
     data: ClassImages,
+    *,
     classifier: Classifier,
     threat: Threat,
     recording: Recording,
     boundings: tuple[Bounding, Bounding],
     done: Callable[[int], Any],
 ) -> Columns:
-    """What is known of each image, recorded batch by batch."""
+    """The columns of all images, recorded batch by batch."""
     started = time.monotonic()
 
     def compute(start: int) -> Iterator[Columns]:
@@ -267,7 +276,7 @@ def _columns(
 
 
 def _worst(classifier: Classifier, images: Array, labels: Array, results: list[AttackResult]) -> Array:
-    """Of each image the adversarial one that fools the classifier, if there is one."""
+    """For each image, the first adversarial one that fools the classifier; otherwise the last."""
     chosen = images
     for result in results:
         fooled = jnp.argmax(classifier(chosen), axis=1) != labels
