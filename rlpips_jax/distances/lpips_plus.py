@@ -6,7 +6,7 @@ the third tap (before they are normalised), summed over channels and resized bil
     d(x, y) = sum_l [sum_ij S_l D_l / sum_ij S_l]
 
 (pyiqa's `lpips+` and `lpips-vgg+`, of Chen et al. 2024). **It is not symmetric: the first image is the reference.**
-Where the reference has no activation at all at the third tap, every position counts alike.
+Where S_l is 0 at every position, or at every one inside a mask, these count alike.
 """
 
 import functools
@@ -63,11 +63,11 @@ class LpipsPlus(NetworkMetric):
             for taps in (features, others)
         )
         strength = jnp.sum(features[THIRD], axis=-1)
-        strength = jnp.where(jnp.any(strength > 0, axis=(-2, -1), keepdims=True), strength, 1)
         parts = []
         for difference, weight in zip(lpips.differences(self, units, other_units), weights, strict=True):
-            counts = resize_bilinear(strength, *difference.shape[-2:])
-            counts = counts if weight is None else counts * weight
+            alike = 1 if weight is None else weight
+            counts = resize_bilinear(strength, *difference.shape[-2:]) * alike
+            counts = jnp.where(jnp.any(counts > 0, axis=(-2, -1), keepdims=True), counts, alike)
             parts.append(position_mean(difference[..., None], counts)[..., 0])
         return parts
 

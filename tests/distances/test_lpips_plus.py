@@ -91,5 +91,13 @@ def test_without_activations_every_position_counts_alike(small: LpipsPlus) -> No
     silent = (*features[:2], jnp.zeros_like(features[2]), features[3])
     layers = small.layers_between(silent, small.features(Y))
     assert np.all(layers > 0)
+    # Inactive inside the mask alone.
+    half = (*features[:2], features[2].at[..., :3, :].set(0), features[3])
+    mask = np.zeros(X.shape[:3], bool)
+    mask[:, :, :8] = True
+    found = small.masked_between(half, small.features(Y), jnp.asarray(mask))
+    expected = small.masked_between(silent, small.features(Y), jnp.asarray(mask))
+    np.testing.assert_array_equal(found, expected)
+    assert np.all(expected > 0)
     gradient = jax.grad(lambda f: small.between((*features[:2], f, features[3]), small.features(Y)).sum())(silent[2])
     assert np.all(np.isfinite(gradient))
