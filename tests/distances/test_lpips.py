@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -485,8 +486,9 @@ def test_the_signature_pins_what_changes_the_number(tiny) -> None:
     ],
 )
 def test_options_without_meaning_are_refused(options, message) -> None:
+    arguments: Any = {"name": "lpips-tiny", **options}
     with pytest.raises(rl.MetricError, match=message):
-        rl.load(**{"name": "lpips-tiny", **options})
+        rl.load(**arguments)
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
