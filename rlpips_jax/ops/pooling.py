@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from rlpips_jax.errors import MetricError
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blur_pool import blur_pool, blurred_size
 from rlpips_jax.ops.inside import Size
@@ -31,12 +32,19 @@ class Pooling:
         window: side of the window, in pixels.
         stride: step between windows, in pixels.
         ceil: whether a last window that hangs over the edge counts (PyTorch's `ceil_mode`).
+
+    Raises:
+        MetricError: "l2" with another window or stride, or with ceil.
     """
 
     kind: Literal["max", "average", "l2"]
     window: int
     stride: int
     ceil: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "l2" and (self.window, self.stride, self.ceil) != (3, 2, False):
+            raise MetricError(f"l2 pooling has a window of 3 and a stride of 2, without ceil, got {self}")
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.window}-{self.stride}-{'ceil' if self.ceil else 'floor'}"

@@ -120,6 +120,11 @@ def test_l2_pooling_and_its_gradient(shape: tuple[int, int]) -> None:
     assert np.all(np.asarray(jax.grad(lambda x: pool(x, pooling).sum())(jnp.zeros_like(x))) == 0)
 
 
+def test_l2_pooling_has_one_window() -> None:
+    with pytest.raises(MetricError, match="got l2-2-2-floor"):
+        Pooling("l2", 2, 2)
+
+
 @pytest.fixture(scope="module")
 def real(shared: Path) -> dict[str, Any]:
     files = ("vgg16-features.pth", "dists/weights.pt")
