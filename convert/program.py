@@ -30,7 +30,7 @@ from rlpips_jax.weights.parameters import (
     Subtree,
     flatten,
     from_pytorch,
-    is_needed,
+    needed_by,
     subtrees,
     to_pytorch,
     with_heads,
@@ -348,7 +348,7 @@ def _read(path: Path, prefix: str | None) -> Checkpoint:
     shapes = _shapes(path, prefix)
     official = store.identify(path, parts().values())
     if official is not None:
-        tensors = read_checkpoint(path, keep=lambda name: is_needed(name, [official.backbone]))
+        tensors = read_checkpoint(path, keep=needed_by([official.backbone]))
         return Checkpoint(path, tensors, {name: name for name in tensors}, official, official)
     candidates: list[tuple[Part, Subtree]] = []
     layouts = [(part, with_heads(part.backbone)) for part in _in_pytorch().values()]
@@ -429,7 +429,8 @@ def _alone(tensors: Mapping[str, np.ndarray], backbone: Backbone) -> tuple[int, 
     expected, best = backbone.pytorch_shapes, (-1, dict(tensors))
     for begin in ("", *dict.fromkeys(f"{name.partition('.')[0]}." for name in tensors)):
         below = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
-        below = {name: tensor for name, tensor in below.items() if is_needed(name, [backbone])}
+        is_needed = needed_by([backbone])
+        below = {name: tensor for name, tensor in below.items() if is_needed(name)}
         found = backbone.renamed(below) if isinstance(backbone, RenamedBackbone) else below
         fitting = sum(expected.get(name) == tensor.shape for name, tensor in found.items())
         if fitting > best[0]:

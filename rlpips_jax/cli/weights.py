@@ -16,7 +16,7 @@ from rlpips_jax.loading import find, parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
-from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, is_needed
+from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, needed_by
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import BACKBONE, Part
 
@@ -183,7 +183,7 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
         # The rest of the metadata is written anew.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
         return part, parameters, kept, remark
-    tensors = read_checkpoint(file, keep=lambda tensor: is_needed(tensor, BACKBONES.values()))
+    tensors = read_checkpoint(file, keep=needed_by(BACKBONES.values()))
     official = store.identify(file, parts().values())
     if official and official.official and name in (None, official.name):
         parameters = from_pytorch(tensors, official.layout, str(file))

@@ -1,9 +1,7 @@
 """How small a change reverses the order of each triplet: a distribution, where flip rates are one number per radius.
 
-    attack = functools.partial(rl.attacks.minimum, norm="linf", steps=50)
-    parts = list(reversal_radii(metric, triplets, attack, key=key))
-    radii = Radii(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    summary = summarise(radii, natural, triplets.judgment)
+`reversal_radii` gives the radii batch by batch, `summarise` their quartiles with intervals; `rlpips evaluate --attack
+minimum` prints them.
 
 A radius is that of images in [0, 1].
 """

@@ -10,7 +10,7 @@ backbone.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -159,7 +159,8 @@ def from_pytorch(tensors: Tensors, layout: Layout, source: str) -> Parameters:
     backbone = layout.backbone
     if isinstance(backbone, RenamedBackbone):
         tensors = backbone.renamed(tensors)
-    needed = {name: tensor for name, tensor in tensors.items() if is_needed(name, [backbone])}
+    is_needed = needed_by([backbone])
+    needed = {name: tensor for name, tensor in tensors.items() if is_needed(name)}
     named = canonical(needed, source)
     beside = {weight.pytorch: weight for weight in layout.weights if weight.pytorch}
     groups = dict.fromkeys(backbone.pytorch_shapes, "backbone") | {
@@ -255,15 +256,20 @@ def _plain_name(name: str) -> str:
     return f"features.{name[piece.end() :]}" if (piece := _SLICE.match(name)) else name
 
 
-def is_needed(name: str, backbones: Iterable[Backbone]) -> bool:
-    """Whether to keep a tensor of a PyTorch checkpoint, by its name there, for a metric with one of these backbones.
+def needed_by(backbones: Iterable[Backbone]) -> Callable[[str], bool]:
+    """Tells by the name of a tensor in a PyTorch checkpoint whether a metric with one of these backbones needs it.
 
     Classifiers are most of some files: what one backbone leaves unused is dropped, unless another one has it.
     """
-    name, backbones = name.removeprefix("module."), tuple(backbones)
-    return not any(re.match(backbone.unused, name) for backbone in backbones) or any(
-        name in backbone.pytorch_shapes for backbone in backbones
-    )
+    backbones = tuple(backbones)
+    unused = [re.compile(backbone.unused) for backbone in backbones]
+    used = {name for backbone in backbones for name in backbone.pytorch_shapes}
+
+    def is_needed(name: str) -> bool:
+        name = name.removeprefix("module.")
+        return name in used or not any(pattern.match(name) for pattern in unused)
+
+    return is_needed
 
 
 def canonical(tensors: Tensors, source: str) -> dict[str, Named]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
 from rlpips_jax.weights import native
 from rlpips_jax.weights.download import downloading, sha256_of
-from rlpips_jax.weights.parameters import Parameters, from_pytorch, is_needed
+from rlpips_jax.weights.parameters import Parameters, from_pytorch, needed_by
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import BACKBONE, Official, Part
 
@@ -193,7 +193,7 @@ def provenance(official: Official) -> dict[str, str]:
 
 def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
     """The needed tensors of a verified official file."""
-    needed = read_checkpoint(path, keep=lambda name: is_needed(name, [part.backbone]))
+    needed = read_checkpoint(path, keep=needed_by([part.backbone]))
     metric = {} if part.holds == BACKBONE else {"metric": part.name}
     return from_pytorch(needed, part.layout, str(path)), provenance(official) | metric
 

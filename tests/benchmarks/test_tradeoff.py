@@ -1,7 +1,6 @@
 """The trade-off's runs, and the table and curves of what they reached."""
 
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 import rlpips_jax as rl
 from benchmarks import tradeoff
 from benchmarks.tradeoff import Point, TradeOff
+from rlpips_jax.distances import network
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
@@ -140,6 +140,6 @@ def test_folders_are_known_by_their_last_names(recorded, given, expected) -> Non
 
 
 def test_another_version_of_the_library_has_the_same_teacher(learn, teacher, photographs, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules[type(teacher).__module__], "__version__", "99.0")
+    monkeypatch.setattr(network, "__version__", "99.0")
     assert teacher.signature.startswith("rlpips-jax 99.0 ")
     tradeoff._make(learn, photographs, 4, 0, teacher)

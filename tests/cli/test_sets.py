@@ -421,4 +421,4 @@ def test_a_folder_without_a_pair(rlpips, tmp_path: Path, draw: Draw) -> None:
     run = rlpips("--all-pairs", tmp_path / "set")
     assert (run.status, run.out) == (2, "")
     assert "no two images of one size" in run.err
-    assert "must be a folder" in rlpips("--all-pairs", tmp_path / "absent").err
+    assert "give a folder of images" in rlpips("--all-pairs", tmp_path / "absent").err
