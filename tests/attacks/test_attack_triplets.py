@@ -52,6 +52,7 @@ def test_every_side_reverses_the_order(tiny: Any, triplets: Any, of_sides: dict[
         np.testing.assert_allclose(getattr(result.after, name), now, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_sides_are_the_worst_of_each(tiny: Any, triplets: Any, of_sides: dict[str, Any]) -> None:
     result = attack_triplets(tiny, *triplets, attack=ATTACK, key=KEY, attacked=ATTACKED)
     margins = np.stack([of_sides[side].after.margin for side in ATTACKED])

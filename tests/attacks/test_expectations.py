@@ -86,6 +86,7 @@ def test_no_step_sees_the_draws_that_judge(
     assert len(set(drawn_by)) >= 5
 
 
+@pytest.mark.slow
 def test_what_was_reached_is_measured_under_the_judges_key(ensemble: Ensemble, triplets: Any) -> None:
     result = attack_triplets(ensemble, *triplets, attack=ATTACK, key=KEY, randomness=RANDOMNESS)
     judged = functools.partial(rl.distance, metric=ensemble, key=judge_key(KEY), samples=3)
@@ -119,6 +120,7 @@ def test_a_transferred_attack_is_that_on_the_surrogate(plain: Lpips, ensemble: E
     np.testing.assert_allclose(transferred.after.closer, judged, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_image_is_driven_away_and_judged_by_other_draws(ensemble: Ensemble, triplets: Any) -> None:
     randomness = Randomness(draws=4, samples=16)
     result = distort(ensemble, triplets[0], key=KEY, epsilon=EPSILON, steps=12, randomness=randomness)
@@ -128,6 +130,7 @@ def test_one_image_is_driven_away_and_judged_by_other_draws(ensemble: Ensemble, 
     assert np.mean(result.after) > np.mean(judged(jnp.clip(triplets[0] + noise, 0, 1), triplets[0]))
 
 
+@pytest.mark.slow
 def test_impostors_are_held_to_the_bound_by_draws_that_no_step_has_seen_and_judged_by_others(
     ensemble: Ensemble, triplets: Any
 ) -> None:

@@ -53,6 +53,7 @@ def test_where_no_iterate_is_within_the_bound_the_segment_to_the_image_ends_ther
     assert np.all(result.l2 > 0)
 
 
+@pytest.mark.slow
 def test_it_is_no_nearer_than_a_shift_of_brightness(metric) -> None:
     images = (pictures(3) / 255).astype(np.float32)
     result = rl.attacks.impostor(metric, images, key=KEY, bound=0.02, steps=2)
@@ -84,6 +85,7 @@ def test_more_restarts_get_as_far_or_farther(metric) -> None:
     assert np.any(several > one * (1 + 1e-5))
 
 
+@pytest.mark.slow
 def test_it_starts_where_it_is_told(metric) -> None:
     images, others = pictures(3), pictures(3, seed=5)
     result = rl.attacks.impostor(metric, images, key=KEY, bound=np.full(3, 0.1), steps=80, starts=others)
@@ -92,6 +94,7 @@ def test_it_starts_where_it_is_told(metric) -> None:
     assert np.all(length(result.adversarial - others / 255) < length(result.adversarial - images / 255))
 
 
+@pytest.mark.slow
 def test_the_range_is_a_matter_of_units(metric) -> None:
     images = (pictures(2) / 255).astype(np.float32)
     unit = rl.attacks.impostor(metric, images, key=KEY, bound=0.05, steps=20)

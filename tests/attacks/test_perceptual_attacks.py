@@ -106,6 +106,7 @@ def test_noise_of_the_same_perceptual_size_fools_nobody(digits, tiny) -> None:
     assert digits.accuracy(noise(tiny, digits.images, BOUND)) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST_FIRST)
 def test_attacks_fool_the_classifier_within_the_bound(digits, tiny, name) -> None:
     attack, options = SHORT[name]

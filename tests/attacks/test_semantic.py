@@ -52,6 +52,7 @@ def test_its_gradient_is_that_of_the_pair_that_counts(metric) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_goal_is_reached_in_a_large_ball_and_kept_from_the_start(metric) -> None:
     references = pictures(4)
     result = rl.attacks.semantic(metric, references, references, key=KEY, epsilon=0.5, steps=STEPS)

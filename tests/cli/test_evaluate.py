@@ -141,6 +141,7 @@ def test_attacks_adapt_to_ensembles() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_ensembles_beside_metrics(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_impostors_stay_within_a_share_of_what_is_usual(command: Command, data: 
     assert "impostor" in (tmp_path / "table.txt").read_text()
 
 
+@pytest.mark.slow
 def test_files_of_one_name_are_told_apart_by_folder(command: Command, data: Path, tmp_path: Path) -> None:
     tiny = importlib.resources.files("rlpips_jax") / "data" / "lpips-tiny.safetensors"
     files = [tmp_path / folder / "lpips-tiny.safetensors" for folder in ("first", "second")]

@@ -143,6 +143,7 @@ def test_attacks_and_ensembles() -> None:
     assert different > 0
 
 
+@pytest.mark.slow
 @each
 def test_taps_of_the_same_networks(backbone: Any, drawn: Callable[..., Any]) -> None:
     """LPIPS over blocks, which scales images as the network expects it, and its ensembles."""

@@ -78,6 +78,7 @@ def test_a_metric_of_a_user_has_a_matrix(swapped: bool) -> None:
     assert np.all(rl.pairwise(X, X, MINE).diagonal() == 0)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_user_has_an_ensemble() -> None:
     ensemble = rl.Ensemble(MINE)
     key = jax.random.key(0)

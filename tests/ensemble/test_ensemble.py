@@ -149,6 +149,7 @@ def test_names() -> None:
     assert ensemble.signature.endswith(" ensemble keep=0.99 estimator=stratified")
 
 
+@pytest.mark.slow
 def test_transposed_kernels_are_a_transposition(ensemble: Ensemble) -> None:
     x, y = pairs(2)
     x, y = x[:, :, :128], y[:, :, :128]
@@ -417,6 +418,7 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
         attacks.expected_ranking(ensemble, x, x, y, attacked="nobody")
 
 
+@pytest.mark.slow
 def test_an_attack_adapts_to_an_ensemble(single: Ensemble) -> None:
     ensemble = single
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
@@ -434,6 +436,7 @@ def test_an_attack_adapts_to_an_ensemble(single: Ensemble) -> None:
     assert np.all(result.after > result.before)
 
 
+@pytest.mark.slow
 def test_distance_as_an_objective(single: Ensemble) -> None:
     ensemble = single
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))

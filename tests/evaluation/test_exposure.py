@@ -42,6 +42,7 @@ def test_a_reference_of_several_triplets_is_one(indexed: IndexedTriplets, plain:
         np.testing.assert_array_equal(found.of_triplet, [0, 1, 0])
 
 
+@pytest.mark.slow
 def test_each_reference_is_attacked_once_and_parts_make_the_whole(indexed: IndexedTriplets) -> None:
     metric = rl.load("lpips-tiny")
     attack = functools.partial(distort, epsilon=4 / 255, steps=2)

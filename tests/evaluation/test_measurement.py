@@ -114,6 +114,7 @@ def test_all_parts_and_radii_are_one_program(metric: rl.Lpips, triplets: Triplet
     assert compilations == []
 
 
+@pytest.mark.slow
 def test_metrics_of_one_network_compile_each_attack_once(
     metric: Any, triplets: Triplets, compilations: list[str]
 ) -> None:
@@ -207,6 +208,7 @@ def test_what_does_not_count_is_left_out_and_what_is_no_number_is_an_error(tripl
         assess(split, tied, Distances(tied.d0, np.asarray([np.nan, 1, 1, 1, 1, 1, 1], np.float32)), 0.1)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_measured_by_the_same_draws_before_and_after(
     drawn: Callable[..., rl.Lpips], triplets: Triplets
 ) -> None:

@@ -321,6 +321,7 @@ def lpips(shared: Path, name: str) -> Lpips:
     return Lpips(parameters, f"lpips-{name}", architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_lpips_ranks_ordinal_triplets(shared):
     triplets = next(part for part in read_npz(shared / "triplets" / "kodak.npz") if part.name == "kodak.npz ordinal")
@@ -328,6 +329,7 @@ def test_lpips_ranks_ordinal_triplets(shared):
     assert two_afc_score(*triplet_distances(lpips(shared, "alex"), triplets), triplets.judgment) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_teacher_of_crossed_triplets_judges_them_again(shared):
     """Judgments and certainties, made from stored distances, are those of LPIPS-alex."""

@@ -108,6 +108,7 @@ def with_judgments(judgment: list[float]) -> Triplets:
     return dataclasses.replace(draw_triplets(), judgment=np.array(judgment, np.float32))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_an_evaluation_that_nothing_interrupts(tiny) -> None:
     config = Lin(evaluation_epsilons=("0.6",), evaluation_steps=2, norm="l2")
     found = evaluate.scores(config, tiny, {"ordinal": draw_triplets()})

@@ -178,6 +178,7 @@ def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) 
     assert max(jax.tree.leaves(moved["backbone"])) == pytest.approx(config.recipe.backbone_rate, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "attacked"), list(zip(names("objective"), itertools.cycle(ATTACKED), strict=False)))
 def test_every_attack_on_any_image_is_trained_against(attack, attacked, tiny) -> None:
     epsilon = "1" if ATTACKS[attack].unit == "pixels" else "16/255"
@@ -276,6 +277,7 @@ SMALL = Sequential(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["published", "corrected"])
 def test_the_published_recipe_clips_every_1x1_kernel(protocol, drawn, groups) -> None:
     metric = drawn(SMALL)

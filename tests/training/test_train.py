@@ -268,6 +268,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(moments, whole, start, con
     check_same_bits(out, whole)
 
 
+@pytest.mark.slow
 def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_path, monkeypatch, capsys) -> None:
     out, measurement = tmp_path / "run", evaluate.measurement
     natural, attacked, calls = measurement.natural_distances, measurement.attacked_distances, []
@@ -316,6 +317,7 @@ def whole_best(configure, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configure, capsys) -> None:
     train(configure(whole_best, export="best"))
     printed = capsys.readouterr().out
