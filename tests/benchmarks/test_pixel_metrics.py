@@ -1,5 +1,7 @@
 """SSIM agrees with scikit-image; pixel distances are metrics of this library."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,8 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 def test_ssim_is_that_of_scikit_image(pair: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = (np.float64(image) for image in pair)
     options = {"channel_axis": -1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    expected = 1 - structural_similarity(x, y, data_range=1, **options)
-    np.testing.assert_allclose(rl.distance(*pair, SSIM()), expected, rtol=1e-4)
+    similarity: Any = structural_similarity(x, y, data_range=1, **options)
+    np.testing.assert_allclose(rl.distance(*pair, SSIM()), 1 - similarity, rtol=1e-4)
 
 
 @pytest.mark.parametrize("metric", [L2(), SSIM()], ids=lambda metric: metric.name)

@@ -56,7 +56,8 @@ def test_results_are_what_the_classifier_does_within_the_bounds(folder: Path, tm
     data = read_classes(folder, "test")
     network = ResidualNetwork(2, (8,), 1)
     parameters = network.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
-    right = np.argmax(network.apply({"params": parameters}, data.images / np.float32(255)), axis=1) == data.labels
+    logits: Any = network.apply({"params": parameters}, data.images / np.float32(255))
+    right = np.argmax(logits, axis=1) == data.labels
     assert found["none"]["accuracy"] == pytest.approx(right.mean())
     assert right.mean() > 0
     np.testing.assert_array_equal(columns(tmp_path, "none")[1:], 0)
