@@ -56,6 +56,18 @@ class Restored:
     extra: dict[str, Any]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask JAX whether somebody wants the processes to stop.
+
+    JAX gives that answer once, to the one count of questions that all processes have agreed on: `training.stopping`
+    counts them, and would miss it if there were another count beside its own.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Always False; the loop stops the run."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a run: the last ones, and the best.
 
@@ -88,7 +100,7 @@ class Checkpoints:
         self._writing: tuple[int, int] | None = None
         self.scores: dict[int, float] = {}
         on_first(self._open, CheckpointError)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,

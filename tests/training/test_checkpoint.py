@@ -73,6 +73,16 @@ def folder(three, tmp_path) -> Path:
     return shutil.copytree(three, tmp_path / "checkpoints")
 
 
+def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX answers one count of questions, and that is the loop's."""
+
+    def asked(step: int) -> bool:
+        raise AssertionError(f"asked at step {step}")
+
+    monkeypatch.setattr(ocp.utils, "reached_preemption", asked)
+    written(tmp_path / "checkpoints", [1])
+
+
 def files(step: Path) -> list[Path]:
     return sorted(path for path in step.rglob("*") if path.is_file())
 
