@@ -175,18 +175,17 @@ def train_classifier(config: Classify) -> Path:
         options: Any = {"keep": config.keep, "export": config.export}
         with loop.finished(task, state, out=config.out, stopping=stopping, **options) as run:
             if jax.process_index() == 0:
-                scores = run.record("evaluation", run.step)
-                card = {
-                    "trained": config.document(),
-                    "data": learnt.name,
-                    "steps": run.step,
-                    "bound": round(bound, 6),
-                    "held out": {name: scores.get(name) for name in ("natural", "attacked")},
-                    "library": rl.__version__,
-                }
-                save(path, Classifier(run.state.result, network, learnt.classes), card)
-                print(f"{path}: held-out accuracy {card['held out']}")
+                card = {"trained": config.document(), "data": learnt.name, "bound": round(bound, 6)}
+                _finish(run, path, Classifier(run.state.result, network, learnt.classes), card)
     return path
+
+
+def _finish(run: loop.Finished, path: Path, classifier: Classifier, card: dict[str, Any]) -> None:
+    """Writes the classifier of a finished run, and prints how it did."""
+    scores = run.record("evaluation", run.step)
+    held_out = {name: scores.get(name) for name in ("natural", "attacked")}
+    save(path, classifier, card | {"steps": run.step, "held out": held_out, "library": rl.__version__})
+    print(f"{path}: held-out accuracy {held_out}")
 
 
 def make_optimiser(config: Classify, total: int) -> optax.GradientTransformation:

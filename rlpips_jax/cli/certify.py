@@ -58,7 +58,8 @@ class Certify(TripletOptions):
     images: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="X Y", help_behavior_hint="(default: none)")] = (
         None
     )
-    """Two images whose distance is certified, instead of triplets."""
+    """Two images whose distance is certified, instead of triplets. The second one changes; the options of triplets,
+    --attacked and --out do nothing then."""
 
     sigma: Annotated[tuple[float, ...], tyro.conf.arg(metavar="S [S ...]")] = (0.1, 0.2)
     """Standard deviations of the noise; black is 0, white 1."""
