@@ -1,5 +1,6 @@
 from .all_pairs import AllPairs as AllPairs
 from .file_scores import score as score
+from .mean import Mean as Mean, Summary as Summary, filled as filled
 from .pairs import (
     Pair as Pair,
     Result as Result,
