@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int, UInt8
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation.patches import read_uint8
 from rlpips_jax.evaluation.triplet_files import in_threads, resized
-from rlpips_jax.files.decoding import FORMATS
+from rlpips_jax.files.formats import FORMATS
 from rlpips_jax.files.regular import open_regular
 
 BATCH_PIXELS = 1 << 21
@@ -126,7 +126,7 @@ def by_size(files: list[Path]) -> Int[np.ndarray, " n"]:
 
     def size(file: str) -> tuple[int, int]:
         try:
-            with open_regular(file) as opened, Image.open(opened, formats=FORMATS) as image:
+            with open_regular(file) as opened, Image.open(opened, formats=list(FORMATS)) as image:
                 return image.size
         except Exception:  # Pillow raises nearly anything; reading the image will say what is wrong.
             return 0, 0

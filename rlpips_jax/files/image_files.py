@@ -13,13 +13,11 @@ from jaxtyping import Shaped, UInt8
 
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.files.atomic import replacing
-from rlpips_jax.files.decoding import cause, load_image
+from rlpips_jax.files.decoding import cause, frames, load_image
+from rlpips_jax.files.formats import SUFFIXES
 from rlpips_jax.images import UNIT_RANGE, ValueRange, check_images, check_value_range
 
-__all__ = ["SUFFIXES", "image_paths", "load_image", "save_animation", "save_image"]
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""The suffixes that `image_paths` lists, in upper or lower case."""
+__all__ = ["SUFFIXES", "frames", "image_paths", "load_image", "save_animation", "save_image"]
 
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -116,7 +114,7 @@ def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
 
     Args:
         folder: the folder to search.
-        recursive: search its subfolders too, except hidden and linked ones.
+        recursive: search its subfolders too, linked ones among them, but not hidden ones.
 
     Returns:
         The paths of files whose suffix is in `SUFFIXES`; empty if there are none.
@@ -124,15 +122,33 @@ def image_paths(folder: str | os.PathLike[str], *, recursive: bool = False) -> l
     Raises:
         ImageFileError: the folder does not exist or cannot be read.
     """
-    folder = Path(folder)
-    paths = []
+    return sorted(path for path in files_below(folder, recursive=recursive) if path.suffix.lower() in SUFFIXES)
+
+
+def files_below(folder: str | os.PathLike[str], *, recursive: bool = True) -> Iterator[Path]:
+    """All files in a folder that are not hidden, in no order. Arguments and errors as in `image_paths`.
+
+    A link to a folder that it lies in is not entered: that would never end.
+    """
     try:
-        for place, inner, files in os.walk(folder, onerror=_raise):
-            inner[:] = [name for name in inner if recursive and not name.startswith(".")]
-            paths += [Path(place, name) for name in files if not name.startswith(".")]
+        yield from _files(Path(folder), recursive, ())
     except OSError as error:
         raise ImageFileError(f"{folder} cannot be listed: {cause(error)}; give a folder of images") from error
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+
+
+def _files(folder: Path, recursive: bool, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    status = folder.stat()
+    place = status.st_dev, status.st_ino
+    if place in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield folder / entry.name
+            elif recursive:
+                yield from _files(folder / entry.name, recursive, (*above, place))
 
 
 def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
@@ -152,7 +168,3 @@ def _levels(image: Any, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
     scaled = (array.astype(np.float64) - black) * (255 / (white - black))
     # Rounding brings values that the tolerance of the range check accepts back to 0 or 255.
     return np.rint(scaled).astype(np.uint8)
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import stat
-from typing import BinaryIO
+import tempfile
+from typing import BinaryIO, cast
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -25,6 +27,20 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def open_once(path: str | os.PathLike[str]) -> BinaryIO:
+    """As `open_regular`, and also a named pipe (`/dev/stdin`, `<(...)`), copied to its end into a nameless file.
+
+    For files that a user names one by one; it can wait for a writer.
+    """
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return open_regular(path)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    with open(path, "rb") as pipe:
+        shutil.copyfileobj(pipe, copy)
+    copy.seek(0)
+    return cast(BinaryIO, copy)
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:

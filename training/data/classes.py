@@ -22,8 +22,8 @@ from jaxtyping import Int32, UInt8
 
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.files.array_hash import array_hash
-from rlpips_jax.files.decoding import FORMATS
-from rlpips_jax.files.image_files import SUFFIXES, image_paths
+from rlpips_jax.files.formats import FORMATS, SUFFIXES
+from rlpips_jax.files.image_files import image_paths
 from rlpips_jax.files.regular import open_regular, read_regular
 
 TFDS = "tfds:"
@@ -118,7 +118,7 @@ def _decoded(path: Path, files: Mapping[str, Callable[[], bytes]]) -> ClassImage
         from PIL import Image
 
         try:
-            with Image.open(io.BytesIO(files[name]()), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(files[name]()), formats=list(FORMATS)) as image:
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # Decoders raise errors of many classes.
             raise TrainingError(f"{path}: {name} cannot be read: {error}") from error
