@@ -635,8 +635,9 @@ def test_the_list_tells_where_weights_are(
     assert "squeeze: cache" in rows["baseline-squeeze"]
     assert "ready" in rows["baseline-squeeze"]
     assert "download 11 kB" in rows["lpips-squeeze"]
-    assert rows["rlpips-squeeze"].endswith("rlpips-squeeze: $RLPIPS_WEIGHTS_DIR")
-    assert rows["lpips-tiny"].endswith("lpips-tiny: --weights-dir")
+    assert "rlpips-squeeze: $RLPIPS_WEIGHTS_DIR (claims nothing of its origin)" in rows["rlpips-squeeze"]
+    assert "lpips-tiny: --weights-dir" in rows["lpips-tiny"]
+    assert rows["rlpips-tiny"].endswith("rlpips-tiny: shipped")
 
 
 def test_the_list_tells_of_damage(rlpips: Rlpips, tiny_dir: Path, tmp_path: Path) -> None:
@@ -700,7 +701,8 @@ def test_import_recognises_official_files(
     part = parts()["lpips-squeeze"]
     assert part.official is not None
     official = replace(part.official, sha256=store.sha256_of(file), size=file.stat().st_size)
-    recipe = replace(find(part.name), parts=(replace(part, official=official),))
+    heads = {"heads": SQUEEZENET["heads"]}
+    recipe = replace(find(part.name), parts=(replace(part, official=official, parameters_sha256=digest(heads)),))
     monkeypatch.setitem(lpips.RECIPES, part.name, recipe)
     run = rlpips("weights", "import", file)
     assert run.status == 0
@@ -728,9 +730,11 @@ def test_import_takes_weight_files_of_this_library(rlpips: Rlpips, tiny_dir: Pat
     renamed.write_bytes((tiny_dir / "lpips-tiny.safetensors").read_bytes())
     run = rlpips("weights", "import", renamed, "--weights-dir", tmp_path / "own")
     assert run.status == 0
-    assert rl.load("lpips-tiny", weights_dir=tmp_path / "own").signature == rl.load(renamed).signature.replace(
-        "mine", "lpips-tiny"
-    )
+    by_name, by_path = rl.load("lpips-tiny", weights_dir=tmp_path / "own"), rl.load(renamed)
+    assert digest(by_name.parameters) == digest(by_path.parameters)
+    # A name of this library stands for the published parameters.
+    assert " unofficial " in by_name.signature
+    assert " unofficial " not in by_path.signature + rl.load("lpips-tiny").signature
 
 
 def test_import_says_what_is_no_checkpoint(rlpips: Rlpips, pictures: list[Path], tmp_path: Path) -> None:
@@ -757,16 +761,20 @@ def test_verify_reads_behind_the_first_file(rlpips: Rlpips, tiny_dir: Path, cach
     assert rlpips("weights", "verify", "--weights-dir", tiny_dir).status == 1
 
 
-def test_verify_checks_the_recorded_origin(rlpips: Rlpips, caches: Path) -> None:
+def test_verify_believes_no_file_about_its_origin(rlpips: Rlpips, caches: Path) -> None:
+    path = caches / "squeeze.safetensors"
     official = parts()["squeeze"].official
     assert official is not None
-    path = caches / "squeeze.safetensors"
-    native.write(path, BACKBONE, with_heads(SQUEEZE), **store.provenance(official))
-    assert rlpips("weights", "verify").status == 0
-    native.write(path, BACKBONE, with_heads(SQUEEZE), **store.provenance(replace(official, sha256="0" * 64)))
-    run = rlpips("weights", "verify")
-    assert run.status == 1
-    assert official.sha256 in run.err
+    native.write(path, BACKBONE, with_heads(SQUEEZE), source="its authors")
+    assert "whole, claims 'its authors'" in rows_of(rlpips("weights", "verify").out)["squeeze"]
+    assert "squeeze: cache (claims 'its authors')" in rows_of(rlpips("weights", "list").out)["baseline-squeeze"]
+    for provenance in (store.provenance(official), store.provenance(replace(official, sha256="0" * 64))):
+        native.write(path, BACKBONE, with_heads(SQUEEZE), **provenance)
+        run = rlpips("weights", "verify")
+        assert run.status == 1
+        assert official.url in run.err
+    shipped = rlpips("weights", "verify").out
+    assert "whole, official" in rows_of(shipped)["rlpips-alex"]
 
 
 def test_verify_checks_official_files(rlpips: Rlpips, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ ALEX = Sequential(
         "alexnet-owt-7be5be79.pth",
         "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
         size=244_408_911,
+        parameters_sha256="bbb79afd37e4ac5c7e8fbfe23aef9b0d11ee867eb55be242f1e06e8ad1c66789",
         citation="Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, "
         "NIPS 2012",
     ),

@@ -28,6 +28,7 @@ SQUEEZE = Sequential(
         "squeezenet1_1-b8a52dc0.pth",
         "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
         size=4_958_839,
+        parameters_sha256="7052a3aee82bfc9fc63f80950470b454f7c9f51b67f96d858686103c2ddd5e5a",
         citation="Iandola et al.: SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv:1602.07360",
     ),
 )

@@ -27,6 +27,7 @@ VGG = Sequential(
         "vgg16-397923af.pth",
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         size=553_433_881,
+        parameters_sha256="224ce95bb4bee7c06a9c684fe51355c0db0f496dd624af1e4af02825c20d3175",
         citation="Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015",
     ),
 )

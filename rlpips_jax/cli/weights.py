@@ -1,5 +1,6 @@
 """`rlpips weights`: what there is, what is here, and whether it is whole."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
 from rlpips_jax.cli.options import Folder
 from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
+from rlpips_jax.files.regular import read_regular
 from rlpips_jax.loading import find, parts, recipes
 from rlpips_jax.weights import native, store
-from rlpips_jax.weights.download import sha256_of
 from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, needed_by
 from rlpips_jax.weights.pytorch import read_checkpoint
@@ -141,8 +142,9 @@ class Verify:
     """Read every weight file that is here, and check that it is whole and what it says it is.
 
     Checks the sha256 of all content, names and shapes, that every number is finite and no head is negative,
-    and that official weights stem from the official file. The exit status is 1 if a file is damaged. Files of other
-    programs that have an official name, but are not the official file, are listed; they are never read.
+    and whether the parameters are the published ones, whose hash this library knows; of other files it tells what they
+    claim to be. The exit status is 1 if a file is damaged or claims what is not so. Files of other programs that have
+    an official name, but are not the official file, are listed; they are never read.
     """
 
     weights_dir: Folder = None
@@ -183,8 +185,9 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
         # The rest of the metadata is written anew.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
         return part, parameters, kept, remark
-    tensors = read_checkpoint(file, keep=needed_by(BACKBONES.values()))
-    official = store.identify(file, parts().values())
+    content = read_regular(file)
+    tensors = read_checkpoint(file, keep=needed_by(BACKBONES.values()), content=content)
+    official = store.identify(content, parts().values())
     if official and official.official and name in (None, official.name):
         parameters = from_pytorch(tensors, official.layout, str(file))
         return official, parameters, store.provenance(official.official), "the official file"
@@ -193,7 +196,7 @@ def _recognised(file: Path, name: str | None) -> tuple[Part, Parameters, dict[st
         [parts()[name]] if name else list(parts().values()),
         lambda part: from_pytorch(tensors, part.layout, str(file)),
     )
-    metadata = {"source": f"imported from {file.name}", "source_sha256": sha256_of(file)}
+    metadata = {"source": f"imported from {file.name}", "source_sha256": hashlib.sha256(content).hexdigest()}
     remark = "as told" if name else "it fits nothing else"
     if official:
         remark += f", though it is the official file of {official.name}"

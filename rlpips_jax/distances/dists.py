@@ -129,7 +129,13 @@ OFFICIAL = Official(
     "Ding, Ma, Wang, Simoncelli: Image Quality Assessment: Unifying Structure and Texture Similarity, TPAMI 2020",
 )
 
-PART = Part("dists", layout(VGG_L2), ("alpha", "beta"), OFFICIAL)
+PART = Part(
+    "dists",
+    layout(VGG_L2),
+    ("alpha", "beta"),
+    OFFICIAL,
+    "7ef0dd76afc3dbdf61e11b4d8f1d1e14e35cebd5901704da1a8dc43914044089",
+)
 
 FAMILY = Family({"dists": Recipe("dists", layout(VGG_L2), (PART, BACKBONE_PARTS["vgg"]))}, build, Dists)
 """DISTS."""

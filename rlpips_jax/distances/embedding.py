@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import CLIP_VIT_B32, OPENCLIP_VIT_B32, Computation, EmbeddingBackbone
-from rlpips_jax.distances.family import Family
+from rlpips_jax.distances.family import Family, pinned
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.errors import MetricError
@@ -30,7 +30,7 @@ from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.ops.recomputation import recomputed
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
 from rlpips_jax.ops.unit_vectors import unit_vectors
-from rlpips_jax.weights.parameters import Parameters, digest
+from rlpips_jax.weights.parameters import Parameters
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Recipe, backbone_part
 
 Features = Float[Array, "... d"]
@@ -115,13 +115,15 @@ class Embedding:
     def signature(self) -> str:
         """A line that pins a number: library version, metric, network, parameters, dtype, precision.
 
+        The parameters are followed by "unofficial" where those published under the metric's name are others.
+
         Raises:
             MetricError: the parameters are traced or abstract, and so have no values to hash.
         """
         centred = " centred" if self.centred else ""
         return (
             f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{centred} "
-            f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
+            f"{pinned(self.name, self.parameters)} dtype={self.dtype} precision={self.precision}"
         )
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.weights import store
-from rlpips_jax.weights.parameters import Parameters
+from rlpips_jax.weights.parameters import Parameters, digest
 from rlpips_jax.weights.registry import Recipe
 
 
@@ -26,6 +26,34 @@ class Family:
     build: Callable[[Recipe, Parameters, Options], Metric | RandomMetric]
     kind: type
     symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        _NAMED.update(self.recipes)
+
+
+_NAMED: dict[str, Recipe] = {}
+"""The recipes of all families, so that a metric, which no family need have made, can be held to its name."""
+
+
+def pinned(name: str, parameters: Parameters) -> str:
+    """What a signature says of parameters: their hash, and whether a name of this library stands for others.
+
+    Raises:
+        MetricError: the parameters are traced or abstract, and so have no values to hash.
+    """
+    text = f"parameters={digest(parameters)[:12]}"
+    return text if name not in _NAMED or _published(_NAMED[name], parameters) else f"{text} unofficial"
+
+
+def _published(recipe: Recipe, parameters: Parameters) -> bool:
+    """Whether no part of the parameters is known to differ from the published one."""
+    for part in recipe.parts:
+        others = {group for other in recipe.parts if other is not part for group in other.holds}
+        groups = {path.partition(".")[0] for path in part.layout.shapes} - others
+        held = {group: each for group, each in parameters.items() if group in groups}
+        if part.parameters_sha256 not in (None, digest(held)):
+            return False
+    return True
 
 
 def read_parameters(

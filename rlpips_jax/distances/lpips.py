@@ -172,9 +172,9 @@ def elpips_heads(file: str, sha256: str, size: int) -> Official:
     return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
 
 
-def heads_part(name: str, backbone: Backbone, official: Official | None = None) -> Part:
+def heads_part(name: str, backbone: Backbone, parameters_sha256: str, official: Official | None = None) -> Part:
     """The file of heads over a backbone; those that were trained with it bring it along."""
-    return Part(name, with_heads(backbone), ("heads",), official)
+    return Part(name, with_heads(backbone), ("heads",), official, parameters_sha256)
 
 
 HEADS = {
@@ -183,48 +183,56 @@ HEADS = {
         heads_part(
             "lpips-alex",
             ALEX,
+            "8095cdf0f9e7f1876f5b02bdf5ee04cd22d3ad5a73b331d880848e28962c0beb",
             _official("v0.1/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0", 6_009),
         ),
         heads_part(
             "lpips-vgg",
             VGG,
+            "726d4a4d8c0114694c03dd6b738c9ef340a2af8b9932b115054b59f4f73e4353",
             _official("v0.1/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868", 7_289),
         ),
         heads_part(
             "lpips-squeeze",
             SQUEEZE,
+            "024fb0cf64cc0858c0272ba61a2a1910d4ee57d4c3463a3304d219eb41f58059",
             _official("v0.1/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76", 10_811),
         ),
         heads_part(
             "lpips-alex@0.0",
             ALEX,
+            "30e4be97f9b7c979133fcc47f4eab3b73fe6b306fa266a10e7a945496ce68dbc",
             _official("v0.0/alex.pth", "18720f55913d0af89042f13faa7e536a6ce1444a0914e6db9461355ece1e8cd5", 5_455),
         ),
         heads_part(
             "lpips-vgg@0.0",
             VGG,
+            "791fa3759e00c92d1993df8bd9c2f47407545d7f46faa4ba5dda604421640b2a",
             _official("v0.0/vgg.pth", "b9e4236260c3dd988fc79d2a48d645d885afcbb21f9fd595e6744cf7419b582c", 6_735),
         ),
         heads_part(
             "lpips-squeeze@0.0",
             SQUEEZE,
+            "70ae8f51c90dc027ea2d7ab714ea707c618396567f35c01d9b3dd556c24a2ea0",
             _official("v0.0/squeeze.pth", "c27abd3a0145541baa50990817df58d3759c3f8154949f42af3b59b4e042d0bf", 10_057),
         ),
         heads_part(
             "lpips-squeeze@elpips",
             SQUEEZE_FLOOR,
+            "6ecfaa90ef8a9b883b33fe332c529cf111b82fd0c069072633a4997b895092c7",
             elpips_heads("squeeze.npy", "9cf7e036dbcac9e8134b45641e5efd32c5e97681f7c3b08b911ab3c78236a4b9", 13_135),
         ),
         heads_part(
             "lpips-vgg@elpips",
             VGG,
+            "343a2cae3b12c7c1bc76495dd09842d8f6de217de21305646212bce1dd5731a8",
             elpips_heads("vgg_maxpool.npy", "0466232a296381ec27a580a1e8977dd8bc3bd552f36644b03de41189a8afc03e", 8_542),
         ),
-        heads_part("lpips-tiny", TINY),
-        heads_part("rlpips-alex", ALEX),
-        heads_part("rlpips-vgg", VGG),
-        heads_part("rlpips-squeeze", SQUEEZE),
-        heads_part("rlpips-tiny", TINY),
+        heads_part("lpips-tiny", TINY, "3564a5abe57b033adbbe288fb55929c1a30316cb56f560442cd1b166ee66045a"),
+        heads_part("rlpips-alex", ALEX, "d3d81b4f2894bd64ca96f3425c7b4166ef372b40191b3cf4b913249565ec9192"),
+        heads_part("rlpips-vgg", VGG, "8be12ff39e0db5e91ea951600d9aac516153bafb4c578054012c51cc2137bab8"),
+        heads_part("rlpips-squeeze", SQUEEZE, "eb75c4c5dd5a71521636052f285bb0464e269890acb1635ed9004f11e0b7f5aa"),
+        heads_part("rlpips-tiny", TINY, "c39a6c4138a70944b19d8d08e63261f96cabcc61e9d0b387bf49f0026d280e76"),
     )
 }
 """The heads of LPIPS and R-LPIPS by name."""

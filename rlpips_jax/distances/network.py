@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
+from rlpips_jax.distances.family import pinned
 from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
-from rlpips_jax.weights.parameters import Parameters, digest
+from rlpips_jax.weights.parameters import Parameters
 
 Features = tuple[Float[Array, "..."], ...]
 """What is kept of each tap, one array `(..., h_l, w_l, c_l)` per tap."""
@@ -187,12 +188,14 @@ class NetworkMetric:
     def signature(self) -> str:
         """A line that pins a number: library version, metric, network, parameters, dtype, precision.
 
+        The parameters are followed by "unofficial" where those published under the metric's name are others.
+
         Raises:
             MetricError: the parameters are traced or abstract, and so have no values to hash.
         """
         return (
             f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{self._details} "
-            f"parameters={digest(self.parameters)[:12]} dtype={self.dtype} precision={self.precision}"
+            f"{pinned(self.name, self.parameters)} dtype={self.dtype} precision={self.precision}"
         )
 
     @property

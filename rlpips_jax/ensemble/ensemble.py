@@ -140,6 +140,7 @@ HEADS = {
         heads_part(
             "elpips-squeeze",
             ELPIPS_SQUEEZE,
+            "cdd3cdb0e98ac1f847520054f86b619f6e73c74d899eff5207b7db5c54865e95",
             elpips_heads(
                 "squeeze_full_maxpool.npy",
                 "bcaae2eb93410893fb2f97b5fc57854ef9cc8ebb813304a617a5416b68bedc22",
@@ -149,6 +150,7 @@ HEADS = {
         heads_part(
             "elpips-vgg",
             ELPIPS_VGG,
+            "07d65227cf636b47a4ae048b5dc150c0d9d5707ed551720a967267ad8107d354",
             elpips_heads(
                 "vgg_full_avg.npy", "2f9171c0fb542223efc240fed40c0e56ad3014d5a9153e4a3fdc00cf7b1bb16e", 23_948
             ),

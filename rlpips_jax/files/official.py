@@ -14,6 +14,7 @@ class Official:
         size: in bytes.
         licence: under which its authors published it.
         citation: the publication to cite when the file is used.
+        parameters_sha256: `digest` of the parameters that the file of a network holds; None where it is not known.
     """
 
     path: str
@@ -22,6 +23,7 @@ class Official:
     size: int
     licence: str
     citation: str
+    parameters_sha256: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -29,6 +31,7 @@ class Official:
         return self.path.rsplit("/", 1)[-1]
 
 
-def torchvision(file: str, sha256: str, *, size: int, citation: str) -> Official:
+def torchvision(file: str, sha256: str, *, size: int, citation: str, parameters_sha256: str | None = None) -> Official:
     """A file of torchvision's, by its name."""
-    return Official(file, f"https://download.pytorch.org/models/{file}", sha256, size, "BSD-3-Clause", citation)
+    url = f"https://download.pytorch.org/models/{file}"
+    return Official(file, url, sha256, size, "BSD-3-Clause", citation, parameters_sha256)

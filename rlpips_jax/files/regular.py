@@ -7,23 +7,30 @@ import stat
 import tempfile
 from typing import BinaryIO, cast
 
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Without O_NONBLOCK the opening of a pipe would wait; a regular file is used as without it."""
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read its bytes, if it is a regular one or a link to one.
+
+def open_regular(path: str | os.PathLike[str], mode: str = "rb", *, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Opens a file for its bytes, if it is a regular one or a link to one.
+
+    Args:
+        path: the file.
+        mode: of `open`.
+        flags: of `os.open`; O_NOFOLLOW refuses links.
 
     Raises:
         IsADirectoryError: it is a folder.
         OSError: it is a named pipe, a socket or a device, or it cannot be opened.
     """
-    # Without O_NONBLOCK the opening of a pipe would wait; a regular file is read as without it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, flags | NOT_WAITING, 0o666)
     try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, f"it is a {_kind(mode)}, not a regular file", os.fspath(path))
-        return os.fdopen(descriptor, "rb")
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, f"it is a {_kind(kind)}, not a regular file", os.fspath(path))
+        return cast(BinaryIO, os.fdopen(descriptor, mode))
     except BaseException:
         os.close(descriptor)
         raise

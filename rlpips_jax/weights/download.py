@@ -1,8 +1,8 @@
 """Downloads one official file: the whole file, verified, or nothing.
 
-The bytes gather in `NAME.HASH.part` beside their final name. A transfer that was cut off, even by the death
-of its process, is continued: the next request asks for the missing bytes alone. Only a complete file of the
-right sha256 gets its final name, in one step.
+The bytes gather in `NAME.HASH.RANDOM.part` beside their final name, never through a link. A transfer that was cut off,
+even by the death of its process, is continued: the next request asks for the missing bytes alone. Only a complete file
+of the right sha256 gets its final name, in one step.
 
 Of several processes or threads that want one file, one downloads and the others wait for it, because one transfer
 instead of many matters at half a gigabyte. They agree by a lock on `NAME.HASH.lock`, so that different files do not
@@ -12,12 +12,16 @@ name of its own: more traffic, the same result.
 
 import contextlib
 import functools
+import glob
 import hashlib
 import logging
 import os
+import queue
 import re
 import secrets
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from rlpips_jax.errors import Locked, WeightsCorrupt, WeightsNotFound
 from rlpips_jax.files.locks import locked
+from rlpips_jax.files.regular import open_regular
 from rlpips_jax.warning import warn_user
 
 TIMEOUTS = (10.0, 30.0)
@@ -34,6 +39,15 @@ TIMEOUTS = (10.0, 30.0)
 
 PAUSES = (0.5, 1.0, 2.0)
 """Seconds before each further attempt; an attempt that brought `STEADY` bytes starts the count anew."""
+
+ANSWER = 60.0
+"""Seconds for an answer to begin, redirections included: a server can send its first lines byte by byte."""
+
+LEAST_RATE, PATIENCE = 1 << 12, 60.0
+"""Bytes per second, on average over so many seconds; a slower transfer counts as interrupted."""
+
+LONGEST = 6 * 3600.0
+"""Seconds for a file, all attempts together: 600 MB at 28 kB/s."""
 
 STEADY = 1 << 20
 CHUNK = 1 << 14
@@ -62,10 +76,15 @@ class _Wanted:
     size: int | None
     final: Path
 
+    def named(self, ending: str) -> Path:
+        """A name beside the final one. The hash in it keeps two files of one name from continuing each other."""
+        return self.final.with_name(f"{self.final.name}.{self.sha256[:8]}.{ending}")
+
     @property
-    def partial(self) -> Path:
-        # The hash in the name keeps two files of one name from continuing each other.
-        return self.final.with_name(f"{self.final.name}.{self.sha256[:8]}.part")
+    def partial(self) -> Path | None:
+        """What an earlier transfer left: the longest such file; a link is not one."""
+        found = self.final.parent.glob(glob.escape(self.named("").name) + "[0-9a-f]" * 16 + ".part")
+        return max(filter(_length, found), key=_length, default=None)
 
     @property
     def identity(self) -> str:
@@ -111,8 +130,8 @@ def downloading(
 def _download(wanted: _Wanted, gathered: Path, progress: bool) -> Path:
     """What `downloading` yields; `gathered` is the file where the bytes gather."""
     try:
-        if wanted.final.is_file():
-            found = sha256_of(wanted.final)
+        if os.path.lexists(wanted.final):
+            found = sha256_of(wanted.final)  # Of nothing but a regular file.
             if found == wanted.sha256:
                 return wanted.final
             warn_user(
@@ -132,36 +151,40 @@ def _download(wanted: _Wanted, gathered: Path, progress: bool) -> Path:
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Hash of a file as 64 lower-case hexadecimal digits; reads it piece by piece."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def _alone(wanted: _Wanted, progress: bool) -> Iterator[Path]:
     """Yields the path under which to gather the file; until the end of the block nobody else writes to it."""
-    path = wanted.partial
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(
                 locked(
-                    path.with_suffix(".lock"),
+                    wanted.named("lock"),
                     waiting=lambda holder: progress and _say(f"waiting for {holder}, which downloads {wanted.url}"),
-                    give_up=_stuck(path),
+                    give_up=_stuck(wanted),
                 )
             )
+            path = wanted.partial or wanted.named(f"{secrets.token_hex(8)}.part")
         except (Locked, OSError):
-            path = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+            path = wanted.named(f"own-{secrets.token_hex(8)}.part")
             stack.callback(_remove, path)
         yield path
 
 
-def _stuck(path: Path) -> Callable[[], bool]:
+def _stuck(wanted: _Wanted) -> Callable[[], bool]:
     """Tells whether a file has not grown for `STUCK` seconds; it must be asked more often than that."""
-    length, since = _length(path), time.monotonic()
+
+    def received() -> int:
+        return _length(path) if (path := wanted.partial) else 0
+
+    length, since = received(), time.monotonic()
 
     def stuck() -> bool:
         nonlocal length, since
-        previous, length = length, _length(path)
+        previous, length = length, received()
         if length != previous:
             since = time.monotonic()
         return time.monotonic() - since > STUCK
@@ -213,6 +236,7 @@ def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
     # A transfer that begins here is trusted to be of one piece; what an earlier call left may be anything.
     inherited = _length(partial) > 0
     failures = 0
+    deadline = time.monotonic() + LONGEST
     with tqdm(
         total=wanted.size,
         unit="B",
@@ -224,7 +248,7 @@ def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
             before = _length(partial)
             try:
                 if wanted.size is None or before < wanted.size:
-                    _continue(wanted, partial, bar)
+                    _continue(wanted, partial, bar, deadline)
                 found = sha256_of(partial)
                 if found == wanted.sha256:
                     return
@@ -241,7 +265,7 @@ def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
             except _Interrupted as interruption:
                 now = _length(partial)
                 failures = 1 if now - before >= STEADY else failures + 1
-                if failures > len(PAUSES):
+                if failures > len(PAUSES) or time.monotonic() > deadline:
                     kept = f"; {now} bytes are kept, and the next call continues there" if now else ""
                     raise _not_found(wanted, f"{interruption}{kept if partial == wanted.partial else ''}") from (
                         interruption.__cause__
@@ -249,9 +273,10 @@ def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
                 time.sleep(PAUSES[failures - 1])
 
 
-def _continue(wanted: _Wanted, partial: Path, bar: Any) -> None:
+def _continue(wanted: _Wanted, partial: Path, bar: Any, deadline: float) -> None:
     """One request for what is missing, appended to `partial`."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     there = _length(partial)
     # Encoded content would have other lengths, and no ranges worth asking for.
@@ -259,12 +284,18 @@ def _continue(wanted: _Wanted, partial: Path, bar: Any) -> None:
     if there:
         headers["Range"] = f"bytes={there}-"
     try:
-        with requests.get(wanted.url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+        with _answer(wanted.url, headers) as response:
             if response.status_code == 416 and there:
                 return  # Nothing follows: it is complete, or not of this file; its hash will tell.
             start, total = _extent(wanted, response, there, partial)
-            _receive(wanted, response, partial, start, total, bar)
-    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            limit = (LARGEST if wanted.size is None else wanted.size) if total is None else total
+            bar.n, bar.total = start, wanted.size if total is None else total
+            bar.refresh()
+            _receive(response, partial, bar, start=start, limit=limit, deadline=deadline)
+            position, expected = _length(partial), bar.total
+            if expected is not None and position < expected:
+                raise _Interrupted(f"the connection ended after {position} of {expected} bytes")
+    except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
         if isinstance(error, ValueError):  # Not an address at all.
             raise _not_found(wanted, str(error)) from error
         raise _Interrupted(str(error)) from error
@@ -292,39 +323,66 @@ def _extent(wanted: _Wanted, response: Any, there: int, partial: Path) -> tuple[
     return start, total
 
 
-def _receive(wanted: _Wanted, response: Any, partial: Path, start: int, total: int | None, bar: Any) -> None:
-    """Writes the bytes of an answer to `partial` from `start` on."""
-    expected = wanted.size if total is None else total
-    limit = LARGEST if expected is None else expected
-    bar.n, bar.total = start, expected
-    bar.refresh()
+def _answer(url: str, headers: dict[str, str]) -> Any:
+    """The beginning of the answer to a request. The time limit of each read alone would not end an endless one."""
+    import requests
+
+    arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            arrived.put(requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS))
+        except Exception as error:
+            arrived.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = arrived.get(timeout=ANSWER)
+    except queue.Empty:
+        raise _Interrupted(f"no answer began within {ANSWER:.0f} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _receive(response: Any, partial: Path, bar: Any, *, start: int, limit: int, deadline: float) -> None:
+    """Writes the bytes of an answer to `partial` from `start` on; what has arrived is there for the next attempt."""
     position = start
-    chunks = response.iter_content(CHUNK)
-    with _disk(partial), open(partial, "r+b" if start else "wb") as file:
+    begun, before = time.monotonic(), start
+    flags = os.O_RDWR | (0 if start else os.O_CREAT | os.O_TRUNC) | getattr(os, "O_NOFOLLOW", 0)
+    with _disk(partial), open_regular(partial, "r+b", flags=flags) as file:
         file.seek(start)
-        for chunk in chunks:
+        # `read1` gives what has arrived; other functions would wait for a whole chunk, however slowly it comes.
+        while chunk := response.raw.read1(CHUNK, decode_content=True):
             position += len(chunk)
             if position > limit:
                 raise _Unfit(f"more than {limit} bytes")
             file.write(chunk)
-            file.flush()  # What a killed process has received is there for the next.
+            file.flush()
             bar.update(len(chunk))
+            now = time.monotonic()
+            if now > deadline:
+                raise _Interrupted(f"it was not complete after {LONGEST / 3600:g} hours")
+            if now - begun > PATIENCE:
+                if position - before < LEAST_RATE * PATIENCE:
+                    raise _Interrupted(f"the server sent only {position - before} bytes in {PATIENCE:g} seconds")
+                begun, before = now, position
         os.fsync(file.fileno())
-    if expected is not None and position < expected:
-        raise _Interrupted(f"the connection ended after {position} of {expected} bytes")
 
 
 @contextlib.contextmanager
 def _disk(partial: Path) -> Iterator[None]:
-    """Where the disk refuses (it is full), gives back what the partial file took."""
+    """Where the disk refuses (it is full), gives back what the partial file took, and names it."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except (requests.RequestException, ConnectionError, TimeoutError):
+    except (requests.RequestException, HTTPError, ConnectionError, TimeoutError):
         raise
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except OSError as error:
+        _remove(partial)
+        error.filename = error.filename or os.fspath(partial)
         raise
 
 
@@ -333,11 +391,12 @@ def _not_found(wanted: _Wanted, cause: str) -> WeightsNotFound:
 
 
 def _length(path: Path) -> int:
-    """Bytes of a file; 0 if there is no such file."""
+    """Bytes of a regular file; 0 if there is no such file."""
     try:
-        return path.stat().st_size
+        state = path.lstat()
     except OSError:
         return 0
+    return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
 def _megabytes(size: int | None) -> str:

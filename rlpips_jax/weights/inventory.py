@@ -3,13 +3,17 @@
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsError
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
+from rlpips_jax.weights.pickle_reader import printable
 from rlpips_jax.weights.registry import Official, Part, Recipe
+
+OFFICIAL = "official"
+"""The origin of parameters whose digest is that of the published ones."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Found:
         part: what it holds.
         path: where it lies.
         kind: what sort of place that is, in a word or two.
+        origin: whose parameters they are, where that was looked at: `OFFICIAL`, or what the file claims.
     """
 
     part: Part
     path: Path
     kind: str
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,10 @@ class Availability:
             return "python -m convert makes it of a file that you have: docs/embeddings.md"
         if self.missing:
             return "it ships with this library, so the installation is incomplete: install rlpips-jax again"
-        return ", ".join(f"{found.part.name}: {found.kind}" for found in self.found)
+        return ", ".join(
+            f"{found.part.name}: {found.kind}" + (f" ({found.origin})" if found.origin != OFFICIAL else "")
+            for found in self.found
+        )
 
 
 def availability(recipe: Recipe, weights_dir: Path | None) -> Availability:
@@ -75,8 +84,7 @@ def availability(recipe: Recipe, weights_dir: Path | None) -> Availability:
     try:
         for part in _needed(recipe, weights_dir):
             if place := first(part, weights_dir):
-                _verified_once(place, place.path.stat().st_mtime_ns)
-                found.append(place)
+                found.append(replace(place, origin=_verified_once(place, place.path.stat().st_mtime_ns)))
             elif part.official:
                 to_download.append(part.official)
             else:
@@ -130,7 +138,7 @@ def kind_of(path: Path, weights_dir: Path | None) -> str:
 
 
 def verified(found: Found) -> str:
-    """The origin of a file, once it has been read and checked completely.
+    """The origin of a file, once it has been read and checked completely: `OFFICIAL`, or what the file claims.
 
     Raises:
         WeightsError: it is damaged, or not what it says it is.
@@ -140,17 +148,17 @@ def verified(found: Found) -> str:
     if official and found.path.suffix != native.SUFFIX:
         if (digits := sha256_of(found.path)) != official.sha256:
             raise WeightsCorrupt(store.not_official(found.path, digits, official))
-        return "official"
+        return OFFICIAL
     _, metadata = store.read(found.path, found.part)
-    source = metadata.get("source", "origin not stated")
-    if official and source == official.url:
-        if metadata.get("source_sha256") != official.sha256:
-            raise WeightsCorrupt(
-                f"{found.path} says it was made from {official.url}, but from a file with sha256 "
-                f"{metadata.get('source_sha256')}, not {official.sha256}; delete it and get it again"
-            )
-        return "official"
-    return source
+    if store.is_official(found.part, metadata):
+        return OFFICIAL
+    source, sha256 = metadata.get("source"), metadata.get("source_sha256", "not stated")
+    if official and source == official.url and sha256 != official.sha256:
+        raise WeightsCorrupt(
+            f"{found.path} says it was made from {official.url}, but from a file with sha256 {printable(sha256)}, not "
+            f"{official.sha256}; delete it and get it again"
+        )
+    return f"claims {printable(source)}" if source else "claims nothing of its origin"
 
 
 @functools.lru_cache

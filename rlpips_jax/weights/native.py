@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.regular import open_regular
 from rlpips_jax.weights.parameters import Layout, Parameters, digest_tensors, flatten, unflatten
 from rlpips_jax.weights.pickle_reader import printable
+from rlpips_jax.weights.safetensors_bytes import header_of, tensors_of
 
 SUFFIX = ".safetensors"
 FORMAT = "rlpips-jax/1"
@@ -95,19 +97,17 @@ def read(path: Path, layout: Layout) -> tuple[Parameters, dict[str, str]]:
 
 
 def _read(path: Path, *, tensors_too: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Content of a weight file whose hashes are right."""
-    from safetensors import SafetensorError, safe_open
-
-    open_regular(path).close()  # A file that cannot be opened is not called damaged.
+    """Content of a weight file whose hashes are right: those of the bytes that were parsed."""
+    with open_regular(path) as file:
+        begun = file.read(8)
+        # A length beyond the end of the file is not believed.
+        length = min(int.from_bytes(begun, "little"), os.fstat(file.fileno()).st_size)
+        content = begun + file.read(-1 if tensors_too else length)
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if tensors_too else ()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise WeightsCorrupt(
-            f"{path} is not a readable safetensors file ({error}); delete it and get it again"
-        ) from error
+        metadata = header_of(content).metadata
+        tensors = tensors_of(content) if tensors_too else {}
+    except WeightsCorrupt as error:
+        raise WeightsCorrupt(f"{path} {str(error).removeprefix('it ')}; delete it and get it again") from error
     if metadata.get("format") != FORMAT:
         raise WeightsCorrupt(
             f"{path} is not a weight file of this library, or damaged: its format is "

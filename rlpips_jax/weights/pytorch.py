@@ -11,6 +11,7 @@ A checkpoint from the internet may be damaged or malicious. Nothing that it name
 `pickle_reader`), and memory stays below four times the size of the file plus a few megabytes.
 """
 
+import errno
 import io
 import os
 import re
@@ -19,12 +20,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from rlpips_jax.errors import UnsafeCheckpoint, WeightsCorrupt, WeightsMismatch
 from rlpips_jax.files.atomic import replacing
+from rlpips_jax.files.regular import open_regular
 from rlpips_jax.weights.pickle_reader import BASE_OPERATIONS, PickleReader, printable
 from rlpips_jax.weights.pickled_tensors import (
     STAND_INS,
@@ -34,6 +36,7 @@ from rlpips_jax.weights.pickled_tensors import (
     Storage,
     read_storage,
 )
+from rlpips_jax.weights.safetensors_bytes import header_of, tensors_of
 from rlpips_jax.weights.zip_reader import INFLATION_ALLOWANCE, ZipReader
 
 MAX_EXPANSION = 2
@@ -54,7 +57,9 @@ _Contents = tuple[object, Callable[[Storage], np.ndarray], bool]
 """The pickled object, the function that reads the record of a storage, and whether to swap the bytes of records."""
 
 
-def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
+def read_checkpoint(
+    path: str | Path, keep: Callable[[str], bool] | None = None, *, content: bytes | None = None
+) -> dict[str, np.ndarray]:
     """Reads the tensors of a PyTorch checkpoint, or the arrays of a pickled `.npy` dictionary, by name.
 
     The file must hold a dictionary. Tensors in dictionaries inside it have names such as `state_dict.lin0.weight`.
@@ -63,6 +68,7 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
     Args:
         path: a `.pth`, `.pt`, `.ckpt`, `.npy` or `.safetensors` file.
         keep: takes a name, tells whether to read that tensor from disk. Default: read all.
+        content: the bytes of the file where they are at hand, as after hashing; then `path` only names it.
 
     Returns:
         name -> array, in the file's order; each array has its own memory, in C order and native byte order.
@@ -75,7 +81,7 @@ def read_checkpoint(path: str | Path, keep: Callable[[str], bool] | None = None)
             the size of the file justifies; nothing in it was run.
         WeightsMismatch: the file is of another format, or holds no dictionary of tensors.
     """
-    return _use(path, lambda shapes, read: read([name for name in shapes if keep is None or keep(name)]))
+    return _use(path, lambda shapes, read: read([name for name in shapes if keep is None or keep(name)]), content)
 
 
 def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -86,20 +92,19 @@ def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     return _use(path, lambda shapes, read: shapes)
 
 
-def _use(path: str | Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Result]) -> Result:
+def _use(
+    path: str | Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Result], content: bytes | None = None
+) -> Result:
     """What a function makes of the shapes of a checkpoint's tensors, and of a function that reads them by name."""
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise WeightsCorrupt(f"{path} is not a regular file; give the path of a checkpoint")
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with io.BytesIO(content) if content is not None else _opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         try:
             head = file.read(9)
             file.seek(0)
             if head[8:] == b"{" and int.from_bytes(head[:8], "little") < size:
-                return _use_safetensors(path, use)
+                return _use_safetensors(file.read(), use)
             contents, read_record, swap = _read_contents(file, size)
             tensors = _named_tensors(contents)
             limit = MAX_EXPANSION * size + EXPANSION_ALLOWANCE
@@ -118,6 +123,17 @@ def _use(path: str | Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Re
             ) from error
         except WeightsMismatch as error:
             raise WeightsMismatch(f"{path}: {error}") from error
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    try:
+        return cast(io.BufferedIOBase, open_regular(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such file") from error
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EISDIR):
+            raise
+        raise WeightsCorrupt(f"{path} is not a regular file; give the path of a checkpoint") from error
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -178,17 +194,16 @@ def _what_else(head: bytes) -> WeightsCorrupt | WeightsMismatch:
     )
 
 
-def _use_safetensors(path: Path, use: Callable[[dict[str, tuple[int, ...]], _Read], Result]) -> Result:
-    from safetensors import SafetensorError, safe_open
+def _use_safetensors(content: bytes, use: Callable[[dict[str, tuple[int, ...]], _Read], Result]) -> Result:
+    metadata, shapes = header_of(content)
+    if metadata.get("format", "").startswith("rlpips-jax/"):
+        raise WeightsMismatch("it is a weight file of this library already; rlpips_jax.load takes its path")
 
-    try:
-        with safe_open(path, framework="np") as file:
-            if (file.metadata() or {}).get("format", "").startswith("rlpips-jax/"):
-                raise WeightsMismatch("it is a weight file of this library already; rlpips_jax.load takes its path")
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return use(shapes, lambda names: {name: np.array(file.get_tensor(name)) for name in names})
-    except (SafetensorError, OSError) as error:
-        raise WeightsCorrupt(f"it is not a readable safetensors file ({error})") from error
+    def read(names: Iterable[str]) -> dict[str, np.ndarray]:
+        tensors = tensors_of(content)
+        return {name: tensors[name].copy() for name in names}
+
+    return use(shapes, read)
 
 
 def _operations(size: int) -> int:

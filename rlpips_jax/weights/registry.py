@@ -21,6 +21,8 @@ class Part:
         layout: what it may hold.
         holds: the groups of parameters that it must hold.
         official: the file in which its authors publish it; None for a file inside this package, or a converted one.
+        parameters_sha256: `digest` of the parameters as their authors, or this package, publish them; None where it is
+            not known. What a file says of itself proves nothing; this does.
         converted: whether `python -m convert` makes it of a file that the user has: several are published.
     """
 
@@ -28,6 +30,7 @@ class Part:
     layout: Layout
     holds: tuple[str, ...]
     official: Official | None = None
+    parameters_sha256: str | None = None
     converted: bool = False
 
     @property
@@ -72,7 +75,8 @@ def backbone_part(backbone: Backbone, name: str | None = None) -> Part:
         name: of the file; by default that of the network.
     """
     official = None if name else backbone.official
-    return Part(name or backbone.name, Layout(backbone), BACKBONE, official, converted=official is None)
+    sha256 = official.parameters_sha256 if official else None
+    return Part(name or backbone.name, Layout(backbone), BACKBONE, official, sha256, converted=official is None)
 
 
 BACKBONE_PARTS = {

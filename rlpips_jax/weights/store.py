@@ -11,12 +11,14 @@ kept in the user cache.
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsMismatch, WeightsNotFound
+from rlpips_jax.files.regular import read_regular
 from rlpips_jax.weights import native
 from rlpips_jax.weights.download import downloading, sha256_of
 from rlpips_jax.weights.parameters import Parameters, from_pytorch, needed_by
@@ -121,16 +123,27 @@ def read(path: Path, part: Part) -> tuple[Parameters, dict[str, str]]:
                 f"{path} holds the metric '{metadata['metric']}', not '{part.name}': was the file renamed? "
                 "Pooling and version may differ; give it back its name, or load it by its path"
             )
+        if (
+            part.official
+            and metadata.get("source_sha256") == part.official.sha256
+            and is_official(part, metadata) is False
+        ):
+            raise WeightsCorrupt(
+                f"{path} says it was made from {part.official.url}, but its parameters are not those of that file: "
+                "it is forged; delete it and get it again"
+            )
         return parameters, metadata
     official = part.official
     assert official is not None, f"{part.name} has no official file, so {path} cannot be one"
-    found = sha256_of(path)
-    if found != official.sha256:
-        raise WeightsCorrupt(not_official(path, found, official))
     parameters, metadata = _extract(path, part, official)
     with contextlib.suppress(OSError):  # Without a writable cache it is only read.
         native.write(_kept(part), parameters, part.layout, **metadata)
     return parameters, metadata
+
+
+def is_official(part: Part, metadata: Mapping[str, str]) -> bool | None:
+    """Whether the parameters of a native file, read by `read`, are those that were published; None if nobody knows."""
+    return None if part.parameters_sha256 is None else metadata["parameters_sha256"] == part.parameters_sha256
 
 
 def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
@@ -173,12 +186,10 @@ def not_official(path: Path, found: str, official: Official) -> str:
     )
 
 
-def identify(path: Path, parts: Iterable[Part]) -> Part | None:
-    """The one of some parts whose official file this is, by its sha256."""
-    size = path.stat().st_size
-    candidates = [part for part in parts if part.official and part.official.size == size]
-    found = sha256_of(path) if candidates else None
-    return next((part for part in candidates if part.official and part.official.sha256 == found), None)
+def identify(content: bytes, parts: Iterable[Part]) -> Part | None:
+    """The one of some parts whose official file has this content, by its sha256."""
+    found = hashlib.sha256(content).hexdigest()
+    return next((part for part in parts if part.official and part.official.sha256 == found), None)
 
 
 def provenance(official: Official) -> dict[str, str]:
@@ -192,8 +203,11 @@ def provenance(official: Official) -> dict[str, str]:
 
 
 def _extract(path: Path, part: Part, official: Official) -> tuple[Parameters, dict[str, str]]:
-    """The needed tensors of a verified official file."""
-    needed = read_checkpoint(path, keep=needed_by([part.backbone]))
+    """The needed tensors of an official file, of the very bytes whose sha256 is right."""
+    content = read_regular(path)
+    if (found := hashlib.sha256(content).hexdigest()) != official.sha256:
+        raise WeightsCorrupt(not_official(path, found, official))
+    needed = read_checkpoint(path, keep=needed_by([part.backbone]), content=content)
     metric = {} if part.holds == BACKBONE else {"metric": part.name}
     return from_pytorch(needed, part.layout, str(path)), provenance(official) | metric
 

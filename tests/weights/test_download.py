@@ -6,7 +6,6 @@ import fcntl
 import gzip
 import hashlib
 import http.server
-import itertools
 import os
 import re
 import resource
@@ -37,7 +36,8 @@ SIZE = len(CONTENT)
 NAME = "net-7be5be79.pth"
 PIECE = module.CHUNK
 """What arrives of an interrupted transfer is kept in whole pieces of this size."""
-PARTIAL = f"{NAME}.{SHA256[:8]}.part"
+PARTIAL = f"{NAME}.{SHA256[:8]}.{0:016x}.part"
+LOCK = f"{NAME}.{SHA256[:8]}.lock"
 
 # Runs the real module without the rest of the package, whose import takes seconds.
 PROGRAM = f"""
@@ -229,7 +229,8 @@ def test_transfer_given_up_goes_on_in_the_next_call(server: Server, tmp_path: Pa
     server.answers = [sends(stop_after=PIECE)]
     with pytest.raises(WeightsNotFound, match=f"{4 * PIECE} bytes are kept, and the next call continues"):
         fetch(server, tmp_path)
-    assert names(tmp_path) == [PARTIAL]
+    (name,) = names(tmp_path)
+    assert re.fullmatch(rf"{NAME}\.{SHA256[:8]}\.[0-9a-f]{{16}}\.part", name)
     server.answers = [sends()]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.ranges[-1] == f"bytes={4 * PIECE}-"
@@ -259,6 +260,43 @@ def test_server_that_stays_silent_is_an_error(server: Server, tmp_path: Path, mo
         fetch(server, tmp_path)
     assert len(server.ranges) == 1 + len(module.PAUSES)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"PATIENCE": 0.2, "LEAST_RATE": 1 << 20}, "the server sent only [0-9]+ bytes in 0.2 seconds"),
+        ({"LONGEST": 0.2}, "it was not complete after .* hours"),
+    ],
+)
+def test_slow_server_is_left(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], message: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+    # Each read is fast enough for the time limit of reads.
+    server.answers = [sends(pause=0.05)]
+    with pytest.raises(WeightsNotFound, match=f"{message}; [0-9]+ bytes are kept"):
+        fetch(server, tmp_path)
+
+
+def test_answer_that_never_begins_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drips(handler: Handler) -> None:
+        while not handler.home.stopping.wait(0.02):
+            handler.wfile.write(b"H")
+
+    monkeypatch.setattr(module, "ANSWER", 0.2)
+    server.answers = [drips]
+    with pytest.raises(WeightsNotFound, match="no answer began"):
+        fetch(server, tmp_path)
+
+
+@pytest.mark.parametrize("name", [NAME, PARTIAL])
+def test_named_pipes_are_not_waited_for(server: Server, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    process = start(server, tmp_path)
+    _, errors = process.communicate("go\n", timeout=30)
+    assert ("it is a named pipe" in errors) == (name == NAME)
 
 
 def test_server_without_ranges_sends_everything_again(server: Server, tmp_path: Path) -> None:
@@ -439,12 +477,18 @@ def test_folder_that_is_a_file(server: Server, tmp_path: Path) -> None:
         fetch(server, tmp_path / "file")
 
 
-def test_full_disk_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    # Every write to this device fails as on a full disk.
-    (tmp_path / PARTIAL).symlink_to("/dev/full")
-    with pytest.raises(WeightsNotFound, match="No space left on device"):
-        fetch(server, tmp_path)
-    assert names(tmp_path) == []
+def test_nothing_is_written_through_a_link(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "weights"
+    victim.write_bytes(b"precious")
+    folder.mkdir()
+    (folder / PARTIAL).symlink_to(victim)
+    assert fetch(server, folder).read_bytes() == CONTENT
+    (folder / NAME).unlink()
+    # Even if the random name were foretold.
+    monkeypatch.setattr(module.secrets, "token_hex", lambda count: "0" * 2 * count)
+    with pytest.raises(WeightsNotFound, match=re.escape(str(folder / PARTIAL))):
+        fetch(server, folder)
+    assert victim.read_bytes() == b"precious"
 
 
 def test_disk_that_fills_midway_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -488,7 +532,7 @@ def test_a_file_system_without_locks_will_do(
 def test_without_the_lock_each_fetches_its_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
-    partial, lock = tmp_path / PARTIAL, (tmp_path / PARTIAL).with_suffix(".lock")
+    partial, lock = tmp_path / PARTIAL, tmp_path / LOCK
     monkeypatch.setattr(module, "STUCK", 0.15)
     with contextlib.ExitStack() as stack:
         if obstacle == "the holder is stuck":
@@ -511,7 +555,7 @@ def test_a_holder_that_makes_progress_is_waited_for(
     monkeypatch.setattr(module, "STUCK", 0.3)
     partial = tmp_path / PARTIAL
     with ThreadPoolExecutor(1) as pool:
-        with locked(partial.with_suffix(".lock")):
+        with locked(tmp_path / LOCK):
             waiting = pool.submit(fetch, server, tmp_path)
             for length in range(1, 8):
                 partial.write_bytes(CONTENT[:length])
@@ -562,12 +606,13 @@ def test_killed_download_is_resumed_by_the_next(server: Server, tmp_path: Path) 
     assert process.stdin
     process.stdin.write("go\n")
     process.stdin.flush()
-    partial = tmp_path / PARTIAL
-    for _ in itertools.takewhile(lambda _: module._length(partial) < 100_000, range(3000)):
+    for _ in range(3000):
+        if sum(map(module._length, tmp_path.glob("*.part"))) >= 100_000:
+            break
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    there = partial.stat().st_size
+    there = sum(map(module._length, tmp_path.glob("*.part")))
     assert 100_000 <= there <= 150_000
     assert not (tmp_path / NAME).exists()
     assert fetch(server, tmp_path).read_bytes() == CONTENT

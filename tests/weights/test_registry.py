@@ -15,7 +15,7 @@ from rlpips_jax.ensemble import ensemble
 from rlpips_jax.errors import UnknownMetric
 from rlpips_jax.loading import FAMILIES, EmbeddingName, EnsembleName, LpipsPlusName, find, parts, recipes
 from rlpips_jax.weights import registry, store
-from rlpips_jax.weights.parameters import from_pytorch, with_heads
+from rlpips_jax.weights.parameters import digest, from_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import BACKBONE, BACKBONE_PARTS, Part
 
@@ -93,6 +93,7 @@ def test_versions() -> None:
 def test_shipped_files_are_complete_and_described(part: registry.Part) -> None:
     parameters, metadata = store.obtain(part)
     assert metadata["metric"] == part.name
+    assert metadata["parameters_sha256"] == part.parameters_sha256
     assert metadata["licence"] == "Apache-2.0"
     assert all((head >= 0).all() and head.any() for head in parameters["heads"])
     # A metric that was trained under attack is in the paper's form, and its card tells how it was trained.
@@ -169,3 +170,20 @@ def test_official_heads_are_the_published_files(part: Part, shared: Path) -> Non
     assert hashlib.sha256(content).hexdigest() == official.sha256
     parameters = from_pytorch(read_checkpoint(shared / "weights" / name), with_heads(part.backbone), name)
     assert parameters.keys() == {"heads"}
+    assert digest(parameters) == part.parameters_sha256
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("alex", "alexnet-features.pth"),
+        ("vgg", "vgg16-features.pth"),
+        ("squeeze", "squeezenet1_1-features.pth"),
+        ("dists", "dists/weights.pt"),
+        ("stlpips-alex", "stlpips/alex_shift_tolerant.pth"),
+    ],
+)
+def test_the_digests_are_those_of_published_files(name: str, file: str, shared: Path) -> None:
+    tensors = read_checkpoint(shared / "weights" / file)
+    assert digest(from_pytorch(tensors, PARTS[name].layout, file)) == PARTS[name].parameters_sha256

@@ -264,6 +264,32 @@ def test_official_file_in_torchs_cache(places: SimpleNamespace, part: Part, serv
     assert server.requests == []
 
 
+def test_what_was_hashed_is_what_is_read(
+    places: SimpleNamespace, part: Part, published: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is exchanged after it was hashed is not taken for the official one."""
+    path = put(places.argument / "v0.1" / FILE, published)
+    doubled = tmp_path / "doubled.pth"
+    write_checkpoint(doubled, {name: 2 * tensor for name, tensor in drawn().items()})
+    read = store.read_checkpoint
+
+    def exchanging(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:
+        os.replace(doubled, path)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(store, "read_checkpoint", exchanging)
+    assert same(store.obtain(part, places.argument)[0])
+
+
+def test_a_forged_file_is_refused(places: SimpleNamespace, part: Part) -> None:
+    """What it says of its origin, and its own hashes, prove nothing."""
+    assert part.official is not None
+    native.write(places.argument / "mini.safetensors", PARAMETERS, part.layout, **store.provenance(part.official))
+    assert same(store.obtain(replace(part, parameters_sha256=digest(PARAMETERS)), places.argument)[0])
+    with pytest.raises(WeightsCorrupt, match="its parameters are not those of that file"):
+        store.obtain(replace(part, parameters_sha256="0" * 64), places.argument)
+
+
 @pytest.mark.parametrize("place", ["argument", "environment"])
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_wrong_official_file_in_a_named_folder_is_an_error(
@@ -337,10 +363,10 @@ def test_what_is_called_lpips_but_is_no_package(
     assert store.locate(part) is None
 
 
-def test_identify(part: Part, published: bytes, tmp_path: Path) -> None:
-    assert store.identify(put(tmp_path / "renamed.bin", published), [part]) is part
+def test_identify(part: Part, published: bytes) -> None:
+    assert store.identify(published, [part]) is part
     for other in (published[:-1] + b"?", b""):
-        assert store.identify(put(tmp_path / "renamed.bin", other), [part]) is None
+        assert store.identify(other, [part]) is None
 
 
 def test_a_file_must_hold_what_it_is_named_for(places: SimpleNamespace, part: Part) -> None:
