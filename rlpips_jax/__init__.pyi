@@ -4,6 +4,7 @@ from . import (
     distances as distances,
     ensemble as ensemble,
     evaluation as evaluation,
+    exported as exported,
     files as files,
     geometry as geometry,
     images as images,

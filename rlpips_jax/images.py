@@ -162,7 +162,8 @@ def _check_shape(name: str, array: Any, minimum_size: int, user: str) -> None:
         else:
             advice = "images are RGB, channels last"
         raise ImageError(f"{name} has shape {shape}, so {shape[-1]} channels where 3 are needed; {advice}")
-    if min(shape[-3:-1]) < minimum_size:
+    # Not their minimum: of sizes that are yet unknown, as in an exported program, none is the smaller one.
+    if any(side < minimum_size for side in shape[-3:-1]):
         raise ImageError(
             f"{name} is {shape[-3]}x{shape[-2]} pixels; {user} needs at least {minimum_size}x{minimum_size}: "
             "enlarge or pad both images"

@@ -38,7 +38,7 @@ LAYERS = (
     ("loading",),
     ("judgment",),
     ("attacks",),
-    ("evaluation", "geometry", "scoring"),
+    ("evaluation", "exported", "geometry", "scoring"),
     ("reports", "cli"),
     ("",),  # the package itself: the public names
     ("__main__",),

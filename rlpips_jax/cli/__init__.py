@@ -29,6 +29,7 @@ COMMANDS = {
     "certify": "rlpips_jax.cli.certify:Certify",
     "average": "rlpips_jax.cli.average:Average",
     "geodesic": "rlpips_jax.cli.geodesic:Geodesic",
+    "export": "rlpips_jax.cli.export:Export",
     "weights": "rlpips_jax.cli.weights:Weights",
     "doctor": "rlpips_jax.cli.doctor:Doctor",
 }

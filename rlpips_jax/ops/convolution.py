@@ -42,21 +42,21 @@ class _Geometry:
     """What of a convolution is known before any value is.
 
     Attributes:
-        size: height and width of the input.
+        size: height and width of the input; expressions of JAX in a program that is exported for any size.
         window: height and width of the kernel.
         stride: along both axes.
         padding: of the input.
         precision: as `jax.lax.Precision` names it.
     """
 
-    size: tuple[int, ...]
+    size: tuple[Any, ...]
     window: tuple[int, ...]
     stride: tuple[int, ...]
     padding: Padding
     precision: Any
 
     @property
-    def output(self) -> tuple[int, ...]:
+    def output(self) -> tuple[Any, ...]:
         """Height and width of the output."""
         return tuple(
             (size + before + after - window) // stride + 1
@@ -68,7 +68,7 @@ class _Geometry:
     @property
     def wasteful(self) -> bool:
         """Whether many of its multiplications would be by the zeros around a small image."""
-        if self.stride != (1, 1):
+        if self.stride != (1, 1) or not all(isinstance(size, int) for size in self.size):
             return False
         shares = []
         for size, window, length, (before, _) in zip(self.size, self.window, self.output, self.padding, strict=True):
@@ -190,8 +190,10 @@ def _input_gradient(kernel: Array, cotangent: Array, geometry: _Geometry) -> Arr
     """The transpose of `_plain` in its input: as XLA would have it, or on CPU without dilation and reversed layout."""
 
     def plain(kernel: Array, cotangent: Array) -> Array:
-        padding = [
-            (window - 1 - before, size + before - stride * (length - 1) - 1)
+        around = [(window - 1, window - 1) for window in geometry.window]
+        # What is left, or lacking, of the input's pixels and the zeros that were put around them.
+        crop = [
+            (-before, size + before - stride * (length - 1) - window)
             for size, window, stride, (before, _), length in zip(
                 geometry.size,
                 geometry.window,
@@ -201,15 +203,21 @@ def _input_gradient(kernel: Array, cotangent: Array, geometry: _Geometry) -> Arr
                 strict=True,
             )
         ]
-        return lax.conv_general_dilated(
+        known = all(isinstance(size, int) for size in geometry.size)
+        if known:
+            around = [(low + first, high + last) for (low, high), (first, last) in zip(around, crop, strict=True)]
+        gradient = lax.conv_general_dilated(
             cotangent,
             kernel[::-1, ::-1],
             (1, 1),
-            padding,
+            around,
             lhs_dilation=geometry.stride,
             dimension_numbers=("NHWC", "HWOI", "NHWC"),
             precision=geometry.precision,
         )
+        # A convolution takes no padding that is yet unknown, as in a program that is exported for any size.
+        edges = [(0, 0, 0), *((first, last, 0) for first, last in crop), (0, 0, 0)]
+        return gradient if known else lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
 
     by_products = geometry.wasteful and kernel.shape[3] >= ENOUGH_CHANNELS
 

@@ -1,12 +1,12 @@
 """Images of several sizes in one batch: what lies outside each of them is 0."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Size = TypeVar("Size", int, Array)
-"""A number of pixels, or an array of them."""
+Size = TypeVar("Size", bound=Any)
+"""A number of pixels, or an array of them; in a program that is exported for any size an expression of JAX's."""
 
 
 def inside(x: Float[Array, "n h w c"], sizes: Int[Array, "n 2"]) -> Float[Array, "n h w c"]:

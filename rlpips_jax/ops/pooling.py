@@ -56,11 +56,15 @@ class Pooling:
         if not self.ceil:
             return (size - self.window) // self.stride + 1
         # A window counts only if it starts inside the image, whatever its length.
-        return -((max(self.window, self.stride) - size) // self.stride) + 1
+        return -((-size + max(self.window, self.stride)) // self.stride) + 1
 
-    def overhang(self, size: int) -> int:
+    def overhang(self, size: Any) -> Any:
         """How many pixels the last window reaches over the edge."""
-        return max(0, (self.size(size) - 1) * self.stride + self.window - size)
+        if not self.ceil:
+            return 0
+        over = (self.size(size) - 1) * self.stride + self.window - size
+        # A size that is yet unknown cannot be compared.
+        return over if self.window >= self.stride else max(0, over)
 
 
 @automatic_axes("x")
@@ -90,7 +94,13 @@ def _windows(x: Array, pooling: Pooling) -> tuple[tuple[int, int], tuple[int, in
 
 
 def _plain_maximum(x: Array, pooling: Pooling) -> Array:
-    return nn.max_pool(x, *_windows(x, pooling))
+    return nn.max_pool(_overhung(x, pooling), (pooling.window,) * 2, (pooling.stride,) * 2)
+
+
+def _overhung(x: Array, pooling: Pooling) -> Array:
+    """With the pixels that windows see over the edge, which no maximum is."""
+    around = [(0, 0, 0), *((0, pooling.overhang(size), 0) for size in x.shape[1:3]), (0, 0, 0)]
+    return lax.pad(x, jnp.array(-np.inf, x.dtype), around)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -126,8 +136,7 @@ def _winners(x: Array, pooling: Pooling) -> tuple[Array, Array]:
     moves.
     """
     rows, columns = (pooling.size(size) for size in x.shape[1:3])
-    around = [(0, 0, 0), *((0, pooling.overhang(size), 0) for size in x.shape[1:3]), (0, 0, 0)]
-    x = lax.pad(x, jnp.array(-np.inf, x.dtype), around)
+    x = _overhung(x, pooling)
     step = pooling.stride
     largest = x[:, : (rows - 1) * step + 1 : step, : (columns - 1) * step + 1 : step]
     winner = jnp.zeros(largest.shape, np.min_scalar_type(-(pooling.window**2)))
@@ -140,7 +149,7 @@ def _winners(x: Array, pooling: Pooling) -> tuple[Array, Array]:
     return largest, winner
 
 
-def _to_winners(winner: Array, cotangent: Array, pooling: Pooling, size: tuple[int, ...]) -> Array:
+def _to_winners(winner: Array, cotangent: Array, pooling: Pooling, size: tuple[Any, ...]) -> Array:
     """Each window's cotangent at the pixel that won it, and 0 elsewhere.
 
     The image is cut into blocks as large as the stride. A pixel then belongs to the window that starts in its own

@@ -1,11 +1,13 @@
 """Resizing as PyTorch does it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def resize_bilinear(x: Float[Array, "... i j"], height: int, width: int) -> Float[Array, "... h w"]:
+def resize_bilinear(x: Float[Array, "... i j"], height: Any, width: Any) -> Float[Array, "... h w"]:
     """Bilinear, with half-pixel centres and no smoothing before a reduction (PyTorch's `align_corners=False`)."""
     return jax.image.resize(
         x,
