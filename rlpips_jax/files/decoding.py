@@ -15,7 +15,8 @@ for those that state 12 bits or another white, `stored / white`.
   additional pictures in a camera's JPEG (previews, depth, gain maps) are not pages and cause no warning.
 - A file with more pixels than `max_pixels`, or else `PIL.Image.MAX_IMAGE_PIXELS` (89 478 485 by default), is refused
   before it takes memory, also where Pillow only warns.
-- A damaged file is an error, unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
+- A damaged file is an error, unless `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set. Of damage in the middle of a JPEG,
+  whose data have no checksum, only that is noticed which breaks its codes or its markers.
 
 Pillow keeps only 8 of the 16 bits of a colour channel. This module makes it decode PNG and TIFF files twice, once per
 byte; layouts where that is impossible (planar, CMYK or premultiplied TIFFs) are refused, not rounded. Of AVIF and
@@ -38,6 +39,7 @@ from jaxtyping import Float, UInt, UInt8
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning
 from rlpips_jax.files.colour_profiles import to_srgb
 from rlpips_jax.files.formats import FORMATS
+from rlpips_jax.files.jpeg_scans import check_scans
 from rlpips_jax.files.regular import open_once, open_regular
 from rlpips_jax.warning import warn_user
 
@@ -69,6 +71,9 @@ HEAD = 1 << 16
 """Bytes in which AVIF and JPEG 2000 files state how many bits a channel has."""
 
 TWELVE_BITS = 4095
+
+BLENDED = 1 << 20
+"""Pixels that are blended at once."""
 
 
 class _Picture(NamedTuple):
@@ -185,6 +190,8 @@ def _opened(path: Path, *, pipes: bool = False) -> Iterator[IO[bytes]]:
         if error.errno is None:
             raise _damage(path, error) from error
         raise ImageFileError(f"{path} cannot be opened: {error.strerror}") from error
+    except MemoryError as error:
+        raise ImageFileError(f"{path} cannot be read: it takes more memory than there is for a file") from error
     except Exception as error:  # Decoders raise errors of many classes for damaged files.
         raise _damage(path, error) from error
 
@@ -249,11 +256,16 @@ def _damage(path: Path, error: Exception) -> ImageFileError:
 
 
 def _decode(path: Path, file: IO[bytes]) -> _Picture:
+    from PIL import ImageFile
+
     image = _open(path, file)
     if image.format == "PNG":
         # Pillow verifies the checksums of the pixel data only on request.
         image.verify()
         image = _open(path, file)
+    elif image.format in ("JPEG", "MPO"):
+        file.seek(0)
+        check_scans(file.read(), damaged=ImageFile.LOAD_TRUNCATED_IMAGES)
     remarks = []
     if getattr(image, "is_animated", False) and image.format != "MPO":
         remarks.append("it holds several images; the first was read")
@@ -419,7 +431,9 @@ def _decode_twice(path: Path, file: IO[bytes], image: "ImageFile") -> UInt[np.nd
         tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
         for tile in again.tile
     ]
-    return high << 8 | np.asarray(again)
+    high <<= 8
+    high |= np.asarray(again)
+    return high
 
 
 def _upright(values: UInt[np.ndarray, "i j c"], orientation: int) -> UInt[np.ndarray, "h w c"]:
@@ -456,17 +470,21 @@ def _flatten(
     picture: _Picture, background: UInt[np.ndarray, "3"] | None
 ) -> tuple[UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"], bool]:
     """Returns the image without alpha, in its final type, and whether the background is visible."""
-    white = picture.white
-    colours, alpha = picture.values[..., :3], picture.values[..., 3:]
-    if background is None or not np.any(alpha != white):
-        if white == 255:
-            return np.ascontiguousarray(colours), False
-        return np.ascontiguousarray(colours.astype(np.float32) / np.float32(white)), False
-    alpha = alpha.astype(np.uint64)
-    blend = 255 * colours.astype(np.uint64) * alpha + background * white * (white - alpha)
-    if white == 255:
-        return ((blend // 255 + white // 2) // white).astype(np.uint8), True
-    return (blend / (255 * white**2)).astype(np.float32), True
+    values, white = picture.values, picture.white
+    shown = None if background is None or not np.any(values[..., 3:] != white) else background
+    flat = np.empty((*values.shape[:2], 3), np.uint8 if white == 255 else np.float32)
+    # Some rows at a time: exact blending takes 64 bits per value.
+    rows = max(1, BLENDED // values.shape[1])
+    for start in range(0, len(values), rows):
+        colours, alpha = values[start : start + rows, :, :3], values[start : start + rows, :, 3:]
+        if shown is not None:
+            alpha = alpha.astype(np.uint64)
+            blend = 255 * colours.astype(np.uint64) * alpha + shown * white * (white - alpha)
+            blended = (blend // 255 + white // 2) // white if white == 255 else blend / (255 * white**2)
+        else:
+            blended = colours if white == 255 else colours.astype(np.float32) / np.float32(white)
+        flat[start : start + rows] = blended
+    return flat, shown is not None
 
 
 def cause(error: BaseException) -> str:

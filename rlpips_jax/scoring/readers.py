@@ -1,8 +1,9 @@
 """Image files read ahead, by processes that never import JAX.
 
 When a reading process dies (killed, or out of memory), another one reads its file again; if that dies too, the file
-counts as unreadable. Each process has its own pipe, so that its death is noticed at once, also in the middle of an
-image; with one pipe for all, as in `concurrent.futures`, the rest of the image would be awaited for ever.
+counts as unreadable; so does one that takes more memory or time than `rlpips_jax.files.budget` allows. Each process has
+its own pipe, so that its death is noticed at once, also in the middle of an image; with one pipe for all, as in
+`concurrent.futures`, the rest of the image would be awaited for ever.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning, RlpipsError
+from rlpips_jax.files import budget
 from rlpips_jax.files.decoding import load_image
 
 FEW = 16
@@ -39,6 +41,12 @@ MOST_AHEAD = 128
 
 START = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer)()"
 """The program of a reading process. Unlike those of `multiprocessing` it does not import the user's main module."""
+
+STARTS = 5
+"""Times that a process is started anew when it is killed before it is ready."""
+
+DYING = 1.0
+"""Seconds in which a process whose output is closed has ended."""
 
 DEATHS = (EOFError, OSError, pickle.UnpicklingError)
 """How it shows that a process died, also in the middle of an answer."""
@@ -215,32 +223,43 @@ class _Worker(threading.Thread):
             process = self._process or self._start()
             with contextlib.suppress(*DEATHS):
                 return _exchange(process, path)
-            self._close()
+            if self._close(DYING) == budget.STOPPED:
+                return Decoded(
+                    error=f"{path} cannot be read: it takes more than {budget.SECONDS} seconds of computing, too many "
+                    "for an image"
+                )
         return Decoded(error=f"{path} cannot be read: the process that read it died twice, killed or out of memory")
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        with self._starting:
-            if self._ended:
-                raise RlpipsError("reading has ended")
-            command = [sys.executable, "-c", START]
-            process = self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            _exchange(process, sys.path, functools.partial(_serve, self._function))
-        except DEATHS:
-            raise RlpipsError(
-                "the processes that read images die as soon as they start; with --workers 0 (in Python workers=0) this "
-                "one reads them"
-            ) from None
-        return process
+        """A process that is ready. One that is killed before costs as little as one that is killed later."""
+        for _ in range(STARTS):
+            with self._starting:
+                if self._ended:
+                    raise RlpipsError("reading has ended")
+                command = [sys.executable, "-c", START]
+                process = self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            with contextlib.suppress(*DEATHS):
+                _exchange(process, sys.path, functools.partial(_serve, self._function))
+                return process
+            if self._close(DYING) >= 0:
+                break  # It ended by itself, as the next one would.
+        raise RlpipsError(
+            "the processes that read images die as soon as they start; with --workers 0 (in Python workers=0) this one "
+            "reads them"
+        )
 
-    def _close(self) -> None:
-        """Ends the process, if there is one."""
+    def _close(self, patience: float = 0.0) -> int:
+        """Ends the process, if there is one; returns its return code, its own if it ends within some seconds."""
         with self._starting:
             process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(OSError):  # What it has not read is lost.
-                process.communicate()
+        if process is None:
+            return 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        process.kill()
+        with contextlib.suppress(OSError):  # What it has not read is lost.
+            process.communicate()
+        return process.wait()
 
 
 def _exchange(process: "subprocess.Popen[bytes]", *messages: Any) -> Any:
@@ -260,7 +279,10 @@ def _serve(function: Callable[[str], Decoded]) -> None:
     with os.fdopen(os.dup(1), "wb") as answers, contextlib.suppress(EOFError, OSError):
         os.dup2(2, 1)
         answer = None
+        budget.limit_memory()
         while True:
             pickle.dump(answer, answers)
             answers.flush()
-            answer = function(pickle.load(sys.stdin.buffer))
+            path = pickle.load(sys.stdin.buffer)
+            budget.limit_time()
+            answer = function(path)

@@ -1,5 +1,6 @@
 """Reading ahead in other processes: the right pixels in the right order, whatever becomes of the processes."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.errors import ImageFileWarning, RlpipsError
+from rlpips_jax.files import budget
 from rlpips_jax.scoring import readers
 from rlpips_jax.scoring.readers import Readers, decode, survey
 
@@ -35,6 +37,14 @@ def half(path):
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         pickle.dump = send
+    return decode(path)
+
+def hungry(path):
+    return decode(path) if "large" not in path else Decoded(error=str(len(bytes(1 << 30))))
+
+def slow(path):
+    while "large" in path:
+        pass
     return decode(path)
 
 def once(path):
@@ -150,6 +160,42 @@ def test_a_reader_that_dies_in_the_middle_of_an_image_does_not_hang(
     assert found[1].error is not None
     assert "died twice" in found[1].error
     np.testing.assert_array_equal(found[2].image, rl.load_image(paths[1]))
+
+
+@pytest.mark.parametrize(("function", "limit"), [("hungry", "MEMORY"), ("slow", "SECONDS")])
+def test_a_file_has_a_budget(
+    functions: ModuleType, paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, limit: str
+) -> None:
+    """What takes too much is that file's error, and no more."""
+    module = f"budget_of_{function}"
+    (tmp_path / f"{module}.py").write_text(
+        "from rlpips_jax.files import budget\n"
+        f"budget.{limit} = {1 if limit == 'SECONDS' else 1 << 28}\n"
+        "import functions_for_readers\n"
+        f"def limited(path):\n    return functions_for_readers.{function}(path)\n"
+    )
+    # This process keeps its own limits.
+    monkeypatch.setattr(budget, limit, getattr(budget, limit))
+    paths[4] = str(Path(paths[4]).rename(tmp_path / "large.png"))
+    with Readers(1, importlib.import_module(module).limited) as pool:
+        found = [decoded for _, decoded in pool.read(paths)]
+    assert [number for number, decoded in enumerate(found) if decoded.error] == [4]
+
+
+def test_a_reader_that_is_killed_as_it_starts_costs_nothing(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "died"
+    monkeypatch.setattr(
+        readers,
+        "START",
+        f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n" + readers.START,
+    )
+    with Readers(1) as pool:
+        found = [decoded for _, decoded in pool.read(paths)]
+    assert mark.exists()
+    assert not any(decoded.error for decoded in found)
 
 
 def test_ending_in_the_middle_of_an_image_does_not_hang(
