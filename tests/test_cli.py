@@ -524,16 +524,22 @@ def test_files_without_a_partner_are_told(rlpips: Rlpips, folders: tuple[Path, P
         save(folders[0] / f"lone{number}.png")
     save(folders[1] / "other.jpg")
     run = rlpips("distance", "--dirs", *folders, *options)
-    assert run.status == 0
-    assert run.err.splitlines() == [
-        f"rlpips: warning: 5 images are only in {folders[0]}: lone0.png, lone1.png, lone2.png and 2 more",
-        f"rlpips: warning: 1 image is only in {folders[1]}: other.jpg",
+    assert run.status == 1
+    told = [
+        f"5 images are only in {folders[0]}: lone0.png, lone1.png, lone2.png and 2 more",
+        f"1 image is only in {folders[1]}: other.jpg",
     ]
+    assert run.err.splitlines() == [f"rlpips: {line}" for line in told]
+    assert "mean of 5 of 11 pairs" in run.out.splitlines()[-1]
+    allowed = rlpips("distance", "--dirs", *folders, *options, "--allow-missing")
+    assert allowed.status == 0
+    assert allowed.err.splitlines() == [f"rlpips: warning: {line}" for line in told]
+    assert allowed.out.splitlines()[-1].startswith("mean of 5  ")
 
 
 def test_folders_without_a_common_file(rlpips: Rlpips, tmp_path: Path, options: tuple) -> None:
     save(tmp_path / "a" / "x.png")
-    save(tmp_path / "b" / "x.jpg")
+    save(tmp_path / "b" / "y.png")
     run = rlpips("distance", "--dirs", tmp_path / "a", tmp_path / "b", *options)
     assert run.status == 2
     assert "no image of the same name" in run.err.splitlines()[-1]

@@ -13,12 +13,18 @@ import tyro
 
 from rlpips_jax.distances.lpips import DEFAULT
 from rlpips_jax.distances.protocol import Metric, is_random
-from rlpips_jax.errors import EnsembleError, MetricError, RlpipsError
+from rlpips_jax.errors import EnsembleError, ImageError, MetricError, RlpipsError
+from rlpips_jax.files.reading import Picture, Reading
 from rlpips_jax.loading import PREFIX, load, under_transformations
 from rlpips_jax.scoring.pairs import check_files as check_files
 from rlpips_jax.weights import native
 
-Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+UNSAID = tyro.conf.arg(help_behavior_hint="")
+"""Of options whose help says all: no default is shown."""
+
+Flag = Annotated[bool, UNSAID]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Side = Annotated[str | None, tyro.conf.arg(metavar="PX", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +47,65 @@ class MetricOptions:
         metric = self.load_any()
         if is_random(metric):
             raise EnsembleError(
-                f"{self.metric} is random; 'rlpips compare', evaluate, average and geodesic take it, and in Python "
-                "rlpips_jax.distance and estimate do"
+                f"{self.metric} is random; 'rlpips distance', compare, evaluate, average and geodesic take it, and in "
+                "Python rlpips_jax.distance and estimate do"
             )
         return metric
 
     def load_any(self) -> Any:
         """The metric, random or not."""
         return load_metric(self.metric, self.weights_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How image files are read."""
+
+    background: Annotated[str | None, tyro.conf.arg(metavar="COLOUR", help_behavior_hint="(default: white)")] = None
+    """What to blend transparent pixels with: white, black, '#ff8000'. ignore drops the alpha channel instead, as lpips,
+    pyiqa and the scripts of E-LPIPS do."""
+
+    resize: Side = None
+    """Resize each image, bicubic: 256 (the shorter side) or 640x480 (width and height)."""
+
+    crop: Side = None
+    """Then cut from its middle: 256 (a square) or 640x480."""
+
+    bits: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 16)")] = None
+    """Bits that files of 16 bits per channel use: with 12, 4095 is white."""
+
+    max_pixels: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 89478485)")] = None
+    """Largest picture that is read; more takes the memory that it needs."""
+
+    @property
+    def reading(self) -> Reading:
+        """The same, for functions that read.
+
+        Raises:
+            ImageError: an option makes no sense.
+        """
+        return Reading(
+            background=self.background,
+            bits=self.bits,
+            max_pixels=self.max_pixels,
+            resize=_side("--resize", self.resize),
+            crop=_side("--crop", self.crop),
+        )
+
+    def image(self, path: Path) -> Picture:
+        """An image that the user names; a pipe too."""
+        return self.reading.image(path, pipes=True)
+
+
+def _side(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """Pixels: a number, or height and width of `WIDTHxHEIGHT`."""
+    if text is None:
+        return None
+    numbers = text.split("x")
+    if not 1 <= len(numbers) <= 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise ImageError(f"{option} must be a number of pixels, or width and height such as 640x480, got {text}")
+    width, height = int(numbers[0]), int(numbers[-1])
+    return width if len(numbers) == 1 else (height, width)
 
 
 def load_metric(name: str, weights_dir: Path | None = None) -> Any:

@@ -67,6 +67,9 @@ OTHER_LIBRARY = (
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, PLANAR_CONFIGURATION = 258, 262, 274, 284
 WHITE_IS_ZERO, PLANAR = 0, 2
 
+SEVERAL = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "FLI", "DCX")
+"""Formats with several images. The further images of others are layers (PSD) or previews (MPO)."""
+
 HEAD = 1 << 16
 """Bytes in which AVIF and JPEG 2000 files state how many bits a channel has."""
 
@@ -136,7 +139,11 @@ def frames(
     with _opened(path) as file:
         with _limited(max_pixels):
             image = _open(path, file)
-        for number in range(getattr(image, "n_frames", 1)):
+        if _is_deep(image):
+            raise ImageFileError(
+                f"{path} has more than 8 bits per channel, and frames are read with 8: split it into files"
+            )
+        for number in range(_count(image)):
             image.seek(number)
             values, remarks = _decode_bytes(path, image)
             yield finish(_Picture(values, 255, [] if number else remarks))
@@ -146,9 +153,12 @@ def frame_count(path: str | os.PathLike[str]) -> int:
     """The number of images in an animation or a document of several pages; 1 for any other file, readable or not."""
     path = Path(path)
     with contextlib.suppress(ImageFileError), _opened(path) as file:
-        image = _open(path, file)
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return _count(_open(path, file))
     return 1
+
+
+def _count(image: "ImageFile") -> int:
+    return getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
 
 
 @contextlib.contextmanager
@@ -224,7 +234,9 @@ def _finish(path: Path, background: Background | None, bits: int | None) -> Call
         image, transparent = _flatten(picture, colour)
         remarks = list(picture.remarks)
         if transparent and background is None:
-            remarks.append("it is partly transparent; it was blended with white (choose with background=)")
+            remarks.append(
+                "it is partly transparent; it was blended with white (choose with background= or --background)"
+            )
         for remark in remarks:
             warn_user(f"{path}: {remark}", ImageFileWarning)
         return image
@@ -267,7 +279,7 @@ def _decode(path: Path, file: IO[bytes]) -> _Picture:
         file.seek(0)
         check_scans(file.read(), damaged=ImageFile.LOAD_TRUNCATED_IMAGES)
     remarks = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    if getattr(image, "is_animated", False) and image.format in SEVERAL:
         remarks.append("it holds several images; the first was read")
     if image.format == "PPM":
         values, white = _decode_ppm(path, file, image)

@@ -8,7 +8,7 @@ that waits is computed; results are given in order, as soon as those before them
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric, PaddedMetric
 from rlpips_jax.errors import ImageError
 from rlpips_jax.scoring.pairs import Pair, Result, check_files
+from rlpips_jax.scoring.pixel_measures import measured
 from rlpips_jax.scoring.readers import Decoded, Readers, Ticket
 from rlpips_jax.scoring.shapes import Shape, Shapes, Size
 
@@ -87,6 +88,7 @@ class _Loaded(NamedTuple):
     place: int
     pair: Pair
     images: Sequence[Picture]
+    measures: Mapping[str, np.floating]
 
     @property
     def size(self) -> Size:
@@ -99,7 +101,12 @@ class _Loaded(NamedTuple):
 
 
 def score_pairs(
-    pairs: Iterable[Pair], metric: Metric, readers: Readers, *, pause: Callable[[], object] = lambda: None
+    pairs: Iterable[Pair],
+    metric: Metric,
+    readers: Readers,
+    *,
+    measures: Sequence[str] = (),
+    pause: Callable[[], object] = lambda: None,
 ) -> Generator[list[Result], None, None]:
     """The results of all pairs, in their order, some at a time.
 
@@ -107,6 +114,7 @@ def score_pairs(
         pairs: taken only a little ahead of what is computed.
         metric: not random.
         readers: read the files.
+        measures: names in `pixel_measures.MEASURES`, to compute besides.
         pause: called between two steps; what it raises ends the work.
     """
     batches = _Batches(metric, pause)
@@ -125,14 +133,15 @@ def score_pairs(
         return [results.pop(place) for place in places]
 
     try:
-        for count, (pair, files) in enumerate(_read_ahead(pairs, readers), start=1):
+        for count, (pair, files) in enumerate(read_ahead(pairs, readers), start=1):
             problems = dict.fromkeys(filter(None, (pair.error, *(file.error for file in files))))
             error = "; ".join(problems)
             images = [file.image for file in files if file.image is not None]
             if not error:
                 try:
                     _check(metric, pair, images, fitting)
-                    batches.add(_Loaded(count - 1, pair, of_one_type(images)))
+                    images = of_one_type(images)
+                    batches.add(_Loaded(count - 1, pair, images, measured(measures, images)))
                 except ImageError as problem:
                     error = str(problem)
             if error:
@@ -150,10 +159,12 @@ def score_pairs(
         batches.in_flight.settle()
 
 
-def result_of(reference: str, image: str, value: np.floating) -> Result:
+def result_of(
+    reference: str, image: str, value: np.floating, measures: Mapping[str, np.floating] | None = None
+) -> Result:
     """The result of a pair; a distance that is not finite is an error."""
     if np.isfinite(value):
-        return Result(reference, image, value)
+        return Result(reference, image, value, measures=measures or {})
     return Result(reference, image, error=f"the distance of '{reference}' and '{image}' came out as {value}")
 
 
@@ -164,7 +175,8 @@ def of_one_type(images: Sequence[Any]) -> list[Any]:
     return [x.astype(np.float32) / np.float32(255) if x is not None and x.dtype == np.uint8 else x for x in images]
 
 
-def _read_ahead(pairs: Iterable[Pair], readers: Readers) -> Iterator[tuple[Pair, list[Decoded]]]:
+def read_ahead(pairs: Iterable[Pair], readers: Readers) -> Iterator[tuple[Pair, list[Decoded]]]:
+    """Each pair with its two files, in order."""
     queue: deque[tuple[Pair, list[Ticket]]] = deque()
 
     def first() -> tuple[Pair, list[Decoded]]:
@@ -172,7 +184,13 @@ def _read_ahead(pairs: Iterable[Pair], readers: Readers) -> Iterator[tuple[Pair,
         return pair, [readers.finish(ticket) for ticket in tickets]
 
     for pair in pairs:
-        queue.append((pair, [readers.start(path) for path in pair.paths]))
+        if pair.images is None:
+            tickets = [readers.start(path) for path in pair.paths]
+        else:
+            tickets = [
+                Ticket(path, outcome=Decoded(image)) for path, image in zip(pair.paths, pair.images, strict=True)
+            ]
+        queue.append((pair, tickets))
         while 2 * len(queue) > readers.ahead:
             yield first()
     while queue:
@@ -264,7 +282,7 @@ class _Batches:
 
         def use(values: np.ndarray) -> None:
             for loaded, value in zip(batch, values, strict=False):
-                self.results[loaded.place] = result_of(loaded.pair.reference, loaded.pair.image, value)
+                self.results[loaded.place] = result_of(loaded.pair.reference, loaded.pair.image, value, loaded.measures)
 
         metric: Any = self._metric
         padded = not shape.exact

@@ -1,28 +1,70 @@
 """`score`: distances of any number of pairs of image files, as they come."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlpips_jax.arguments import whole_number
-from rlpips_jax.distances.protocol import Metric, is_random
+from rlpips_jax.distances.distance import check_metric
+from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import EnsembleError, MetricError
 from rlpips_jax.files.journal import Journal
+from rlpips_jax.files.reading import AS_STORED, Reading
 from rlpips_jax.scoring.all_pairs import AllPairs, score_all_pairs
 from rlpips_jax.scoring.batches import score_pairs
+from rlpips_jax.scoring.estimates import ESTIMATES, Sampling, score_estimates
 from rlpips_jax.scoring.pairs import Pair, Result
-from rlpips_jax.scoring.readers import Readers, cores
+from rlpips_jax.scoring.pixel_measures import MEASURES
+from rlpips_jax.scoring.readers import Readers, cores, decode
 from rlpips_jax.scoring.records import RecordForm, form_of, recorded_results
 
 Files = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 """Paths of a reference and of an image."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What the numbers of a set of pairs depend on beside the metric.
+
+    Attributes:
+        reading: how files are read.
+        measures: further numbers of each pair: "psnr" (decibels, in [0, 1]), "ssim".
+        sampling: how far a random metric is sampled; None refuses one.
+
+    Raises:
+        MetricError: an unknown measure.
+    """
+
+    reading: Reading = AS_STORED
+    measures: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.measures) - MEASURES.keys():
+            raise MetricError(f"measures must be among {', '.join(MEASURES)}, got {', '.join(sorted(unknown))}")
+
+    def columns(self, metric: Metric | RandomMetric) -> tuple[str, ...]:
+        """The names of all that a result has beside its distance."""
+        return (*ESTIMATES, *self.measures) if is_random(metric) else self.measures
+
+    def signature(self, metric: Metric | RandomMetric) -> str:
+        """The metric's signature, and after it what else numbers depend on, if it is not as usual."""
+        sampling = self.sampling.words if self.sampling is not None and is_random(metric) else ""
+        return ", ".join(filter(None, (metric.signature, self.reading.words, sampling)))
+
+
+PLAIN = Scoring()
+"""Files as they are, and their distances alone."""
+
+
 def score(
     pairs: Iterable[Pair | Files] | AllPairs,
-    metric: Metric,
+    metric: Metric | RandomMetric,
     *,
+    scoring: Scoring = PLAIN,
     out: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     pause: Callable[[], object] = lambda: None,
@@ -37,7 +79,9 @@ def score(
         pairs: paths `(reference, image)`, or a `Pair` each; taken only a little ahead of what is computed, so there may
             be any number. Or `AllPairs`, where each image goes through the network once, while features fit into
             1 GiB.
-        metric: any metric that is not random; used on images of uint8, or of floats in [0, 1] from files of 16 bits.
+        metric: any metric; used on images of uint8, or of floats in [0, 1] from files of 16 bits. A random one needs
+            `scoring=Scoring(sampling=Sampling())`, and gives estimates, `result.measures["standard_error"]` with them.
+        scoring: how files are read, and what is computed besides.
         out: a results file, JSON lines (.jsonl) or CSV (.csv). Results are safe on disk before they are given. What
             the file holds already, from an interrupted run, is given first and not computed again.
         workers: processes that decode files; 0 decodes in this one, None is one per core.
@@ -47,21 +91,26 @@ def score(
         The results, a generator. To end it early, close it (`contextlib.closing`), which ends the processes.
 
     Raises:
-        EnsembleError: the metric is random.
+        EnsembleError: the metric is random, and there is no `sampling`.
         MetricError: `workers` is not 0 or more; `out` has another suffix.
         RlpipsError: `out` is of another metric or of other pairs, or another run is writing to it. It stays as it was.
         OSError: `out` cannot be written.
     """
-    if is_random(metric):
-        raise EnsembleError(f"{metric.name} is random; score takes metrics that are not, such as 'lpips-alex'")
+    if is_random(metric) and scoring.sampling is None:
+        raise EnsembleError(
+            f"{metric.name} is random: pass scoring=Scoring(sampling=Sampling()) for estimates with their errors"
+        )
     count = cores() if workers is None else whole_number("workers", workers, minimum=0, error=MetricError)
-    form = None if out is None else form_of(Path(out))(metric)
-    return _results(pairs, metric, None if out is None else Path(out), form, count, pause)
+    form = None
+    if out is not None:
+        form = form_of(Path(out))(metric, scoring.signature(metric), scoring.columns(metric))
+    return _results(pairs, metric, scoring, None if out is None else Path(out), form, count, pause)
 
 
 def _results(
     pairs: Iterable[Pair | Files] | AllPairs,
-    metric: Metric,
+    metric: Metric | RandomMetric,
+    scoring: Scoring,
     out: Path | None,
     form: RecordForm | None,
     workers: int,
@@ -75,11 +124,18 @@ def _results(
             journal = stack.enter_context(Journal(out, form.header))
             for count, result in enumerate(recorded_results(journal, form, stream), start=1):  # noqa: B007
                 yield result
-        readers = stack.enter_context(Readers(workers, pause=pause))
-        if isinstance(pairs, AllPairs):
-            parts = score_all_pairs(pairs, metric, readers, skip=count, pause=pause)
-        else:
-            parts = score_pairs(stream, metric, readers, pause=pause)
+        readers = Readers(workers, functools.partial(decode, reading=scoring.reading), pause=pause)
+        stack.enter_context(readers)
+        parts: Generator[list[Result], None, None]
+        if is_random(metric):
+            sampling = scoring.sampling or Sampling()
+            parts = score_estimates(
+                stream, metric, readers, sampling=sampling, measures=scoring.measures, skip=count, pause=pause
+            )
+        elif isinstance(pairs, AllPairs) and not scoring.measures:
+            parts = score_all_pairs(pairs, check_metric(metric), readers, skip=count, pause=pause)
+        else:  # The measures of pixels need both images, not their features.
+            parts = score_pairs(stream, check_metric(metric), readers, measures=scoring.measures, pause=pause)
         for part in stack.enter_context(contextlib.closing(parts)):
             if journal is not None and form is not None:
                 journal.append("".join(map(form.line, part)))

@@ -27,7 +27,7 @@ from jaxtyping import Shaped
 
 from rlpips_jax.errors import ImageError, ImageFileError, ImageFileWarning, RlpipsError
 from rlpips_jax.files import budget
-from rlpips_jax.files.decoding import load_image
+from rlpips_jax.files.reading import AS_STORED, Reading
 
 FEW = 16
 """So many files are read before processes are started: starting one takes as long as reading several files."""
@@ -61,12 +61,12 @@ class Decoded(NamedTuple):
     error: str | None = None
 
 
-def decode(path: str) -> Decoded:
+def decode(path: str, reading: Reading = AS_STORED) -> Decoded:
     """Reads an image file; errors and warnings come back as text."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            image = load_image(path)
+            image = reading.image(path)
         except (ImageError, ImageFileError) as error:
             return Decoded(error=str(error))
         except MemoryError:
@@ -75,9 +75,9 @@ def decode(path: str) -> Decoded:
     return Decoded(image, (image.shape[0], image.shape[1]), remarks)
 
 
-def survey(path: str) -> Decoded:
+def survey(path: str, reading: Reading = AS_STORED) -> Decoded:
     """Reads an image file to its end, and returns only its size, or the error."""
-    return decode(path)._replace(image=None, remarks=())
+    return decode(path, reading)._replace(image=None, remarks=())
 
 
 def cores() -> int:

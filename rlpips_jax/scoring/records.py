@@ -7,13 +7,14 @@ import csv
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from rlpips_jax.distances.protocol import Metric
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import MetricError
 from rlpips_jax.files.decimals import decimal
 from rlpips_jax.files.journal import Journal
@@ -21,21 +22,32 @@ from rlpips_jax.files.json_object import json_object
 from rlpips_jax.scoring.pairs import Pair, Result
 
 COLUMNS = ("image", "distance", "reference", "signature", "error", "check")
+"""Of CSV; further measures stand behind the distance."""
 
 
 class JsonLines:
-    """A header with signature and metric, then one object per line: reference, image, distance or error, check."""
+    """A header with signature and metric, then one object per line: reference, image, distance or error, check.
 
-    def __init__(self, metric: Metric) -> None:
-        self.header = json.dumps({"signature": metric.signature, "metric": metric.name}, ensure_ascii=False) + "\n"
+    Further measures stand behind the distance; one that is not finite, such as the PSNR of equal images, is null.
+    """
+
+    def __init__(self, metric: Metric | RandomMetric, signature: str = "", measures: Sequence[str] = ()) -> None:
+        self._measures = tuple(measures)
+        header = {"signature": signature or metric.signature, "metric": metric.name}
+        self.header = json.dumps(header | ({"measures": self._measures} if measures else {}), ensure_ascii=False) + "\n"
 
     def line(self, result: Result) -> str:
         """The line of a result, with its end."""
-        names = json.dumps({"reference": result.reference, "image": result.image}, ensure_ascii=False)
+        names = json.dumps(
+            {"reference": printable(result.reference), "image": printable(result.image)}, ensure_ascii=False
+        )
         if result.distance is None:
-            outcome = f'"error": {json.dumps(result.error, ensure_ascii=False)}'
+            outcome = f'"error": {json.dumps(printable(result.error or ""), ensure_ascii=False)}'
         else:
-            outcome = f'"distance": {decimal(result.distance)}'
+            values = {"distance": result.distance, **result.measures}
+            outcome = ", ".join(
+                f'"{name}": {decimal(value) if np.isfinite(value) else "null"}' for name, value in values.items()
+            )
         body = f"{names[:-1]}, {outcome}"
         return f'{body}, "check": "{_check(body)}"}}\n'
 
@@ -58,20 +70,25 @@ class JsonLines:
             isinstance(error, str) and distance is None
         ):
             raise ValueError("it has neither a distance nor an error")
-        return Result(reference, image, distance, error, recorded=True)
+        measures = {} if distance is None else {name: _measure(entry.get(name)) for name in self._measures}
+        return Result(reference, image, distance, error, recorded=True, measures=measures)
 
 
 class CsvRows:
-    """CSV with a header; a row has a distance or an error."""
+    """CSV with a header; a row has a distance or an error, and further measures behind the distance."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._signature = metric.signature
-        self.header = _row(COLUMNS) + "\n"
+    def __init__(self, metric: Metric | RandomMetric, signature: str = "", measures: Sequence[str] = ()) -> None:
+        self._signature = signature or metric.signature
+        self._measures = tuple(measures)
+        self.header = _row((*COLUMNS[:2], *measures, *COLUMNS[2:])) + "\n"
 
     def line(self, result: Result) -> str:
         """The row of a result, with its end; names with line breaks make it several lines."""
         value = "" if result.distance is None else decimal(result.distance)
-        body = _row((result.image, value, result.reference, self._signature, result.error or ""))
+        found = [result.measures.get(name) for name in self._measures]
+        measures = ("" if value is None else decimal(value) if np.isfinite(value) else str(value) for value in found)
+        texts = map(printable, (result.reference, self._signature, result.error or ""))
+        body = _row((printable(result.image), value, *measures, *texts))
         return f"{body},{_check(body)}\n"
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
@@ -93,12 +110,15 @@ class CsvRows:
     def parse(self, record: bytes) -> Result:
         """The result in a record; ValueError if it is damaged, or of another metric."""
         body = _checked(record, separator=",", end="\n")
-        ((image, value, reference, signature, error),) = csv.reader(io.StringIO(body, newline=""), strict=True)
+        ((image, value, *measures, reference, signature, error),) = csv.reader(
+            io.StringIO(body, newline=""), strict=True
+        )
         if signature != self._signature:
             raise ValueError(f"of {signature}, not of {self._signature}")
         if bool(value) == bool(error):
             raise ValueError("it has neither a distance nor an error")
-        return Result(reference, image, _number(value) if value else None, error or None, recorded=True)
+        found = dict(zip(self._measures, map(_measure, measures), strict=True)) if value else {}
+        return Result(reference, image, _number(value) if value else None, error or None, True, found)
 
 
 RecordForm = JsonLines | CsvRows
@@ -134,15 +154,21 @@ def recorded_results(journal: Journal, form: RecordForm, pairs: Iterator[Pair]) 
         pair = next(pairs, None)
         if pair is None:
             raise journal.refusal(number, f"a result of {_named(found)}", f"the end, after {number - 2} pairs")
-        if (found.reference, found.image) != (pair.reference, pair.image):
+        if (found.reference, found.image) != (printable(pair.reference), printable(pair.image)):
             raise journal.refusal(number, f"a result of {_named(found)}", f"one of {_named(pair)}")
-        yield found
+        yield replace(found, reference=pair.reference, image=pair.image)
+
+
+def printable(name: str) -> str:
+    """The name of a file as text: bytes that are not UTF-8 become `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _row(cells: Iterable[str]) -> str:
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerow(cells)
-    return file.getvalue()[:-1]
+    # Cells with a character of this line terminator are put between quotation marks.
+    csv.writer(file, lineterminator="\r\n").writerow(cells)
+    return file.getvalue()[:-2]
 
 
 def _check(body: str) -> str:
@@ -163,6 +189,11 @@ def _number(text: str) -> np.floating:
     if not np.isfinite(np.float64(text)):
         _refused(text)
     return short if decimal(short) == text else np.float64(text)
+
+
+def _measure(value: Any) -> np.floating:
+    """A measure in a record; NaN where it was not finite, or not a number."""
+    return np.float32("nan" if value is None else value) if not isinstance(value, np.floating) else value
 
 
 def _refused(text: str) -> None:

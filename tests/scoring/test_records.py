@@ -17,9 +17,18 @@ from rlpips_jax.backbones import TINY
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.files.journal import Journal
 from rlpips_jax.scoring.pairs import Pair, Result
-from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, recorded_results
+from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, printable, recorded_results
 
-NAMES = ("a.png", 'quo"te.png', "comma,.png", "line\nbreak.png", "Größe.png", "byte\udcff.png", "back\\slash.png")
+NAMES = (
+    "a.png",
+    'quo"te.png',
+    "comma,.png",
+    "line\nbreak.png",
+    "carriage\rreturn.png",
+    "Größe.png",
+    "byte\udcff.png",
+    "back\\slash.png",
+)
 RESULTS = [
     *[Result(f"ref {name}", name, np.float32(number / 7)) for number, name in enumerate(NAMES)],
     Result("r.png", "gone.png", None, "gone.png does not exist"),
@@ -75,7 +84,8 @@ def test_json_lines_are_json(metric: rl.Lpips) -> None:
         line = form.line(result)
         assert line.count("\n") == 1
         entry = json.loads(line)
-        assert (entry["reference"], entry["image"]) == (result.reference, result.image)
+        assert (entry["reference"], entry["image"]) == (printable(result.reference), printable(result.image))
+        line.encode()
         assert np.float32(entry["distance"]) == result.distance if result.distance is not None else "error" in entry
 
 
@@ -83,7 +93,7 @@ def test_csv_is_csv(metric: rl.Lpips) -> None:
     form = CsvRows(metric)
     rows = list(csv.DictReader(io.StringIO(form.header + "".join(map(form.line, RESULTS)), newline="")))
     assert [(row["reference"], row["image"], row["error"]) for row in rows] == [
-        (result.reference, result.image, result.error or "") for result in RESULTS
+        (printable(result.reference), printable(result.image), result.error or "") for result in RESULTS
     ]
     assert {row["signature"] for row in rows} == {metric.signature}
     assert [row["distance"] == "" for row in rows] == [result.distance is None for result in RESULTS]
