@@ -59,7 +59,11 @@ def check_value_range(value_range: object) -> ValueRange:
 
 
 def check_images(
-    value_range: ValueRange = UNIT_RANGE, *, minimum_size: int = 1, user: str = "this metric", **images: object
+    value_range: ValueRange = UNIT_RANGE,
+    *,
+    minimum_size: int = 1,
+    user: str = "this metric",
+    **images: object,
 ) -> tuple[Array | np.ndarray, ...]:
     """Checks images against the convention and returns them as arrays, values untouched.
 
@@ -75,7 +79,7 @@ def check_images(
     Warns:
         ValueRangeWarning: the values fit the range but look as if they were in another one.
     """
-    arrays = {name: _as_array(name, image) for name, image in images.items()}
+    arrays = dict(zip(images, check_arrays(**images), strict=True))
     for name, array in arrays.items():
         _check_type(name, array)
         _check_shape(name, array, minimum_size, user)
@@ -88,6 +92,15 @@ def check_images(
     if extremes:
         _warn_if_suspicious(min(e[0] for e in extremes), max(e[1] for e in extremes), value_range)
     return tuple(arrays.values())
+
+
+def check_arrays(**images: object) -> tuple[Any, ...]:
+    """The images as arrays, by the name of the argument they came in; nothing else is checked.
+
+    Raises:
+        ImageError: one is not an array, or is a masked one.
+    """
+    return tuple(_as_array(name, image) for name, image in images.items())
 
 
 def float_dtype(images: Images) -> Any:
@@ -151,7 +164,8 @@ def _check_type(name: str, array: Any) -> None:
 def _check_shape(name: str, array: Any, minimum_size: int, user: str) -> None:
     shape = tuple(array.shape)
     if len(shape) < 3:
-        raise ImageError(f"{name} has shape {shape}; an image is (h, w, 3), a batch (n, h, w, 3)")
+        grey = f"; if it is grey, pass numpy.stack([{name}] * 3, axis=-1)" if len(shape) == 2 else ""
+        raise ImageError(f"{name} has shape {shape}; an image is (h, w, 3), a batch (n, h, w, 3){grey}")
     if shape[-1] != 3:
         if shape[-3] == 3:
             advice = f"it seems to have its channels first: pass numpy.moveaxis({name}, -3, -1)"
@@ -159,6 +173,8 @@ def _check_shape(name: str, array: Any, minimum_size: int, user: str) -> None:
             advice = f"grey images must be repeated: pass numpy.repeat({name}, 3, axis=-1)"
         elif shape[-1] == 4:
             advice = f"drop the alpha channel: pass {name}[..., :3]"
+        elif len(shape) == 3:
+            advice = f"if it is a batch of grey images (n, h, w), pass numpy.stack([{name}] * 3, axis=-1)"
         else:
             advice = "images are RGB, channels last"
         raise ImageError(f"{name} has shape {shape}, so {shape[-1]} channels where 3 are needed; {advice}")

@@ -12,8 +12,9 @@ from rlpips_jax.distances import dists, embedding, lpips, lpips_plus, stlpips
 from rlpips_jax.distances.dists import Dists
 from rlpips_jax.distances.embedding import Embedding
 from rlpips_jax.distances.family import Family, read_parameters
-from rlpips_jax.distances.lpips import DEFAULT, Lpips
+from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.distances.lpips_plus import LpipsPlus
+from rlpips_jax.distances.named import DEFAULT
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble import ensemble
@@ -31,6 +32,9 @@ FAMILIES: dict[str, Family] = {
     "embedding": embedding.FAMILY,
 }
 """Every family of metrics. What stands here is loaded by name, listed, tested and offered by the command line."""
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin")
+"""Suffixes of PyTorch's files, which `load` does not take."""
 
 PREFIX = "ensemble:"
 """Before the name of any metric, puts it under E-LPIPS's transformations."""
@@ -144,6 +148,12 @@ def under_transformations(metric: Metric | RandomMetric) -> RandomMetric:
 def _load(
     name: str | os.PathLike[str], weights_dir: str | os.PathLike[str] | None, options: Options
 ) -> Metric | RandomMetric:
+    if Path(name).suffix in CHECKPOINTS:
+        raise MetricError(
+            f"{os.fspath(name)} is a PyTorch checkpoint; 'python -m convert --checkpoint {os.fspath(name)} --name "
+            "lpips-alex --out weights', in a checkout of this project, makes a weight file of it, which load takes "
+            "('rlpips weights import' keeps official files)"
+        )
     if isinstance(name, os.PathLike) or name.endswith(native.SUFFIX):
         path = Path(name)
         if not path.is_file():

@@ -64,6 +64,15 @@ def test_images_of_different_sizes_are_refused() -> None:
         check_images(x=GREY, y=GREY[:, 1:])
 
 
+def test_grey_images_are_answered_with_the_line_that_mends_them() -> None:
+    for shape, line in (
+        ((8, 9), r"numpy\.stack\(\[x\] \* 3, axis=-1\)"),
+        ((5, 8, 9), r"numpy\.stack\(\[x\] \* 3, axis=-1\)"),
+    ):
+        with pytest.raises(ImageError, match=line):
+            check_images(x=np.zeros(shape, np.uint8))
+
+
 def test_different_leading_axes_are_refused_and_point_to_between() -> None:
     with pytest.raises(ImageError, match=r"leading axes differ.*Metric.between"):
         check_images(x=GREY, y=GREY[None])

@@ -104,7 +104,7 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
 @pytest.mark.slow
 def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
-    from rlpips_jax.distances import lpips as module
+    from rlpips_jax.distances.named import named
     from rlpips_jax.weights import native
     from rlpips_jax.weights.parameters import with_heads
 
@@ -112,12 +112,12 @@ def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path,
     for name, half in (("alex", "backbone"), ("lpips-alex", "heads")):
         native.write(tmp_path / f"{name}.safetensors", {half: parameters[half]}, with_heads(ALEX))
     monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path))
-    module.default.cache_clear()
+    named.cache_clear()
     x, y = images[:1], images[1:2]
     with jax.checking_leaks():
         traced = jax.jit(lambda x, y: rl.distance(x, y, value_range=(-1, 1)))(x, y)
     np.testing.assert_allclose(rl.distance(x, y, value_range=(-1, 1)), traced, rtol=1e-5)
-    module.default.cache_clear()
+    named.cache_clear()
 
 
 def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:

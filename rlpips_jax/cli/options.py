@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from rlpips_jax.distances.lpips import DEFAULT
+from rlpips_jax.distances.named import DEFAULT
 from rlpips_jax.distances.protocol import Metric, is_random
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError, RlpipsError
 from rlpips_jax.files.reading import Picture, Reading

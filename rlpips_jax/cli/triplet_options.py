@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from rlpips_jax.cli.options import Folder, load_metric
-from rlpips_jax.distances.lpips import DEFAULT
+from rlpips_jax.distances.named import DEFAULT
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.errors import EnsembleError, TripletsError
 from rlpips_jax.evaluation.distortions import DISTORTIONS

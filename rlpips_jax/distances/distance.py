@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from rlpips_jax.arguments import Key
-from rlpips_jax.distances import lpips
-from rlpips_jax.distances.network import total
+from rlpips_jax.distances.named import DEFAULT, named
 from rlpips_jax.distances.protocol import (
-    Features,
     LayeredMetric,
     MappedMetric,
     MaskedMetric,
@@ -22,9 +20,18 @@ from rlpips_jax.distances.protocol import (
     is_random,
 )
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError
-from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range, to_symmetric
+from rlpips_jax.images import (
+    UNIT_RANGE,
+    Images,
+    ValueRange,
+    check_arrays,
+    check_images,
+    check_value_range,
+    to_symmetric,
+)
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
+from rlpips_jax.ops.total import total
 
 Mask = Bool[Array | np.ndarray, "..."]
 """`(..., h, w)`, True where a pixel counts."""
@@ -33,7 +40,7 @@ Mask = Bool[Array | np.ndarray, "..."]
 def distance(
     x: Images,
     y: Images,
-    metric: Metric | RandomMetric | None = None,
+    metric: Metric | RandomMetric | str | None = None,
     *,
     value_range: ValueRange = UNIT_RANGE,
     mask: Mask | None = None,
@@ -44,11 +51,12 @@ def distance(
 
     Args:
         x: images `(..., h, w, 3)`, uint8 or floats in `value_range`.
-        y: images of the same shape.
-        metric: from `rlpips_jax.load`, or any object with the members of `rlpips_jax.Metric`; None for "lpips-alex",
-            which is loaded once. In a function that you jit, pass the metric through as an argument: one that is loaded
-            or closed over there becomes constants of the program. A random metric, such as "elpips-squeeze", needs
-            `key`.
+        y: images of the same shape. One image `(h, w, 3)`, x or y, is compared with all of the other, and goes through
+            the network once.
+        metric: from `rlpips_jax.load`, or any object with the members of `rlpips_jax.Metric`; or a name, such as
+            "lpips-vgg", by which it is loaded once; None for "lpips-alex". In a function that you jit, pass the metric
+            through as an argument: one that is loaded or closed over there becomes constants of the program. A random
+            metric, such as "elpips-squeeze", needs `key`.
         value_range: black and white of floating-point images; under `jit` a static argument.
         mask: `(..., h, w)` or `(h, w)`, True where pixels count. Outside it the second image is replaced by the first,
             so that nothing there matters, and the mean of each layer is weighted by the mask, averaged down to the
@@ -69,24 +77,35 @@ def distance(
         WeightsNotFound: `metric` is None, and its weights are not on this machine and cannot be downloaded.
         EnsembleError: a random metric without a key, or one with a mask; or a key for a metric that is not random.
     """
+    if isinstance(metric, str):
+        metric = named(metric)
     if is_random(metric):
         if mask is not None:
             raise EnsembleError(f"{metric.name} is random: masks are for metrics that are not")
+        x, y = _alike(x, y)
         return metric.distance(x, y, key=key, samples=samples, value_range=value_range)
-    metric = lpips.default() if metric is None else check_metric(metric)
+    metric = check_metric(DEFAULT if metric is None else metric)
     if key is not None or samples is not None:
         raise EnsembleError(f"{metric.name} is not random: key and samples are for ensembles such as 'elpips-squeeze'")
     x, y, value_range = _checked(x, y, metric, value_range)
     if mask is not None:
-        layers = _masked_layers(_able(metric, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
+        layers = _masked_layers(_able(metric, MaskedMetric, "mask"), x, y, _mask(mask, x, y), value_range=value_range)
         return total([layers[..., index] for index in range(layers.shape[-1])])
     return _distance(metric, x, y, value_range=value_range)
+
+
+class Called:
+    """Lets `m(x, y)` mean `distance(x, y, m)`."""
+
+    def __call__(self, x: Images, y: Images, **options: Any) -> Float[Array, "..."]:
+        """`rlpips_jax.distance` of two images by this metric; options as there."""
+        return distance(x, y, cast(Any, self), **options)
 
 
 def layer_distances(
     x: Images,
     y: Images,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     *,
     value_range: ValueRange = UNIT_RANGE,
     mask: Mask | None = None,
@@ -96,17 +115,17 @@ def layer_distances(
     Raises:
         MetricError: the metric is not a sum over layers.
     """
-    able = _able(lpips.default() if metric is None else check_metric(metric), LayeredMetric, "layer_distances")
+    able = _able(check_metric(DEFAULT if metric is None else metric), LayeredMetric, "layer_distances")
     x, y, value_range = _checked(x, y, able, value_range)
     if mask is not None:
-        return _masked_layers(_able(able, MaskedMetric, "mask"), x, y, _mask(mask, x), value_range=value_range)
+        return _masked_layers(_able(able, MaskedMetric, "mask"), x, y, _mask(mask, x, y), value_range=value_range)
     return _layers(able, x, y, value_range=value_range)
 
 
 def distance_map(
     x: Images,
     y: Images,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     *,
     value_range: ValueRange = UNIT_RANGE,
     mask: Mask | None = None,
@@ -119,32 +138,33 @@ def distance_map(
     Raises:
         MetricError: the metric has no map.
     """
-    able = _able(lpips.default() if metric is None else check_metric(metric), MappedMetric, "distance_map")
+    able = _able(check_metric(DEFAULT if metric is None else metric), MappedMetric, "distance_map")
     x, y, value_range = _checked(x, y, able, value_range)
     if mask is None:
         return _map(able, x, y, value_range=value_range)
-    mask = _mask(mask, x)
+    mask = _mask(mask, x, y)
     x, y = _alike_outside(x, y, mask, value_range)
     return jnp.where(mask, _map(able, x, y, value_range=value_range), 0)
 
 
 def check_metric(metric: Any) -> Metric:
-    """The metric, if it is one that is not random.
+    """The metric, if it is one that is not random, or the name of one.
 
     Raises:
         MetricError: it is not a metric; says which members it lacks.
         EnsembleError: it is random, where one that is not is needed.
     """
+    if isinstance(metric, str):
+        metric = named(metric)
     if is_random(metric):
         raise EnsembleError(
             f"{metric.name} is random, and has layers, maps and the like only under a given transformation: transform "
             "both images by rlpips_jax.ensemble.transform and compare them by ensemble.metric"
         )
     if not isinstance(metric, Metric):
-        hint = f"; rlpips_jax.load({metric!r}) gives one" if isinstance(metric, str) else ""
         raise MetricError(
             f"metric must come from rlpips_jax.load, or have the members name, signature, minimum_size, features and "
-            f"between; got {type(metric).__name__}{hint}"
+            f"between; got {type(metric).__name__}"
         )
     return metric
 
@@ -160,12 +180,31 @@ def _able(metric: Any, ability: type, what: str) -> Any:
 def _checked(x: Any, y: Any, metric: Metric, value_range: Any) -> tuple[Any, Any, ValueRange]:
     """Images that the metric can compare."""
     value_range = check_value_range(value_range)
-    x, y = check_images(value_range, x=x, y=y, minimum_size=metric.minimum_size, user=metric.name)
+    x, y = check_arrays(x=x, y=y)
+    # One image that is compared with many is checked alone.
+    checked = [{"x": x}, {"y": y}] if _is_lone(x, y) else [{"x": x, "y": y}]
+    for images in checked:
+        check_images(value_range, minimum_size=metric.minimum_size, user=metric.name, **images)
     return x, y, value_range
 
 
-def _mask(mask: Any, x: Images) -> Bool[Array, "... h w"]:
+def _is_lone(x: Any, y: Any) -> bool:
+    """Whether one of two arrays is an image `(h, w, 3)` and the other a batch of images of its size."""
+    return x.ndim != y.ndim and min(x.ndim, y.ndim) == 3 and x.shape[-3:] == y.shape[-3:]
+
+
+def _alike(x: Any, y: Any) -> tuple[Any, Any]:
+    """The images; a lone one as often as there are others."""
+    x, y = check_arrays(x=x, y=y)
+    if not _is_lone(x, y):
+        return x, y
+    shape = max(x.shape, y.shape, key=len)
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
+
+
+def _mask(mask: Any, *images: Images) -> Bool[Array, "... h w"]:
     """The mask, with the leading axes of the images."""
+    x = max(images, key=np.ndim)
     if isinstance(mask, np.ma.MaskedArray) or getattr(mask, "dtype", None) != np.bool_:
         got = "a masked array" if isinstance(mask, np.ma.MaskedArray) else getattr(mask, "dtype", type(mask).__name__)
         raise ImageError(f"mask must be an array of booleans, True where pixels count, got {got}: use .astype(bool)")
@@ -238,17 +277,27 @@ def of_pairs(
         metric: whose features are compared, at most `max_batch` pairs at a time, if it has that attribute.
         between: of the features of n images and n others, and of n further arguments.
         x: `(..., h, w, 3)`.
-        y: of the same shape.
+        y: of the same shape; or one of both is `(h, w, 3)`, and its features are computed once.
         value_range: black and white of floating-point images.
         *others: the further arguments, with the same leading axes.
     """
-    leading = x.shape[:-3]
+    leading = max(x.shape, y.shape, key=len)[:-3]
+    lone = [
+        (image[None], metric.features(image[None], value_range=value_range)) if image.ndim - 3 < len(leading) else None
+        for image in (x, y)
+    ]
 
-    def block(x: Images, y: Images, *others: Array) -> Float[Array, "n ..."]:
-        features: list[Features] = [metric.features(image, value_range=value_range) for image in (x, y)]
-        return zero_where_identical(between(*features, *others), x, y, value_range)
+    def block(*arrays: Array) -> Float[Array, "n ..."]:
+        rest = iter(arrays)
+        images, features = [], []
+        for one in lone:
+            image = next(rest) if one is None else one[0]
+            images.append(image)
+            features.append(metric.features(image, value_range=value_range) if one is None else one[1])
+        return zero_where_identical(between(*features, *rest), images[0], images[1], value_range)
 
-    arrays = (jnp.asarray(array).reshape(-1, *array.shape[len(leading) :]) for array in (x, y, *others))
+    many = [image for image, one in zip((x, y), lone, strict=True) if one is None]
+    arrays = (jnp.asarray(array).reshape(-1, *array.shape[len(leading) :]) for array in (*many, *others))
     result = in_blocks(block, *arrays, most=getattr(metric, "max_batch", None))
     return result.reshape(*leading, *result.shape[1:])
 

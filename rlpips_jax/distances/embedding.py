@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import CLIP_VIT_B32, OPENCLIP_VIT_B32, Computation, EmbeddingBackbone
+from rlpips_jax.distances.distance import Called
 from rlpips_jax.distances.family import Family, pinned
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
@@ -38,7 +39,7 @@ Features = Float[Array, "... d"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Embedding:
+class Embedding(Called):
     """The cosine distance of embeddings by a network: parameters and how to use them. Made by `rlpips_jax.load`.
 
     A pytree whose leaves are the parameters, as `Lpips` is. It has no layers, no map and no mask: an embedding is of

@@ -12,7 +12,6 @@ regions. A metric may have floors c_l >= 0, one per tap and learned like w, that
 At c_l = 0 the derivative by c_l is 0, so learning starts above 0.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.backbones import ALEX, SQUEEZE, SQUEEZE_FLOOR, TINY, VGG, Backbone, Dropout
-from rlpips_jax.distances.family import Family, read_parameters
+from rlpips_jax.distances.family import Family
 from rlpips_jax.distances.network import (
     Features,
     NetworkMetric,
@@ -33,7 +32,6 @@ from rlpips_jax.distances.network import (
     activations,
     parameters_of,
     position_mean,
-    total,
 )
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
@@ -43,6 +41,7 @@ from rlpips_jax.images import Images, ValueRange, to_symmetric
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.resize import resize_bilinear
 from rlpips_jax.ops.squared_distances import Rows, prepared, squared_distances
+from rlpips_jax.ops.total import total
 from rlpips_jax.ops.unit_vectors import unit_vectors
 from rlpips_jax.weights.parameters import Parameters, with_heads
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
@@ -261,13 +260,6 @@ for _part in BACKBONE_PARTS.values():
 
 FAMILY = Family(RECIPES, build, Lpips)
 """LPIPS, R-LPIPS and baselines."""
-
-
-@functools.cache
-def default() -> Lpips:
-    """The metric that is used where none is named, loaded once."""
-    recipe = RECIPES[DEFAULT]
-    return build(recipe, read_parameters(recipe), Options())
 
 
 @jax.jit

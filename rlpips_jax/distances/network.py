@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
+from rlpips_jax.distances.distance import Called
 from rlpips_jax.distances.family import pinned
 from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
@@ -21,6 +22,7 @@ from rlpips_jax.ops.automatic_axes import automatic_axes
 from rlpips_jax.ops.blocks import in_blocks
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.recomputation import recomputed
+from rlpips_jax.ops.total import total
 from rlpips_jax.weights.parameters import Parameters
 
 Features = tuple[Float[Array, "..."], ...]
@@ -34,7 +36,7 @@ Weights = Sequence[Float[Array, "..."] | None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NetworkMetric:
+class NetworkMetric(Called):
     """A metric over the activations of a backbone: parameters and how to use them. Made by `rlpips_jax.load`.
 
     A pytree whose leaves are the parameters: pass it to a jitted function as an argument. A metric that a jitted
@@ -313,11 +315,6 @@ def position_mean(values: Float[Array, "... i j c"], weights: Float[Array, "... 
     area = jnp.sum(weights, axis=(-2, -1))[..., None]
     summed = jnp.sum(values * weights[..., None], axis=(-3, -2))
     return jnp.where(area > 0, summed / jnp.where(area > 0, area, 1), 0)
-
-
-def total(terms: list[Float[Array, "..."]]) -> Float[Array, "..."]:
-    """Sum in a fixed order, so that every path to a distance rounds alike."""
-    return functools.reduce(jnp.add, terms)
 
 
 @functools.partial(jax.jit, static_argnames="value_range")

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlpips_jax.arguments import Key, whole_number
-from rlpips_jax.distances import lpips
 from rlpips_jax.distances.distance import check_metric, zero_where_identical
+from rlpips_jax.distances.named import DEFAULT, named
 from rlpips_jax.distances.protocol import Features, Metric, PairwiseMetric, RandomMetric, is_random
 from rlpips_jax.errors import ImageError, MetricError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
@@ -24,7 +24,7 @@ TOGETHER = 64
 def pairwise(
     xs: Images,
     ys: Images,
-    metric: Metric | RandomMetric | None = None,
+    metric: Metric | RandomMetric | str | None = None,
     *,
     value_range: ValueRange = UNIT_RANGE,
     max_memory: int = 1 << 30,
@@ -56,9 +56,11 @@ def pairwise(
         EnsembleError: a random metric without a key.
     """
     value_range = check_value_range(value_range)
+    if isinstance(metric, str):
+        metric = named(metric)
     if is_random(metric) and key is not None:
         metric = metric.under(key, samples=samples)
-    metric = lpips.default() if metric is None else check_metric(metric)
+    metric = check_metric(DEFAULT if metric is None else metric)
     limits = {"minimum_size": metric.minimum_size, "user": metric.name}
     (xs,), (ys,) = (check_images(value_range, **{name: a}, **limits) for name, a in (("xs", xs), ("ys", ys)))
     if xs.ndim != 4 or ys.ndim != 4:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt32
 from rlpips_jax.arguments import Key, check_key, whole_number
 from rlpips_jax.backbones import ELPIPS_SQUEEZE, ELPIPS_VGG, Dropout
 from rlpips_jax.distances import lpips
-from rlpips_jax.distances.distance import distance, zero_where_identical
+from rlpips_jax.distances.distance import Called, distance, zero_where_identical
 from rlpips_jax.distances.family import Family
 from rlpips_jax.distances.lpips import elpips_heads, heads_part
 from rlpips_jax.distances.options import Options
@@ -48,7 +48,7 @@ AnyMetric = TypeVar("AnyMetric", bound=Metric)
 
 
 @dataclass(frozen=True, eq=False)
-class Ensemble(Generic[AnyMetric]):
+class Ensemble(Called, Generic[AnyMetric]):
     """A distance under random transformations. Made by `rlpips_jax.load("elpips-squeeze")`, or from any metric.
 
     A pytree: pass it to a jitted function as an argument.

@@ -64,6 +64,8 @@ def _automatic(function: Callable[..., Any], arrays: list[Any], mesh: Any, like:
     if within.axis_names and not within.explicit_axes:
         # Called under automatic axes, with arrays from outside.
         return function(*jax.sharding.reshard(arrays, PartitionSpec()))
+    most = max((np.ndim(array) for array in like), default=0)
+    like = [array for array in like if np.ndim(array) == most]  # One image that is compared with many has fewer axes.
     names = [next((name for name in axis if name), None) for axis in zip(*map(_names, like), strict=True)]
 
     def sharding(result: Any) -> PartitionSpec:

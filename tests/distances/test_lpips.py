@@ -516,8 +516,16 @@ def test_images_that_break_the_convention_are_refused_by_every_function(tiny) ->
             function(X, Y, tiny, value_range=255)  # pyright: ignore[reportArgumentType]
     with pytest.raises(rl.ImageError, match="images has dtype int64"):
         tiny.features(X.astype(np.int64))
-    with pytest.raises(rl.MetricError, match=r"must come from rlpips_jax\.load, .* got str; rlpips_jax\.load"):
-        rl.distance(X, Y, "lpips-tiny")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(rl.MetricError, match="did you mean lpips-tiny"):
+        rl.distance(X, Y, "lpips-tin")
+
+
+def test_a_metric_may_be_named() -> None:
+    expected = rl.distance(X, Y, rl.load("lpips-tiny"))
+    np.testing.assert_array_equal(rl.distance(X, Y, "lpips-tiny"), expected)
+    np.testing.assert_array_equal(rl.pairwise(X, Y, "lpips-tiny"), rl.pairwise(X, Y, rl.load("lpips-tiny")))
+    with pytest.raises(rl.MetricError, match=r"a\.pth is a PyTorch checkpoint; 'python -m convert --checkpoint a\.pth"):
+        rl.load("a.pth")
 
 
 @pytest.mark.usefixtures("wrong_types")

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.serialization
 import jax
@@ -20,7 +20,7 @@ from rlpips_jax.backbones.sequential import BlurPool
 from rlpips_jax.backbones.vit import ViT
 from rlpips_jax.distances import dists
 from rlpips_jax.distances.options import Options
-from rlpips_jax.distances.protocol import MaskedMetric, is_random
+from rlpips_jax.distances.protocol import MappedMetric, MaskedMetric, is_random
 from rlpips_jax.loading import FAMILIES
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import Layout, unflatten, with_heads
@@ -127,6 +127,27 @@ def test_leading_axes_and_vmap(metric: Any) -> None:
         np.testing.assert_allclose(shaped.ravel(), found, rtol=1e-5)
     if not is_random(metric):
         np.testing.assert_allclose(jax.vmap(lambda x, y: distance(metric, x, y))(X, Y), found, rtol=1e-5)
+
+
+def test_one_image_is_compared_with_many(metric: Any) -> None:
+    many = np.concatenate([Y[:2], X[:1]])
+    copies = np.broadcast_to(X[0], many.shape)
+    for lone, pairs in (((X[0], many), (copies, many)), ((many, X[0]), (many, copies))):
+        found = distance(metric, *lone)
+        np.testing.assert_allclose(found, distance(metric, *pairs), rtol=1e-5)
+        assert found[2] == 0
+    if isinstance(metric, MaskedMetric):
+        mask = np.arange(16) < np.full((16, 1), 9)
+        masked = [distance(metric, x, many, mask=mask) for x in (X[0], copies)]
+        np.testing.assert_allclose(masked[0], masked[1], rtol=1e-5)
+    if isinstance(metric, MappedMetric):
+        maps = [rl.distance_map(x, many, cast(Any, metric)) for x in (X[0], copies)]
+        np.testing.assert_allclose(maps[0], maps[1], rtol=1e-4, atol=1e-6)
+
+
+def test_calling_it_is_its_distance(metric: Any) -> None:
+    draws = {"key": jax.random.key(0), "samples": 2} if is_random(metric) else {}
+    np.testing.assert_array_equal(cast(Any, metric)(X, Y, **draws), distance(metric, X, Y))
 
 
 def test_gradients_are_finite(metric: Any) -> None:

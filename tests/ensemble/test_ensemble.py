@@ -406,10 +406,9 @@ def test_errors(ensemble: Ensemble, wrong_types: None) -> None:
     for message, call in cases:
         with pytest.raises(EnsembleError, match=message):
             call()
-    missing: Any
-    for missing, got in ((None, "NoneType"), ("lpips-tiny", r"str; rlpips_jax\.load\('lpips-tiny'\) gives one")):
-        with pytest.raises(MetricError, match=rf"metric must come from rlpips_jax\.load, .* got {got}"):
-            rl.compare(x[0], x, missing, key=KEY)
+    missing: Any = None
+    with pytest.raises(MetricError, match=r"metric must come from rlpips_jax\.load, .* got NoneType"):
+        rl.compare(x[0], x, missing, key=KEY)
     with pytest.raises(ImageError, match="one reference"):
         rl.compare(x, x, ensemble, key=KEY)
     with pytest.raises(ImageError, match="needs at least 8x8"):
