@@ -27,6 +27,7 @@ from rlpips_jax import cli
 from rlpips_jax.backbones import SQUEEZE, TINY, Sequential
 from rlpips_jax.cli import doctor
 from rlpips_jax.cli import weights as weights_command
+from rlpips_jax.cli.weights import ACTIONS
 from rlpips_jax.distances import lpips
 from rlpips_jax.errors import WeightsNotFound
 from rlpips_jax.loading import find, parts, recipes
@@ -128,11 +129,21 @@ def one_line(run: Run) -> str:
 # The whole
 
 
-@pytest.mark.parametrize("arguments", [*([name] for name in cli.COMMANDS), ["weights", "import"]])
-def test_everything_has_help(rlpips: Rlpips, arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [*([name] for name in cli.COMMANDS), *(["weights", name] for name in ACTIONS)])
+def test_everything_has_help_with_examples(rlpips: Rlpips, arguments: list[str]) -> None:
     run = rlpips(*arguments, "--help")
     assert run.status == 0
     assert f"usage: rlpips {' '.join(arguments)}" in run.out
+    assert arguments == ["weights"] or f"Examples:\n    rlpips {' '.join(arguments)}" in run.out
+    text = " ".join(run.out.replace("\u2502", " ").split())
+    assert [noise for noise in ("(default: None)", "(default: )", "(default: False)", "{None}") if noise in text] == []
+
+
+def test_a_misspelt_subcommand_and_a_file_like_an_option(rlpips: Rlpips, tmp_path: Path, monkeypatch) -> None:
+    assert "did you mean distance?" in one_line(rlpips("distnace", "a.png", "b.png"))
+    monkeypatch.chdir(tmp_path)
+    Path("-a.png").touch()
+    assert "write ./-a.png" in one_line(rlpips("distance", "-a.png", "b.png"))
 
 
 def test_every_subcommand_is_in_the_help(rlpips: Rlpips) -> None:
@@ -779,6 +790,10 @@ def test_verify_believes_no_file_about_its_origin(rlpips: Rlpips, caches: Path) 
         run = rlpips("weights", "verify")
         assert run.status == 1
         assert official.url in run.err
+    card = json.dumps({"steps": 9, "data": [{"triplets": "4 of learn.npz"}]})
+    native.write(path, BACKBONE, with_heads(SQUEEZE), card=card)
+    assert "claims '9 steps of training on 4 of learn.npz'" in rows_of(rlpips("weights", "verify").out)["squeeze"]
+    native.write(path, BACKBONE, with_heads(SQUEEZE))
     shipped = rlpips("weights", "verify").out
     assert "whole, official" in rows_of(shipped)["rlpips-alex"]
 
@@ -875,6 +890,11 @@ def test_the_doctor_finds_nothing(rlpips: Rlpips, tiny_dir: Path) -> None:
     assert run.out.splitlines()[-1] == "healthy"
     for word in (rl.__version__, jax.__version__, np.__version__, *recipes(), "first call"):
         assert word in run.out
+    document = json.loads(rlpips("doctor", "--weights-dir", tiny_dir, "--json").out)
+    assert document["healthy"]
+    assert document["versions"]["jax"] == jax.__version__
+    assert document["metrics"].keys() == recipes().keys()
+    assert all(check["passed"] for check in document["checks"])
 
 
 def test_the_doctor_computes_independently(tiny: rl.Lpips) -> None:

@@ -8,7 +8,9 @@ Exit status: 0 done; 1 done in part, or something is unhealthy; 2 not done, for 
 130 interrupted.
 """
 
+import difflib
 import functools
+import inspect
 import operator
 import os
 import pkgutil
@@ -97,10 +99,15 @@ def _main() -> int:
         print(f"rlpips-jax {__version__}")
         return 0
     program = "rlpips"
+    if problem := _mistyped(arguments):
+        say(problem)
+        return 2
     if arguments and arguments[0] in COMMANDS:
         # The other subcommands take a second to import.
         program, arguments = f"rlpips {arguments[0]}", arguments[1:]
         parsed: Any = pkgutil.resolve_name(COMMANDS[sys.argv[1]])
+        if arguments and arguments[0] in getattr(parsed, "actions", ()):
+            parsed, program, arguments = parsed.actions[arguments[0]], f"{program} {arguments[0]}", arguments[1:]
     else:
         subcommands = [
             Annotated[pkgutil.resolve_name(place), tyro.conf.subcommand(name)] for name, place in COMMANDS.items()
@@ -110,11 +117,24 @@ def _main() -> int:
         cast(Any, parsed),
         args=arguments,
         prog=program,
-        description=DESCRIPTION if program == "rlpips" else None,
+        # The whole docstring, with its examples: from a class tyro takes the text before them.
+        description=DESCRIPTION if program == "rlpips" else inspect.getdoc(parsed),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     keep_compiled_programs()
     return command.run()
+
+
+def _mistyped(arguments: list[str]) -> str | None:
+    """What is wrong with the arguments at first sight, if anything is."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}."
+        return f"there is no subcommand {arguments[0]}; {advice} See rlpips --help"
+    for argument in arguments:
+        if argument.startswith("-") and "." in argument and os.path.exists(argument):
+            return f"{argument} would be read as an option; write ./{argument} for the file of this name"
+    return None
 
 
 def keep_compiled_programs() -> None:

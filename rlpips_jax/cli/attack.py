@@ -1,7 +1,8 @@
 """`rlpips attack`: how far a change that nobody sees moves the distance between one's own pictures."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -10,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from rlpips_jax import attacks, reports
 from rlpips_jax.attacks import table
-from rlpips_jax.cli.options import MetricOptions, check_files
+from rlpips_jax.attacks.objectives import TracedObjective
+from rlpips_jax.cli import say
+from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions, check_files
 from rlpips_jax.cli.threats import PictureAttack, epsilon_of
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import AttackError
-from rlpips_jax.evaluation.patches import read_uint8
+from rlpips_jax.evaluation.patches import as_uint8
 from rlpips_jax.files.image_files import save_image
 
-TILE = 224
+TILE = 384
 """Pixels of a picture on the sheet."""
 BISECTIONS = 24
 
@@ -37,15 +41,22 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(MetricOptions):
+class Attack(MetricOptions, ReadingOptions):
     """Change a picture so that nobody sees it but the metric measures far; or so that all see it and it measures close.
 
     REF IMAGE: moves IMAGE away from REF. REF IMAGE IMAGE: reverses which of the two is closer. REF alone: moves it
     away from itself (distort), or changes it visibly while the metric stays within --bound (impostor).
     Writes adversarial.png, sheet.png and result.json to --out; distances are those of the picture as written.
+
+    Examples:
+        rlpips attack reference.png a.png b.png                       # reverses which of a and b is closer
+        rlpips attack reference.png a.png --metric rlpips-alex --epsilon 4/255 --out robust/
+        rlpips attack reference.png --attack impostor --bound 0.05 --out impostor/ --replace
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF [IMAGE [IMAGE]]")]
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF [IMAGE [IMAGE]]", help_behavior_hint="")
+    ]
     """The reference, and what to compare with it."""
 
     attack: Annotated[
@@ -71,7 +82,7 @@ class Attack(MetricOptions):
     restarts: int = 1
     """Number of starts, of which the best counts."""
 
-    pull: bool = False
+    pull: Flag = False
     """Move IMAGE nearer to REF instead."""
 
     attacked: Literal["closer", "farther", "reference"] = "closer"
@@ -83,9 +94,16 @@ class Attack(MetricOptions):
     out: Path = Path("attack")
     """Folder to write to."""
 
+    replace: Flag = False
+    """Write over the result of an earlier attack there."""
+
     def run(self) -> int:
         name = self._name()
-        pictures = [read_uint8(path) for path in self.images]
+        if (self.out / "result.json").exists() and not self.replace:
+            raise AttackError(
+                f"{self.out} holds the result of an earlier attack; --out OTHER keeps it, --replace writes over it"
+            )
+        pictures = [as_uint8(self.image_of(path)) for path in self.images]
         metric = self.load()
         check_files(metric, dict(zip(self.images, pictures, strict=True)))
         reference, others = pictures[0], pictures[1:]
@@ -149,18 +167,22 @@ class Attack(MetricOptions):
         radius = self.bound if attack.radius == "bound" else self._epsilon(attack)
         options = attack.options(steps=attack.pace * self.steps, norm=self.norm, restarts=self.restarts)
         run = functools.partial(attack.function, key=jax.random.key(self.seed), **options, **{attack.radius: radius})
+        height, width, _ = pictures[0].shape
+        steps = attack.pace * self.steps
+        say(f"{name}: {steps} steps on {width}x{height} pixels, after a program for them is compiled")
         if attack.takes == "distance":
             found = run(metric, batches[0]).adversarial[0]
-            if attack.unit == "metric":
-                return _within(metric, pictures[0], found, self.bound)
-        elif order is None:
-            objective = attacks.distance_from(metric, batches[0])
-            found = run(attacks.negated(objective) if self.pull else objective, batches[1]).adversarial[0]
-        else:
-            triplet = (batches[0], batches[1 + order[0]], batches[1 + order[1]])
-            objective = attacks.ranking(metric, *triplet, attacked=self.attacked)
-            found = run(objective, attacks.attacked_images(*triplet, self.attacked)).adversarial[0]
-        return _bytes(found)
+            return _within(metric, pictures[0], found, self.bound) if attack.unit == "metric" else _bytes(found)
+        with tqdm(total=steps * self.restarts, unit="step", disable=None) as bar:
+            if order is None:
+                objective = attacks.distance_from(metric, batches[0])
+                objective, images = attacks.negated(objective) if self.pull else objective, batches[1]
+            else:
+                triplet = (batches[0], batches[1 + order[0]], batches[1 + order[1]])
+                objective = attacks.ranking(metric, *triplet, attacked=self.attacked)
+                images = attacks.attacked_images(*triplet, self.attacked)
+            found = run(objective if bar.disable else _Watched(objective, _Tick(bar)), images).adversarial[0]
+            return _bytes(found)
 
     def _epsilon(self, attack: table.AttackEntry) -> float:
         measure = self.norm if attack.norms else attack.unit
@@ -223,6 +245,32 @@ class Attack(MetricOptions):
         shown = np.clip(127.5 + times * change, 0, 255).astype(np.uint8)
         tiles.append(reports.Tile(shown, (f"change, {times} times", f"at most {np.abs(change).max():.0f}/255")))
         return reports.contact_sheet([tiles], title=f"{metric.name} under {name}", notes=(metric.signature,), size=TILE)
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """Moves a bar by a step. Without a bar, as in another process, nothing."""
+
+    bar: Any
+
+    def __call__(self) -> None:
+        self.bar.update(min(1, self.bar.total - self.bar.n))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Watched(TracedObjective):
+    """Another objective, which tells whenever it has been computed."""
+
+    objective: Any
+    tick: Callable[[], None] = field(metadata={"static": True})
+
+    def __call__(self, images: Any) -> Any:
+        jax.debug.callback(self.tick)
+        return self.objective(images)
+
+    def succeeded(self, images: Any, before: Any, after: Any) -> Any:
+        return self.objective.succeeded(images, before, after)
 
 
 def _distance(reference: Picture, picture: Picture, metric: Metric) -> np.floating:

@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from rlpips_jax import geometry, reports
+from rlpips_jax.cli import say
 from rlpips_jax.cli.descent_options import DescentOptions
 from rlpips_jax.errors import GeometryError
 from rlpips_jax.files.image_files import save_image
@@ -23,9 +24,15 @@ class Average(DescentOptions):
 
     Writes average.png, sheet.png (with the pictures and the mean of their pixels) and result.json to --out.
     After an interruption the same command continues where it stopped.
+
+    Examples:
+        rlpips average a.png b.png c.png --metric rlpips-alex --square 128
+        rlpips average a.png b.png --metric elpips-squeeze --start noise --out from-noise/
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE IMAGE [IMAGE ...]")]
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE IMAGE [IMAGE ...]", help_behavior_hint="")
+    ]
     """The pictures, of one size."""
 
     start: Literal["mean", "noise"] = "mean"
@@ -52,6 +59,10 @@ class Average(DescentOptions):
             name: np.asarray(geometry.distances(picture[None], pictures, metric, key=self.key))
             for name, picture in (("average", found), ("mean of pixels", mean))
         }
+        worse = {name: float((column.astype(np.float64) ** self.exponent).sum()) for name, column in columns.items()}
+        if self.start == "mean" and worse["average"] > worse["mean of pixels"]:  # Rounding to bytes can do this.
+            found, columns["average"] = mean, columns["mean of pixels"]
+            say("the descent found nothing better than the mean of the pixels; more --steps may")
         save_image(self.out / "average.png", found)
         tiles = [reports.Tile(picture, (path.name,)) for path, picture in zip(self.images, pictures, strict=True)]
         for (name, distances), picture in zip(columns.items(), (found, mean), strict=True):

@@ -53,6 +53,10 @@ class Certify(TripletOptions):
 
     With --images instead of --data: the interval that the smoothed distance of two images cannot leave when the second
     one changes (median smoothing).
+
+    Examples:
+        rlpips certify --data triplets.npz --metric rlpips-tiny --limit 50 --out certificates/
+        rlpips certify --images a.png b.png --sigma 0.1
     """
 
     images: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="X Y", help_behavior_hint="(default: none)")] = (

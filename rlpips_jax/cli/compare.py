@@ -1,5 +1,6 @@
 """`rlpips compare`: which of several images is closest to a reference, and how sure that is."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,23 +11,31 @@ import tyro
 from jaxtyping import Shaped
 
 from rlpips_jax import reports
-from rlpips_jax.cli import interrupts
-from rlpips_jax.cli.options import MetricOptions, check_files
+from rlpips_jax.cli import interrupts, say
+from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions, check_files
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
 from rlpips_jax.ensemble.inference import LEVEL, Comparison, compare
 from rlpips_jax.errors import EnsembleError
-from rlpips_jax.files.decoding import load_image
+
+QUIET = 10.0
+"""Seconds after which there is a line about progress, where stderr is not a terminal and so has no bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(MetricOptions):
+class Compare(MetricOptions, ReadingOptions):
     """Say which of two or more images is closest to a reference, and how sure that is.
 
     By an ensemble such as elpips-squeeze all images are seen under the same random transformations, until the answer is
     sure. The exit status is 1 if it is not. Interrupted, it prints the numbers so far.
+
+    Examples:
+        rlpips compare reference.png a.png b.png --metric elpips-squeeze
+        rlpips compare reference.png a.png b.png --metric elpips-vgg --confidence 0.99 --max-samples 512
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF IMAGE IMAGE...")]
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF IMAGE IMAGE...", help_behavior_hint="")
+    ]
     """The reference, then the images to compare with it."""
 
     confidence: float = LEVEL
@@ -38,13 +47,13 @@ class Compare(MetricOptions):
     seed: int = 0
     """Of what is drawn."""
 
-    json: bool = False
+    json: Flag = False
     """Print one JSON object."""
 
     def run(self) -> int:
         if len(self.images) < 3:
             raise EnsembleError("give a reference and two images or more; for one image there is rlpips distance")
-        pictures = {path: load_image(path) for path in self.images}
+        pictures = {path: self.image_of(path) for path in self.images}
         metric = self.load_any()
         check_files(metric, pictures)
         found, interrupted = self._compare(metric, pictures)
@@ -82,13 +91,24 @@ class Compare(MetricOptions):
 
         known: list[Comparison] = []
         hidden = None if is_random(metric) else True
+        if is_random(metric):
+            passes = len(self.images) * self.max_samples
+            say(f"at most {self.max_samples} samples, {passes} passes of an image; ends when {self.confidence} is sure")
+        begun = told = time.monotonic()
         try:
             with interrupts.deferred(), tqdm(total=self.max_samples, unit="sample", disable=hidden) as bar:
 
                 def note(found: Comparison) -> None:
+                    nonlocal told
                     known[:] = [found]
+                    state = f"confidence {found.confidence:.4g}"
                     bar.update(found.samples - bar.n)
-                    bar.set_postfix_str(f"confidence {found.confidence:.4g}")
+                    bar.set_postfix_str(state)
+                    now = time.monotonic()
+                    if bar.disable and now - told > QUIET:
+                        told = now
+                        left = (now - begun) * (self.max_samples / found.samples - 1)
+                        say(f"{found.samples} samples of {self.max_samples}, {state}, at most {left:.0f} s more")
                     interrupts.check()
 
                 found = compare(

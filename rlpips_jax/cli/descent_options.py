@@ -13,10 +13,10 @@ from jaxtyping import UInt8
 
 from rlpips_jax import reports
 from rlpips_jax.cli import interrupts, say
-from rlpips_jax.cli.options import MetricOptions, check_files
+from rlpips_jax.cli.options import MetricOptions, ReadingOptions, check_files
 from rlpips_jax.cli.results import write_whole
 from rlpips_jax.errors import GeometryError
-from rlpips_jax.evaluation.patches import read_uint8
+from rlpips_jax.evaluation.patches import as_uint8
 from rlpips_jax.geometry import LATE, STEPS, Descent
 
 BY_START = f"(default: {LATE.begin:g} and {LATE.pace:g} from the mean or a crossfade, 0 and 1 from noise)"
@@ -29,7 +29,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescentOptions(MetricOptions):
+class DescentOptions(MetricOptions, ReadingOptions):
     """The options of a descent."""
 
     square: Annotated[int | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: unchanged)")] = None
@@ -69,7 +69,7 @@ class DescentOptions(MetricOptions):
         """The pictures, cut if `--square` is given, checked for the metric."""
         if self.square is not None and self.square < 1:
             raise GeometryError(f"--square must be 1 or more pixels, got {self.square}")
-        pictures = [read_uint8(path) for path in paths]
+        pictures = [as_uint8(self.image_of(path)) for path in paths]
         if self.square is not None:
             pictures = [_square(picture, self.square) for picture in pictures]
         check_files(metric, dict(zip(paths, pictures, strict=True)))

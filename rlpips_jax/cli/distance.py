@@ -52,7 +52,6 @@ class Distance(MetricOptions, ReadingOptions):
     status is 1. By a random metric (elpips-squeeze) the distance is an estimate, with its standard error.
 
     Examples:
-
         rlpips distance reference.png a.png b.png
         rlpips distance before.gif after.gif                      # number per frame, and their mean
         rlpips distance --dirs originals/ decoded/ --psnr --ssim --csv > scores.csv
@@ -206,10 +205,10 @@ class Distance(MetricOptions, ReadingOptions):
         reference, *images = self.images
         if problem := decode(str(reference), scoring.reading).error if not _is_pipe(reference) else None:
             raise ImageFileError(problem)  # Without the reference nothing can be done.
-        piped = {path: self.image(path) for path in dict.fromkeys(self.images) if _is_pipe(path)}
+        piped = {path: self.image_of(path) for path in dict.fromkeys(self.images) if _is_pipe(path)}
         for image in images:
             if piped.keys() & {reference, image}:
-                both = tuple(piped[path] if path in piped else self.image(path) for path in (reference, image))
+                both = tuple(piped[path] if path in piped else self.image_of(path) for path in (reference, image))
                 yield Pair(str(reference), str(image), images=(both[0], both[1]))
             else:
                 yield Pair(str(reference), str(image))

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from rlpips_jax import reports
 from rlpips_jax._version import __version__
 from rlpips_jax.backbones import Convolution, Pool, Sequential
-from rlpips_jax.cli.options import Folder, device_problem
+from rlpips_jax.cli.options import Flag, Folder, device_problem
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load, recipes
@@ -67,21 +67,35 @@ class Doctor:
     """Check this installation: versions, devices, weights, and the numbers themselves.
 
     The exit status is 0 if every check passes; otherwise it is 1, and each problem comes with advice.
+
+    Examples:
+        rlpips doctor
+        rlpips doctor --json > report.json    # to attach to a report
     """
 
     weights_dir: Folder = None
     """Folder to search for weights first."""
 
+    json: Flag = False
+    """Print one JSON object."""
+
     def run(self) -> int:
-        _section("versions", [("rlpips-jax", __version__), ("python", sys.version.split()[0]), *_versions()])
-        _section("platform", [("system", platform.platform()), *_devices()])
+        document: dict[str, Any] = {}
+
+        def section(title: str, rows: list[tuple[str, str]]) -> None:
+            document[title] = dict(rows)
+            if not self.json:
+                _section(title, rows)
+
+        section("versions", [("rlpips-jax", __version__), ("python", sys.version.split()[0]), *_versions()])
+        section("platform", [("system", platform.platform()), *_devices()])
         variables = [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
-        _section("environment", variables or [("no relevant variable is set", "")])
-        _section("places", [(kind, _described(path)) for kind, path in places(self.weights_dir)])
+        section("environment", variables)
+        section("places", [(kind, _described(path)) for kind, path in places(self.weights_dir)])
         metrics = [(name, availability(recipe, self.weights_dir)) for name, recipe in recipes().items()]
-        _section(
+        section(
             "metrics",
-            [(name, f"{here.state:18}{'' if here.damage else here.places}") for name, here in metrics],
+            [(name, f"{here.state:18}{'' if here.damage else here.places}".rstrip()) for name, here in metrics],
         )
         checks = [_check_cache(), *_check_devices()]
         # One bad file or folder can affect several metrics.
@@ -90,11 +104,15 @@ class Doctor:
             advice = f"until it is repaired {reports.few(affected)} cannot be loaded; run 'rlpips weights verify'"
             checks.append(Check("weights", False, damage, advice))
         checks += _check_numbers(self.weights_dir)
-        _section(
+        problems = [check for check in checks if not check.passed]
+        if self.json:
+            found = [check._asdict() for check in checks]
+            print(reports.json_text(document | {"checks": found, "healthy": not problems}))
+            return 1 if problems else 0
+        section(
             "checks",
             [(check.name, f"{'ok' if check.passed else 'FAILED':8}{check.detail}") for check in checks],
         )
-        problems = [check for check in checks if not check.passed]
         for problem in problems:
             print(f"\n{problem.name}: {problem.advice}")
         print(f"\n{len(problems)} of {len(checks)} checks failed" if problems else "\nhealthy")
@@ -102,6 +120,7 @@ class Doctor:
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    rows = rows or [("nothing that matters is set", "")]
     width = max(len(name) for name, _ in rows)
     print(f"{title}\n" + "\n".join(f"  {name.ljust(width)}  {value}".rstrip() for name, value in rows))
 

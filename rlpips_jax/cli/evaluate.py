@@ -21,7 +21,7 @@ from rlpips_jax.attacks.expectations import DRAWS, JUDGED
 from rlpips_jax.attacks.table import ATTACKS, AttackEntry, names
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.evaluate_pairs import PairRun, pair_tables
-from rlpips_jax.cli.options import load_metric
+from rlpips_jax.cli.options import Flag, load_metric
 from rlpips_jax.cli.results import Recording, metric_of, write_whole
 from rlpips_jax.cli.threats import CROPPED, Threat, TripletAttack, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
@@ -59,6 +59,11 @@ class Evaluate(TripletOptions):
     Prints a table. Writes to --out one JSON file per result, the distances of each triplet, curves, and a table of all
     results there, by kinds of distortion. After an interruption the same command continues where it stopped; existing
     results are not computed again.
+
+    Examples:
+        rlpips evaluate --data photographs/ --metric lpips-tiny --metric rlpips-tiny
+        rlpips evaluate --data triplets.npz --metric lpips-alex --attack pgd --epsilon 1/255 2/255 --out report/
+        rlpips evaluate --data tid2013/ --metric dists --metric lpips-vgg
     """
 
     attack: Annotated[tuple[TripletAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
@@ -99,7 +104,7 @@ class Evaluate(TripletOptions):
     samples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {JUDGED})")] = None
     """For randomised metrics: draws that a distance averages, before and after an attack."""
 
-    fixed_key: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    fixed_key: Flag = False
     """For randomised metrics: also measure one that always draws the same --samples, under attacks that know them."""
 
     surrogate: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from rlpips_jax import exported
-from rlpips_jax.cli.options import MetricOptions
+from rlpips_jax.cli.options import Flag, MetricOptions
 
 Length = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: any)")]
 
@@ -17,6 +17,10 @@ class Export(MetricOptions):
     """Write a metric and its parameters as a program (StableHLO) that runs without this library.
 
     It takes two batches of images, float32, of any number and size where these are not given.
+
+    Examples:
+        rlpips export --metric lpips-alex --out lpips-alex.safetensors
+        rlpips export --metric rlpips-tiny --height 256 --width 256 --with-gradient --out tiny.safetensors
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
@@ -34,7 +38,7 @@ class Export(MetricOptions):
     value_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="BLACK WHITE")] = (0, 1)
     """Black and white of the images."""
 
-    with_gradient: bool = False
+    with_gradient: Flag = False
     """The program gives the gradient of each distance by the second image too."""
 
     platforms: tuple[exported.Platform, ...] = exported.PLATFORMS

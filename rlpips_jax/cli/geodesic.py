@@ -24,6 +24,9 @@ class Geodesic(DescentOptions):
     It minimises the sum of squared distances between neighbouring frames. Writes the frames,
     strip.png (beside a crossfade), path.gif, path.png (the same animation without loss) and result.json to --out.
     After an interruption the same command continues where it stopped.
+
+    Examples:
+        rlpips geodesic a.png b.png --metric rlpips-alex --square 128 --frames 9
     """
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]

@@ -62,8 +62,7 @@ class ReadingOptions:
     """How image files are read."""
 
     background: Annotated[str | None, tyro.conf.arg(metavar="COLOUR", help_behavior_hint="(default: white)")] = None
-    """What to blend transparent pixels with: white, black, '#ff8000'. ignore drops the alpha channel instead, as lpips,
-    pyiqa and the scripts of E-LPIPS do."""
+    """Colour to blend transparent pixels with: white, black, '#ff8000'; or ignore, to drop alpha as lpips does."""
 
     resize: Side = None
     """Resize each image, bicubic: 256 (the shorter side) or 640x480 (width and height)."""
@@ -92,7 +91,7 @@ class ReadingOptions:
             crop=_side("--crop", self.crop),
         )
 
-    def image(self, path: Path) -> Picture:
+    def image_of(self, path: Path) -> Picture:
         """An image that the user names; a pipe too."""
         return self.reading.image(path, pipes=True)
 

@@ -1,17 +1,19 @@
 """`rlpips weights`: what there is, what is here, and whether it is whole."""
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from rlpips_jax import reports
 from rlpips_jax.backbones import BACKBONES
 from rlpips_jax.cli import say
-from rlpips_jax.cli.options import Folder
+from rlpips_jax.cli.options import Flag, Folder
 from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, WeightsNotFound
 from rlpips_jax.files.regular import read_regular
 from rlpips_jax.loading import find, parts, recipes
@@ -27,7 +29,12 @@ KEPT = ("source", "source_sha256", "licence", "citation", "held_out", "model_car
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """List every metric, where its weights are, who made them, and under which licence."""
+    """List every metric, where its weights are, who made them, and under which licence.
+
+    Examples:
+        rlpips weights list
+        rlpips weights list --weights-dir weights/
+    """
 
     weights_dir: Folder = None
     """Folder to look into first."""
@@ -57,7 +64,11 @@ class List:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Download the official weights of metrics, unless they are here."""
+    """Download the official weights of metrics, unless they are here.
+
+    Examples:
+        rlpips weights fetch lpips-vgg elpips-squeeze
+    """
 
     metrics: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="METRIC...", help_behavior_hint="")
@@ -86,6 +97,10 @@ class Import:
     """Keep weights from files that are here: official ones, known by their sha256, or others that fit.
 
     Reads PyTorch checkpoints (.pth, .pt), E-LPIPS's .npy, and weight files of this library; needs no PyTorch.
+
+    Examples:
+        rlpips weights import alexnet-owt-7be5be79.pth
+        rlpips weights import mine.pth --as lpips-alex --weights-dir weights/ --replace
     """
 
     files: Annotated[
@@ -101,7 +116,7 @@ class Import:
     weights_dir: Annotated[Folder, tyro.conf.arg(help_behavior_hint="(default: the user cache)")] = None
     """Folder to keep them in; made if missing."""
 
-    replace: bool = False
+    replace: Flag = False
     """Replace weights that are there already and differ."""
 
     def run(self) -> int:
@@ -145,6 +160,10 @@ class Verify:
     and whether the parameters are the published ones, whose hash this library knows; of other files it tells what they
     claim to be. The exit status is 1 if a file is damaged or claims what is not so. Files of other programs that have
     an official name, but are not the official file, are listed; they are never read.
+
+    Examples:
+        rlpips weights verify
+        rlpips weights verify --weights-dir runs/lin/    # says what a trained metric learnt from
     """
 
     weights_dir: Folder = None
@@ -256,19 +275,18 @@ def _all(weights_dir: Path | None) -> Iterator[Found]:
                 yield found
 
 
-Action = (
-    Annotated[List, tyro.conf.subcommand("list")]
-    | Annotated[Fetch, tyro.conf.subcommand("fetch")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-)
+ACTIONS = {"list": List, "fetch": Fetch, "import": Import, "verify": Verify}
+
+Action = functools.reduce(operator.or_, [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in ACTIONS.items()])
 
 
 @dataclass(frozen=True)
 class Weights:
     """List, fetch, import and verify weights."""
 
-    action: Annotated[Action, tyro.conf.arg(name="")]
+    actions: ClassVar[Mapping[str, type]] = ACTIONS
+
+    action: Annotated[Action, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
 
     def run(self) -> int:
         return self.action.run()

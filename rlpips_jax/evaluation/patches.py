@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from rlpips_jax.errors import ImageError, ImageFileError
 from rlpips_jax.files.image_files import image_paths, load_image
@@ -26,7 +26,11 @@ def list_photographs(folder: str | Path) -> list[Path]:
 
 def read_uint8(file: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """`rlpips_jax.load_image`, rounded to 8 bits per channel if the file has more."""
-    image = load_image(file)
+    return as_uint8(load_image(file))
+
+
+def as_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file's values, rounded to 8 bits per channel if there are more."""
     return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
 
 

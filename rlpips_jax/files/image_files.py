@@ -55,12 +55,17 @@ def save_image(
     from PIL import Image
 
     path = Path(path)
-    if path.suffix.lower() not in WRITERS:
-        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which selects the format")
+    check_suffix(path)
     kind, options = WRITERS[path.suffix.lower()]
     levels = _levels(image, value_range)
     with _whole(path) as file:
         Image.fromarray(levels).save(file, kind, **options)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises an ImageFileError if `save_image` cannot write a file of this suffix."""
+    if path.suffix.lower() not in WRITERS:
+        raise ImageFileError(f"{path} must end in one of {', '.join(WRITERS)}, which selects the format")
 
 
 def save_animation(

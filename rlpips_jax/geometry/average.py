@@ -99,7 +99,7 @@ def average(
         descent: steps, schedule, exponent, samples, and where the state is kept.
 
     Returns:
-        The average, and its distance from each image.
+        The average, and its distance from each image; the start, if the descent found nothing better.
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or are too small for the metric.
@@ -125,7 +125,10 @@ def average(
         return _Spread(measured, measured.prepared(reduced(x, size)), descent.exponent, count, per_step)
 
     found, objective = descend(first, objective_at, plan)
-    return Average(from_unit_range(found[0], value_range), judged(measured, x, found, key), objective)
+    candidates = [(judged(measured, x, image, key), image) for image in (found, first)]
+    # Few steps, or too long ones, can end above the start.
+    distances, image = min(candidates, key=lambda pair: float(jnp.sum(pair[0] ** descent.exponent)))
+    return Average(from_unit_range(image[0], value_range), distances, objective)
 
 
 def _start(

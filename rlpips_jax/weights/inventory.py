@@ -1,8 +1,9 @@
 """Which weights of each metric are on this machine, where, and whether they are whole."""
 
 import functools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,7 +159,18 @@ def verified(found: Found) -> str:
             f"{found.path} says it was made from {official.url}, but from a file with sha256 {printable(sha256)}, not "
             f"{official.sha256}; delete it and get it again"
         )
+    source = source or _trained_on(metadata)
     return f"claims {printable(source)}" if source else "claims nothing of its origin"
+
+
+def _trained_on(metadata: Mapping[str, str]) -> str:
+    """The origin that the card of `python -m training` holds: steps, and what they learnt from; "" without a card."""
+    try:
+        card = json.loads(metadata["card"])
+        data = " and ".join(str(part["triplets"]) for part in card["data"])
+        return f"{card['steps']} steps of training on {data}"
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 @functools.lru_cache

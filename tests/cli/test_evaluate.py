@@ -290,8 +290,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Path]
 
 
 def attack(command: Command, pictures: list[Path], out: Path, *more: object) -> dict[str, Any]:
-    status, _, err = command("attack", *pictures, "--metric", "lpips-tiny", "--steps", 3, "--out", out, *more)
-    assert (status, err) == (0, "")
+    words = ("attack", *pictures, "--metric", "lpips-tiny", "--steps", 3, "--out", out, "--replace", *more)
+    status, _, err = command(*words)
+    assert (status, err.count("\n")) == (0, 1)
+    assert "steps on 40x32 pixels" in err
     assert rl.load_image(out / "sheet.png").shape[1] > 600
     return json.loads((out / "result.json").read_text())
 
@@ -305,6 +307,8 @@ def test_own_pictures_are_attacked_within_the_bound(
     (row,) = result["distances"]
     assert row["after"] > row["before"]
     assert row["after"] == pytest.approx(float(rl.distance(rl.load_image(pictures[0]), written, tiny)), rel=1e-6)
+    status, _, err = command("attack", *pictures[:2], "--metric", "lpips-tiny", "--out", tmp_path)
+    assert (status, "holds the result of an earlier attack" in err) == (2, True)
     pulled = attack(command, pictures[:2], tmp_path, "--epsilon", "3/255", "--pull")
     assert pulled["distances"][0]["after"] < row["before"]
 

@@ -43,6 +43,17 @@ def test_average_writes_pictures_and_numbers(command: Command, pictures: list[Pa
     assert f"sum of distances to the power of 2, average: {squares['average']:.6f}"[:-1] in printed
 
 
+def test_average_never_ends_worse_than_it_began(command: Command, pictures: list[Path], tmp_path: Path) -> None:
+    # Steps that are far too long.
+    status, _, _ = command(
+        "average", *pictures[:2], "--out", tmp_path, *QUICK, "--begin", 0, "--pace", 1, "--steps", 2
+    )
+    document = json.loads((tmp_path / "result.json").read_text())
+    squares = {name: sum(entry[name] ** 2 for entry in document["distances"]) for name in ("average", "mean")}
+    assert status == 0
+    assert squares["average"] <= squares["mean"]
+
+
 def test_the_published_schedule_can_be_asked_for(command: Command, pictures: list[Path], tmp_path: Path) -> None:
     found = []
     for number, options in enumerate([(), ("--begin", 2000, "--pace", 50), ("--begin", 0, "--pace", 1)]):
