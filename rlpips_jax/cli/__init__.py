@@ -11,6 +11,7 @@ Exit status: 0 done; 1 done in part, or something is unhealthy; 2 not done, for 
 import difflib
 import functools
 import inspect
+import io
 import operator
 import os
 import pkgutil
@@ -122,6 +123,9 @@ def _main() -> int:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     keep_compiled_programs()
+    # Names of files are bytes; those that are not UTF-8 must not end a command when they are printed.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return command.run()
 
 

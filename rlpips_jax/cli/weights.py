@@ -1,8 +1,6 @@
 """`rlpips weights`: what there is, what is here, and whether it is whole."""
 
-import functools
 import hashlib
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,18 +273,30 @@ def _all(weights_dir: Path | None) -> Iterator[Found]:
                 yield found
 
 
-ACTIONS = {"list": List, "fetch": Fetch, "import": Import, "verify": Verify}
+ACTIONS: Mapping[str, type] = {"list": List, "fetch": Fetch, "import": Import, "verify": Verify}
 
-Action = functools.reduce(operator.or_, [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in ACTIONS.items()])
+Action = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Fetch, tyro.conf.subcommand("fetch")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """List, fetch, import and verify weights."""
+    """List, fetch, import and verify weights.
+
+    Examples:
+        rlpips weights list
+        rlpips weights fetch lpips-vgg
+        rlpips weights verify --help
+    """
 
     actions: ClassVar[Mapping[str, type]] = ACTIONS
 
-    action: Annotated[Action, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    action: Annotated[Action, tyro.conf.arg(name="")]
+    """What to do."""
 
     def run(self) -> int:
         return self.action.run()

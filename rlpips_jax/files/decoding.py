@@ -75,6 +75,9 @@ HEAD = 1 << 16
 
 TWELVE_BITS = 4095
 
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+"""Suffixes of videos, which Pillow does not read."""
+
 BLENDED = 1 << 20
 """Pixels that are blended at once."""
 
@@ -189,6 +192,11 @@ def _opened(path: Path, *, pipes: bool = False) -> Iterator[IO[bytes]]:
             raise ImageFileError(
                 f"{path} is a TIFF of a kind that Pillow does not read, such as floating-point, signed or 32-bit "
                 f"colours; {OTHER_LIBRARY}"
+            ) from error
+        if path.suffix.lower() in VIDEOS:
+            raise ImageFileError(
+                f"{path} is a video; 'ffmpeg -i {path} {path.stem}/%05d.png' makes a folder of its frames, and 'rlpips "
+                "distance' compares two such folders"
             ) from error
         raise ImageFileError(
             f"{path} is not an image in one of the formats {', '.join(FORMATS)} (its name does not matter)"

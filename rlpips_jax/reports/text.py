@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from rlpips_jax.files.decimals import decimal
+from rlpips_jax.scoring.records import printable
 
 
 def plain(value: SupportsFloat) -> str:
@@ -36,7 +37,8 @@ def _json(value: Any, line: str) -> str:
         return f"[{inner}{f',{inner}'.join(_json(item, inner) for item in value)}{line}]"
     if isinstance(value, np.floating):
         return decimal(value)
-    return json.dumps(value, ensure_ascii=False)
+    # A name of a file whose bytes are not UTF-8 cannot be written otherwise.
+    return json.dumps(printable(value) if isinstance(value, str) else value, ensure_ascii=False)
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -35,11 +35,14 @@ def paths(tmp_path: Path) -> list[Path]:
     return [tmp_path / f"{name}.png" for name in images]
 
 
-def test_the_closest_is_told(command: Command, paths: list[Path]) -> None:
+def test_the_closest_is_told(command: Command, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "QUIET", -1.0)
     reference, noisy, _, cleaner = paths
     status, out, err = command("compare", reference, noisy, cleaner, "--metric", "elpips-tiny")
     assert status == 0
-    assert err == "rlpips: at most 4096 samples, 12288 passes of an image; ends when 0.95 is sure\n"
+    budget, progress = err.splitlines()
+    assert budget == "rlpips: at most 4096 samples, 12288 passes of an image; ends when 0.95 is sure"
+    assert progress.startswith("rlpips: 64 samples of 4096, confidence ")
     assert f"{cleaner} is closest after 64 samples, with confidence " in out
     status, out, _ = command("compare", reference, noisy, cleaner, "--metric", "elpips-tiny", "--json")
     document = json.loads(out)

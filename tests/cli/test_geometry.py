@@ -45,9 +45,7 @@ def test_average_writes_pictures_and_numbers(command: Command, pictures: list[Pa
 
 def test_average_never_ends_worse_than_it_began(command: Command, pictures: list[Path], tmp_path: Path) -> None:
     # Steps that are far too long.
-    status, _, _ = command(
-        "average", *pictures[:2], "--out", tmp_path, *QUICK, "--begin", 0, "--pace", 1, "--steps", 2
-    )
+    status, _, _ = command("average", *pictures[:2], "--out", tmp_path, *QUICK, "--begin", 0, "--pace", 1, "--steps", 2)
     document = json.loads((tmp_path / "result.json").read_text())
     squares = {name: sum(entry[name] ** 2 for entry in document["distances"]) for name in ("average", "mean")}
     assert status == 0

@@ -66,6 +66,12 @@ def test_a_ppm_that_is_cut_off_or_above_its_white(tmp_path: Path) -> None:
             load_image(tmp_path / name)
 
 
+def test_a_video_is_answered_with_the_way_to_its_frames(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(64))
+    with pytest.raises(ImageFileError, match=r"is a video; 'ffmpeg -i .*a/%05d\.png'"):
+        load_image(tmp_path / "a.mp4")
+
+
 def test_bits_in_use(tmp_path: Path) -> None:
     stored = RNG.integers(0, 4096, (6, 6)).astype(np.uint16)
     Image.fromarray(stored).save(tmp_path / "a.png")
