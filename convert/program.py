@@ -21,6 +21,7 @@ from rlpips_jax.distances.lpips import HEADS, Lpips, heads_part
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.ensemble.ensemble import HEADS as ENSEMBLE_HEADS
 from rlpips_jax.errors import RlpipsError, WeightsMismatch
+from rlpips_jax.files.regular import read_regular
 from rlpips_jax.loading import parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.download import sha256_of
@@ -304,7 +305,8 @@ def _embedding(recipe: Recipe, config: Convert, out: Path) -> Product:
         )
     (part,) = recipe.parts
     _, tensors = _alone(_chosen(path, config.prefix), recipe.backbone)
-    checkpoint = Checkpoint(path, tensors, {name: name for name in tensors}, store.identify(path, [part]), part)
+    official = store.identify(read_regular(path), [part])
+    checkpoint = Checkpoint(path, tensors, {name: name for name in tensors}, official, part)
     metadata = {"metric": recipe.name, **_provenance(checkpoint)}
     parameters = _parameters(checkpoint, recipe.layout)
     if config.name and config.name != recipe.name:
@@ -346,7 +348,7 @@ def _read(path: Path, prefix: str | None) -> Checkpoint:
         WeightsMismatch: there is not one, or there are several and `prefix` does not choose.
     """
     shapes = _shapes(path, prefix)
-    official = store.identify(path, parts().values())
+    official = store.identify(read_regular(path), parts().values())
     if official is not None:
         tensors = read_checkpoint(path, keep=needed_by([official.backbone]))
         return Checkpoint(path, tensors, {name: name for name in tensors}, official, official)
@@ -475,7 +477,7 @@ def _target(config: Convert, checkpoint: Checkpoint) -> tuple[Part, str]:
     name = config.name.removesuffix("@0.1") if config.name else usual
     part = METRICS.get(name)
     if part is None:
-        return heads_part(_new_name(name), recipes()[base].backbone), base
+        return heads_part(_new_name(name), recipes()[base].backbone, None), base
     version = "0.0" if name.endswith("@0.0") else "0.1"
     if config.backbone not in (None, part.backbone.name):
         raise ArgumentError(f"{name} has the backbone {part.backbone.name}, but --backbone is {config.backbone}")

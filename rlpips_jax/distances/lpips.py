@@ -171,7 +171,7 @@ def elpips_heads(file: str, sha256: str, size: int) -> Official:
     return Official(f"elpips/{file}", url, sha256, size, "BSD-2-Clause", ELPIPS)
 
 
-def heads_part(name: str, backbone: Backbone, parameters_sha256: str, official: Official | None = None) -> Part:
+def heads_part(name: str, backbone: Backbone, parameters_sha256: str | None, official: Official | None = None) -> Part:
     """The file of heads over a backbone; those that were trained with it bring it along."""
     return Part(name, with_heads(backbone), ("heads",), official, parameters_sha256)
 
