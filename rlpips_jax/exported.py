@@ -35,6 +35,8 @@ from rlpips_jax.files.atomic import replacing
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_value_range
 from rlpips_jax.weights.native import encoded
 
+__all__ = ["FORMAT", "PLATFORMS", "PROGRAM", "Platform", "Program", "load", "save"]
+
 Platform = Literal["cpu", "cuda", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 FORMAT = "rlpips-jax program/1"

@@ -30,7 +30,8 @@ from rlpips_jax.cli import weights as weights_command
 from rlpips_jax.cli.weights import ACTIONS
 from rlpips_jax.distances import lpips
 from rlpips_jax.errors import WeightsNotFound
-from rlpips_jax.loading import find, parts, recipes
+from rlpips_jax.files.official import Official
+from rlpips_jax.loading import parts, recipes
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import Parameters, digest, to_pytorch, unflatten, with_heads
 from rlpips_jax.weights.pytorch import write_checkpoint
@@ -78,6 +79,7 @@ def draw(architecture: Sequential) -> Parameters:
 
 SQUEEZENET = draw(SQUEEZE)
 BACKBONE = {"backbone": SQUEEZENET["backbone"]}
+HEADS = {"heads": SQUEEZENET["heads"]}
 
 
 @pytest.fixture(scope="session")
@@ -624,6 +626,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, file: Path, parameters: Parameters) -> Official:
+    """Makes a file the official one of a part of LPIPS, with these parameters."""
+    part = parts()[name]
+    assert part.official is not None
+    official = replace(part.official, sha256=store.sha256_of(file), size=file.stat().st_size)
+    published = replace(part, official=official, parameters_sha256=digest(parameters))
+    for recipe in list(lpips.RECIPES.values()):
+        files = tuple(published if other.name == name else other for other in recipe.parts)
+        monkeypatch.setitem(lpips.RECIPES, recipe.name, replace(recipe, parts=files))
+    return official
+
+
 def rows_of(out: str) -> dict[str, str]:
     """The rows of the first table, by their first word."""
     table = out.split("\n\n")[0].splitlines()[1:]
@@ -717,12 +731,7 @@ def test_import_recognises_official_files(
     rlpips: Rlpips, checkpoints: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = checkpoints / "heads.pth"
-    part = parts()["lpips-squeeze"]
-    assert part.official is not None
-    official = replace(part.official, sha256=store.sha256_of(file), size=file.stat().st_size)
-    heads = {"heads": SQUEEZENET["heads"]}
-    recipe = replace(find(part.name), parts=(replace(part, official=official, parameters_sha256=digest(heads)),))
-    monkeypatch.setitem(lpips.RECIPES, part.name, recipe)
+    official = publish(monkeypatch, "lpips-squeeze", file, HEADS)
     run = rlpips("weights", "import", file)
     assert run.status == 0
     assert "(the official file)" in run.out
@@ -838,8 +847,10 @@ def test_a_wrong_official_file_in_a_named_folder_is_told(
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch, checkpoints: Path, tmp_path: Path) -> list[str]:
-    """Stands in for the network: serves SqueezeNet and its heads; gives the addresses asked for."""
+    """Stands in for the network: serves SqueezeNet and its heads, published as such; gives the addresses asked for."""
     asked: list[str] = []
+    publish(monkeypatch, "squeeze", checkpoints / "net.pth", BACKBONE)
+    publish(monkeypatch, "lpips-squeeze", checkpoints / "heads.pth", HEADS)
 
     @contextlib.contextmanager
     def downloading(url: str, **options: Any) -> Iterator[Callable[[], Path]]:

@@ -6,7 +6,7 @@ and the gradient of that are slow, and strided slices take their place.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -58,10 +58,10 @@ class Pooling:
         # A window counts only if it starts inside the image, whatever its length.
         return -((-size + max(self.window, self.stride)) // self.stride) + 1
 
-    def overhang(self, size: Any) -> Any:
+    def overhang(self, size: Size) -> Size:
         """How many pixels the last window reaches over the edge."""
         if not self.ceil:
-            return 0
+            return cast(Size, 0)
         over = (self.size(size) - 1) * self.stride + self.window - size
         # A size that is yet unknown cannot be compared.
         return over if self.window >= self.stride else max(0, over)
