@@ -31,11 +31,14 @@ format: $(READY)  ## format the code and fix what can be fixed
 types: $(READY)  ## check types
 	$(RUN) -m pyright --warnings --pythonpath $(RUN)
 
+docs: $(READY)  ## build the documentation into site/, where index.html works without a server
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
 wheel: $(READY)  ## build the source distribution, and the wheel from it, into dist/
 	$(RUN) -m build --no-isolation
 
-clean:  ## remove the environment, builds, caches and the demonstration
-	rm -rf .venv build demo dist .hypothesis .pytest_cache .ruff_cache
+clean:  ## remove the environment, builds, caches, the demonstration and the site
+	rm -rf .venv build demo dist site .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(READY)  ## only set up .venv
@@ -51,4 +54,4 @@ $(READY): pyproject.toml constraints.txt
 		--no-build-isolation --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test lint format types wheel clean setup
+.PHONY: help demo test lint format types docs wheel clean setup

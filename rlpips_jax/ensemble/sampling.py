@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from rlpips_jax.ensemble.transformations import FLIPS, NUMBERS, PERMUTATIONS, SHIFTS, level_probabilities
 
 ESTIMATORS = ("plain", "published", "stratified")
+"""How samples can be drawn: independently, as E-LPIPS's authors do, or stratified; all have the same expectation."""
 
 PIXELS_TOGETHER = 1 << 18
 """Most pixels of transformed images that are in the network at once: bounds memory."""
