@@ -35,6 +35,9 @@ METRICS = (
 RADII = ("1/255", "2/255", "4/255")
 """Of attacks, images in [0, 1]: 2, 4 and 8 over 255 of [-1, 1]."""
 
+VALUES = 64 * 64 * 3
+"""Of an image of the triplets: an l2 length is the RMSE times the root of it."""
+
 CERTIFIED = ("36/255", "72/255", "108/255")
 """l2 radii of certificates, images in [0, 1]."""
 
@@ -145,11 +148,11 @@ def cells(stage: str, documents: Sequence[dict[str, Any]]) -> Iterator[tuple[str
             yield f"{stage} {round(255 * threat['epsilon'])}/255", _share(document["scores"]["majority"])
         elif stage == "minimum" and threat:
             found = document["radii"][""]
-            scale, unit = (255, "/255") if threat["norm"] == "linf" else (1, "")
-            yield (
-                f"median radius, {threat['norm'].replace('linf', 'l-inf')}",
-                f"{scale * found['radius'][1]['mean']:.3g}{unit}",
-            )
+            median = 255 * found["radius"][1]["mean"]
+            if threat["norm"] == "l2":
+                yield "median RMSE to reverse, of 255", f"{median / VALUES**0.5:.2f}"
+            else:
+                yield "median l-inf to reverse, of 255", f"{median:.2f}"
         elif stage == "certify":
             for radius, share in zip(CERTIFIED, document["certified_accuracy"], strict=True):
                 yield f"certified {radius}", f"{share['share']:.2f}"

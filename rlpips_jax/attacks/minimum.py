@@ -69,7 +69,8 @@ def minimum(
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`. A distance from the image itself has no slope
             there, so images that are equal to their reference are not moved.
         key: a key of `jax.random`, as all attacks take one; nothing is drawn.
-        norm: "linf" or "l2". Of several images of one example the longest change counts.
+        norm: "linf" or "l2". Of several images of one example the longest change counts. The smallest root mean square
+            error is the smallest l2 length divided by the root of the number of values.
         steps: gradients that are computed.
         value_range: black and white of the images; the nearest images stay within.
 

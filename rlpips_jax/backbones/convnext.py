@@ -5,6 +5,7 @@ between them make of it, scaled per channel by gamma. Between stages the image i
 positions, normalised, and in an OpenCLIP mapped linearly.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -77,6 +78,7 @@ class ConvNeXt:
         return self.widths
 
     @property
+    @functools.cache
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels, for which every activation has at least one pixel."""
         return STEM * 2 ** (len(self.widths) - 1)
@@ -87,6 +89,7 @@ class ConvNeXt:
         return f"backbone={self.name} size={self.size} taps={len(self.tapped)}"
 
     @property
+    @functools.cache
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter, by its dotted path."""
         shapes: dict[str, tuple[int, ...]] = {}
@@ -106,6 +109,7 @@ class ConvNeXt:
         return shapes | ({"proj.kernel": (last, self.dimension)} if self.dimension else {})
 
     @property
+    @functools.cache
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor in a PyTorch file, by timm's name, or by OpenCLIP's in the tower."""
         return {self._pytorch_name(name): axes.of_pytorch(shape) for name, shape in self.shapes.items()}

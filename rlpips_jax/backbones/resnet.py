@@ -87,6 +87,7 @@ class ResNet:
         return (WIDTHS[0], *(width * self.block[-1][1] for width in WIDTHS))
 
     @property
+    @functools.cache
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels: every window is padded, so one pixel is enough."""
         return 1
@@ -97,6 +98,7 @@ class ResNet:
         return f"backbone={self.name} taps={len(self.tapped)}"
 
     @property
+    @functools.cache
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter, by its dotted path."""
         shapes: dict[str, tuple[int, ...]] = {}
@@ -105,6 +107,7 @@ class ResNet:
         return shapes
 
     @property
+    @functools.cache
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor in a PyTorch file, by its name there."""
         shapes: dict[str, tuple[int, ...]] = {}

@@ -4,6 +4,7 @@ A layer is named by its index in torchvision's `features`, so that every table c
 eye. Pooling and taps are fields of the table: `dataclasses.replace` makes a variant.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -122,6 +123,7 @@ class Sequential:
         return tuple(channels[tap] for tap in self.tapped)
 
     @property
+    @functools.cache
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels, for which every activation has at least one pixel."""
         return next(size for size in range(1, 1024) if self.smallest_activation(size) >= 1)
@@ -132,6 +134,7 @@ class Sequential:
         return f"backbone={self.name} pooling={self.pooling} taps={len(self.tapped)}"
 
     @property
+    @functools.cache
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter, by its dotted path."""
         shapes: dict[str, tuple[int, ...]] = {}
@@ -141,6 +144,7 @@ class Sequential:
         return shapes
 
     @property
+    @functools.cache
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor in a PyTorch file, by its name there."""
         return {_pytorch_name(name): axes.of_pytorch(shape) for name, shape in self.shapes.items()}

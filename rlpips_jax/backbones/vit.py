@@ -8,6 +8,7 @@ OpenAI trained its networks with x sigmoid(1.702 x) in place of GELU (`quick_gel
 do not say which: it belongs to the name of the network.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class ViT:
         return (self.width,) * len(self.tapped)
 
     @property
+    @functools.cache
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels: images are resized."""
         return 1
@@ -108,6 +110,7 @@ class ViT:
         return f"backbone={self.name} size={self.size} activation={activation} taps={len(self.tapped)}"
 
     @property
+    @functools.cache
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter, by its dotted path."""
         width, side = self.width, self.size // self.patch
@@ -129,6 +132,7 @@ class ViT:
         return shapes | axes.normalisation("ln_post", width) | {"proj.kernel": (width, self.dimension)}
 
     @property
+    @functools.cache
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor in a PyTorch file, by OpenCLIP's name in the tower."""
         shapes = {_openclip(name): axes.of_pytorch(shape) for name, shape in self.shapes.items()}

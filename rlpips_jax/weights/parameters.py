@@ -8,6 +8,7 @@ all of them. A file holds a group whole or not at all: official backbones come w
 backbone.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,12 +66,14 @@ class Layout:
     weights: tuple[Weight, ...] = ()
 
     @property
+    @functools.cache
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter, by its dotted path."""
         shapes = {f"backbone.{name}": shape for name, shape in self.backbone.shapes.items()}
         return shapes | {weight.path: weight.shape for weight in self.weights}
 
     @property
+    @functools.cache
     def pytorch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of a fitting PyTorch checkpoint, by its canonical name."""
         return dict(self.backbone.pytorch_shapes) | {

@@ -250,23 +250,22 @@ def test_names_its_arguments_alike(attack: Any) -> None:
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[2:])
 
 
-def broken(side: Any, bad: Any, images: Any) -> Any:
+def broken(bad: Any, images: Any) -> Any:
     """Brightness, and no finite number on one side of a plane."""
-    outside = side * (images[:, 0, 0, 0] - 0.5) > 0
+    outside = images[:, 0, 0, 0] > 0.5
     return jnp.where(outside, bad, jnp.mean(images, axis=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("offset", [-0.002, 0.002])
-def test_what_is_not_finite_is_never_better(attack: Any, bad: float, offset: float) -> None:
+def test_what_is_not_finite_is_never_better(attack: Any) -> None:
     """Whether the images themselves have a finite objective or not, and among restarts too."""
     images = np.random.default_rng(0).uniform(0.4, 0.6, (40, 4, 5, 3)).astype(np.float32)
-    images[:, 0, 0, 0] = 0.5 + offset
-    function = Partial(broken, jnp.float32(1), jnp.float32(bad))
+    images[:20, 0, 0, 0], images[20:, 0, 0, 0] = 0.498, 0.502
+    bad = jnp.tile(jnp.asarray([jnp.nan, jnp.inf]), 20)
     options = {"restarts": 3} if "restarts" in attack.options else {}
-    result = attack.run(function, images, key=KEY, epsilon=np.float32(attack.radius), value_range=(0.0, 1.0), **options)
+    epsilon = np.float32(attack.radius)
+    result = attack.run(Partial(broken, bad), images, key=KEY, epsilon=epsilon, value_range=(0.0, 1.0), **options)
     seen = np.isfinite(result.before) | np.isfinite(result.trajectory).any(axis=0)
     assert np.all(np.isfinite(result.after) == seen)
-    np.testing.assert_allclose(result.after[seen], function(result.adversarial)[seen], rtol=1e-5)
+    np.testing.assert_allclose(result.after[seen], broken(bad, result.adversarial)[seen], rtol=1e-5)
     assert not np.any(result.success & ~np.isfinite(result.after))
-    assert seen.any()
+    assert all(seen[part].any() for part in (slice(0, 20), slice(20, 40, 2), slice(21, 40, 2)))
