@@ -69,6 +69,10 @@ class CertificateError(RlpipsError, ValueError):
     """A certificate was asked for by numbers that have no meaning, or of something that is no ranking."""
 
 
+class ReportError(RlpipsError, ValueError):
+    """A page or a chart was asked for in a way that cannot be shown: no points, or rows of different lengths."""
+
+
 class GeometryError(RlpipsError, ValueError):
     """An average or a path was asked for in a way that has no meaning, or its descent came to no finite number."""
 

@@ -49,7 +49,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FAMILIES = ("distances", "ensemble", "weights", "loading", "")
 """Parts of the package that may name a concrete metric class; all others know the protocols alone."""
 
-LATE = ("PIL", "matplotlib", "pooch", "requests", "scipy", "tensorflow", "torch", "tqdm", "tyro")
+LATE = ("PIL", "jinja2", "matplotlib", "pooch", "requests", "scipy", "tensorflow", "torch", "tqdm", "tyro")
 """What `import rlpips_jax` must not import: each is slow, or needed by few."""
 
 WITHOUT_JAX = (PACKAGE, f"{PACKAGE}.cli", f"{PACKAGE}.files.decoding", f"{PACKAGE}.scoring.readers")
@@ -79,7 +79,7 @@ def test_wheel_holds_the_library_alone(wheel: zipfile.ZipFile) -> None:
 def test_wheel_holds_the_whole_library(wheel: zipfile.ZipFile) -> None:
     source = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("**/*.py", "**/*.pyi", "py.typed", "data/*")
+        for pattern in ("**/*.py", "**/*.pyi", "py.typed", "data/*", "reports/templates/*")
         for path in (ROOT / PACKAGE).glob(pattern)
     }
     assert f"{PACKAGE}/py.typed" in source

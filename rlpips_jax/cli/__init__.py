@@ -30,6 +30,7 @@ COMMANDS = {
     "attack": "rlpips_jax.cli.attack:Attack",
     "evaluate": "rlpips_jax.cli.evaluate:Evaluate",
     "certify": "rlpips_jax.cli.certify:Certify",
+    "report": "rlpips_jax.cli.report:Report",
     "average": "rlpips_jax.cli.average:Average",
     "geodesic": "rlpips_jax.cli.geodesic:Geodesic",
     "export": "rlpips_jax.cli.export:Export",

@@ -96,13 +96,26 @@ class Certify(TripletOptions):
     def run(self) -> int:
         if not self.sigma or not self.radius:
             raise CertificateError("--sigma and --radius need one number or more")
-        radii = self._radii
         if self.images is not None:
             return self._distances(*self.images)
+        rows = self.measure()
+        header = ("data", "metric", "sigma", *(f"r={radius}" for radius in self.radius), "abstained", "n")
+        text = reports.table(header, rows)
+        print(text)
+        write_whole(self.out / "table.txt", text + "\n")
+        return 0
+
+    def measure(self) -> list[tuple[str, ...]]:
+        """Computes what --out does not hold yet; gives the rows of the table.
+
+        Raises:
+            RlpipsError: an option makes no sense, or data or metrics cannot be read.
+        """
+        radii = self._radii
         self._say_what_needs_more_draws(self.alpha)
         sets = [_decided(triplets) for triplets in self.sets()]
         metrics = self.metrics()
-        rows = []
+        rows: list[tuple[str, ...]] = []
         from tqdm import tqdm
 
         total = sum(map(len, sets)) * len(metrics) * len(self.sigma)
@@ -116,11 +129,7 @@ class Certify(TripletOptions):
                         cells = (f"{sigma:g}", *(f"{share:.3f}" for share in shares))
                         abstained = f"{abstention_rate(certificate):.3f}"
                         rows.append((triplets.name, label, *cells, abstained, str(len(triplets))))
-        header = ("data", "metric", "sigma", *(f"r={radius}" for radius in self.radius), "abstained", "n")
-        text = reports.table(header, rows)
-        print(text)
-        write_whole(self.out / "table.txt", text + "\n")
-        return 0
+        return rows
 
     @property
     def _radii(self) -> list[float]:

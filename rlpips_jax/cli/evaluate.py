@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,14 +124,39 @@ class Evaluate(TripletOptions):
     """Folder for the results."""
 
     def run(self) -> int:
-        self._check()
+        measured = self.measure()
+        print(tables(measured.documents))
+        write_whole(self.out / "table.txt", tables(written(self.out), by_kind=True) + "\n")
+        attacked = any(run.threat.name for run, _ in measured.results)
+        pictures = curves(measured.results, self.out) if attacked else []
+        print(f"results: {self.out}{os.sep}*.json, table.txt{''.join(f', {path.name}' for path in pictures)}")
+        return 0
+
+    def subjects(self) -> "Subjects":
+        """What is measured.
+
+        Raises:
+            RlpipsError: data or metrics cannot be read.
+        """
         judged = [path for path in self.data if pair_source_of(path)]
         # A folder may hold both, as that of BAPPS does.
         paths = [path for path in self.data if path not in judged or triplet_source_of(path)]
         sets = self.sets(paths) if paths or not self.data else []
-        pairs = self.pairs(judged)
+        return Subjects(sets, self.pairs(judged), self.metrics(random=True))
+
+    def measure(self, subjects: "Subjects | None" = None) -> "Measured":
+        """Computes what --out does not hold yet.
+
+        Args:
+            subjects: from `subjects`, if they are read already.
+
+        Raises:
+            RlpipsError: an option makes no sense, or data or metrics cannot be read.
+        """
+        self._check()
+        subjects = self.subjects() if subjects is None else subjects
+        sets, pairs, metrics = subjects.sets, subjects.pairs, subjects.metrics
         self._check_attacks(bool(sets), bool(pairs))
-        metrics = self.metrics(random=True)
         surrogate = None if self.surrogate is None else load_metric(self.surrogate, self.weights_dir)
         self._check_uses(list(metrics.values()), surrogate)
         runs = [
@@ -146,36 +171,8 @@ class Evaluate(TripletOptions):
             for label, metric in metrics.items()
             for threat in self._threats(metric, surrogate, pairs=True)
         ]
-        from tqdm import tqdm
-
-        results: list[tuple[Run, Evaluation]] = []
-        with (
-            interrupts.deferred(),
-            tqdm(total=sum(run.count for run in (*runs, *pair_runs)), unit="example", disable=None) as bar,
-        ):
-            natural: Distances | None = None
-            natural_pairs: np.ndarray | None = None
-            for run in runs:
-                bar.set_description(run.title)
-                if run.threat.exposes or run.threat.seeks:
-                    assert natural is not None
-                    (run.expose if run.threat.exposes else run.seek)(natural, bar.update)
-                    continue
-                evaluation = run.evaluation(None if run.threat.is_base else natural, bar.update)
-                if run.threat.is_base:
-                    natural = evaluation.distances
-                results.append((run, evaluation))
-            for run in pair_runs:
-                bar.set_description(run.title)
-                distances = run.evaluation(None if run.threat.is_base else natural_pairs, bar.update).distances
-                if run.threat.is_base:
-                    natural_pairs = distances
-        print(tables([run.recording.document for run in (*runs, *pair_runs)]))
-        write_whole(self.out / "table.txt", tables(written(self.out), by_kind=True) + "\n")
-        attacked = any(run.threat.name for run, _ in results)
-        pictures = curves(results, self.out) if attacked else []
-        print(f"results: {self.out}{os.sep}*.json, table.txt{''.join(f', {path.name}' for path in pictures)}")
-        return 0
+        results = _measured(runs, pair_runs)
+        return Measured(results, [run.recording.document for run in (*runs, *pair_runs)])
 
     def _check(self) -> None:
         """Raises an AttackError for arguments that make no sense."""
@@ -457,6 +454,50 @@ class Run:
 Results = Sequence[tuple[Run, Evaluation]]
 
 
+@dataclass(frozen=True)
+class Subjects:
+    """What is measured: sets of triplets, sets of judged pairs, and metrics by their labels."""
+
+    sets: Sequence[AnyTriplets]
+    pairs: Sequence[JudgedPairs]
+    metrics: Mapping[str, Metric | RandomMetric]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of triplets, and all results as they are written."""
+
+    results: Results
+    documents: Sequence[dict[str, Any]]
+
+
+def _measured(runs: Sequence[Run], pair_runs: Sequence[PairRun]) -> list[tuple[Run, Evaluation]]:
+    """Computes results, or finds them on disk; gives the scores of triplets."""
+    from tqdm import tqdm
+
+    results: list[tuple[Run, Evaluation]] = []
+    total = sum(run.count for run in (*runs, *pair_runs))
+    with interrupts.deferred(), tqdm(total=total, unit="example", disable=None) as bar:
+        natural: Distances | None = None
+        natural_pairs: np.ndarray | None = None
+        for run in runs:
+            bar.set_description(run.title)
+            if run.threat.exposes or run.threat.seeks:
+                assert natural is not None
+                (run.expose if run.threat.exposes else run.seek)(natural, bar.update)
+                continue
+            evaluation = run.evaluation(None if run.threat.is_base else natural, bar.update)
+            if run.threat.is_base:
+                natural = evaluation.distances
+            results.append((run, evaluation))
+        for run in pair_runs:
+            bar.set_description(run.title)
+            distances = run.evaluation(None if run.threat.is_base else natural_pairs, bar.update).distances
+            if run.threat.is_base:
+                natural_pairs = distances
+    return results
+
+
 def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str:
     """A row per result, with 95 % intervals: how triplets are ranked, how far references can be driven, and how pairs
     are judged.
@@ -465,17 +506,21 @@ def tables(documents: Sequence[dict[str, Any]], *, by_kind: bool = False) -> str
         documents: results as they are written.
         by_kind: adds a row for each kind of distortion.
     """
-    found = []
+    found: list[Rows] = []
     if ranked := [document for document in documents if "scores" in document]:
         found.append(table(ranked, by_kind=by_kind))
     for name, make in (("exposure", exposure_table), ("radii", radius_table)):
         if documents_of := [document for document in documents if name in document]:
             found.append(make(documents_of))
     found += pair_tables([document for document in documents if "agreement" in document], by_kind=by_kind)
-    return "\n\n".join(found)
+    return "\n\n".join(reports.table(header, rows) for header, rows in found)
 
 
-def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
+Rows = tuple[Sequence[str], list[tuple[str, ...]]]
+"""The header and the rows of a table."""
+
+
+def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> Rows:
     """How triplets are ranked."""
     header = ("data", "metric", "attack", "steps", "moves", "eps [0,1]", "eps [-1,1]", *SCORES, "n")
     rows = []
@@ -486,10 +531,10 @@ def table(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> str:
             data = f"{document['data']}: {kind}" if kind else document["data"]
             count = scores["two_afc"]["count"]
             rows.append((data, *named, *(reports.cell(scores[name]) for name in SCORES.values()), str(count)))
-    return reports.table(header, rows)
+    return header, rows
 
 
-def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
+def exposure_table(documents: Iterable[dict[str, Any]]) -> Rows:
     """How far references can be driven, relative to the usual distance and difference of distorted images."""
     header = ("data", "metric", "attack", "steps", "within", "usual d", "d / usual", "rms / usual", "n")
     rows = []
@@ -503,10 +548,10 @@ def exposure_table(documents: Iterable[dict[str, Any]]) -> str:
                 str(found["distance"]["count"]),
             )
         )
-    return reports.table(header, rows)
+    return header, rows
 
 
-def radius_table(documents: Iterable[dict[str, Any]]) -> str:
+def radius_table(documents: Iterable[dict[str, Any]]) -> Rows:
     """How small a change reverses triplets: quartiles in the attack's norm (first_reversal: l2), images in [0, 1]."""
     header = ("data", "metric", "attack", "steps", "moves", "within", "reversed", "radius 25 %", "50 %", "75 %")
     rows = []
@@ -519,7 +564,7 @@ def radius_table(documents: Iterable[dict[str, Any]]) -> str:
             levels = _radius(found["rms"], 255.0)
             count = str(found["radius"][0]["count"])
             rows.append((data, *named, reports.cell(found["reversed"]), *quartiles, levels, count))
-    return reports.table((*header, "mean RMSE of 255", "n"), rows)
+    return (*header, "mean RMSE of 255", "n"), rows
 
 
 def _radius(score: dict[str, Any] | None, scale: float = 1.0) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -117,8 +117,10 @@ class PairRun:
         return dataclasses.replace(self.threat, name=name).function()
 
 
-def pair_tables(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -> list[str]:
-    """Tables of results as they are written, a row per result, with 95 % intervals: opinions, and same or not.
+def pair_tables(
+    documents: Iterable[dict[str, Any]], *, by_kind: bool = False
+) -> list[tuple[Sequence[str], list[tuple[str, ...]]]]:
+    """Headers and rows of tables, a row per result as it is written, with 95 % intervals: opinions, and same or not.
 
     Args:
         documents: results of judged pairs.
@@ -136,7 +138,7 @@ def pair_tables(documents: Iterable[dict[str, Any]], *, by_kind: bool = False) -
             rows[agreement["asked"]].append((data, *named, *cells, str(count)))
     columns = ("data", "metric", "attack", "steps", "moves", "eps [0,1]", "eps [-1,1]")
     return [
-        reports.table((*columns, *(HEADINGS[name] for name in PAIR_SCORES[asked]), "n"), found)
+        ((*columns, *(HEADINGS[name] for name in PAIR_SCORES[asked]), "n"), found)
         for asked, found in rows.items()
         if found
     ]

@@ -185,7 +185,7 @@ def contact_sheet(
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             left = MARGIN + column * (size + GAP)
-            picture = Image.fromarray(_bytes(tile.picture))
+            picture = Image.fromarray(as_bytes(tile.picture))
             times = size // max(picture.size)
             if times > 1:
                 picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
@@ -259,7 +259,7 @@ def _line(size: int) -> int:
 def _panel(picture: Picture, *, enlarge: bool = True) -> "Image":
     from PIL import Image
 
-    panel = Image.fromarray(_bytes(picture))
+    panel = Image.fromarray(as_bytes(picture))
     if not enlarge:
         return panel
     if max(panel.size) > LARGEST_PANEL:
@@ -269,7 +269,8 @@ def _panel(picture: Picture, *, enlarge: bool = True) -> "Image":
     return panel.resize((panel.width * times, panel.height * times), Image.Resampling.NEAREST)
 
 
-def _bytes(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+def as_bytes(picture: Shaped[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 3"]:
+    """Pictures as uint8; floats in [0, 1] are rounded, and those outside are clipped."""
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(picture)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
