@@ -51,7 +51,12 @@ def cases(table: Mapping[str, AttackEntry]) -> list[Case]:
     return found
 
 
-@pytest.fixture(scope="module", params=cases(ATTACKS), ids=lambda case: case.name)
+def marked(case: Case) -> Any:
+    """The union is made of attacks that are held to the promises themselves."""
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name == "union"))
+
+
+@pytest.fixture(scope="module", params=map(marked, cases(ATTACKS)))
 def attack(request: pytest.FixtureRequest) -> Case:
     return request.param
 

@@ -79,6 +79,7 @@ def test_a_side_that_is_not_finite_hides_none_that_is(tiny: Any, triplets: Any, 
     np.testing.assert_array_equal(result.closer, of_sides["closer"].closer)
 
 
+@pytest.mark.slow
 def test_bytes_and_jit(tiny: Any, triplets: Any) -> None:
     """Under an outer jit the metric is an argument, and bytes are what the floats of their values are."""
     quantised = [np.rint(np.asarray(images) * 255).astype(np.uint8) for images in triplets]

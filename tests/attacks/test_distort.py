@@ -42,6 +42,7 @@ def test_a_ball_of_no_size_holds_the_image_alone(metric) -> None:
     np.testing.assert_array_equal(result.success, [False, True, False])
 
 
+@pytest.mark.slow
 def test_the_range_is_a_matter_of_units(metric) -> None:
     images, radii = (pictures(3) / 255).astype(np.float32), np.full(3, 0.03)
     unit = rl.attacks.distort(metric, images, key=KEY, epsilon=radii, steps=STEPS)

@@ -67,7 +67,12 @@ def drawn_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("attack", "times"), [("triplets", 2), pytest.param("distort", 1, marks=pytest.mark.slow), ("impostor", 1)]
+    ("attack", "times"),
+    [
+        ("triplets", 2),
+        pytest.param("distort", 1, marks=pytest.mark.slow),
+        pytest.param("impostor", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_no_step_sees_the_draws_that_judge(
     ensemble: Ensemble, triplets: Any, drawn_by: list[Any], attack: str, times: int
@@ -102,6 +107,7 @@ def test_what_was_reached_is_measured_under_the_judges_key(ensemble: Ensemble, t
     assert np.mean(known.after.margin) > np.mean(result.after.margin)
 
 
+@pytest.mark.slow
 def test_known_draws_are_no_longer_random(ensemble: Ensemble, triplets: Any) -> None:
     objective = expected_ranking(ensemble, *triplets, samples=3, key=KEY)
     images = jnp.asarray(triplets[1])

@@ -43,6 +43,7 @@ def test_it_is_within_the_bound_and_farther_than_noise_there(metric) -> None:
     assert np.all(rl.distance(noisy, images, metric) > bound)
 
 
+@pytest.mark.slow
 def test_where_no_iterate_is_within_the_bound_the_segment_to_the_image_ends_there(metric) -> None:
     images = (pictures(2) / 255).astype(np.float32)
     bound = 1e-3

@@ -82,6 +82,7 @@ def triplets(seed: int = 0) -> tuple[Any, Any]:
     return rl.attacks.ranking(rl.load("lpips-tiny"), reference, closer, farther), closer
 
 
+@pytest.mark.slow
 def test_it_is_no_larger_than_where_pgd_succeeds() -> None:
     """And all batches are one program."""
     for seed in range(2):

@@ -121,6 +121,7 @@ def test_attacks_fool_the_classifier_within_the_bound(digits, tiny, name) -> Non
     assert len(result.trajectory) == options["steps"] * options.get("outer_steps", 1) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST_FIRST)
 def test_ten_batches_are_one_program(digits, tiny, name) -> None:
     traces = []

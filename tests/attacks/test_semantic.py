@@ -33,6 +33,7 @@ def test_the_objective_is_its_definition(metric) -> None:
     np.testing.assert_allclose(objective(jnp.asarray(images / 255, jnp.float32)), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_pair_that_counts(metric) -> None:
     references = (pictures(4) / 255).astype(np.float32)
     images = (pictures(4, seed=7) / 255).astype(np.float32)

@@ -123,6 +123,7 @@ def test_no_displacement_leaves_the_image(triplets) -> None:
     np.testing.assert_array_equal(result.flow, 0)
 
 
+@pytest.mark.slow
 def test_each_image_of_an_example_has_its_flow(metric) -> None:
     reference, closer, farther = pictures(2), pictures(2, seed=1), pictures(2, seed=2)
     objective = rl.attacks.ranking(metric, reference, closer, farther, attacked="both")

@@ -75,6 +75,7 @@ def test_an_entry_is_tested_and_listed(objective: Any, command: Any) -> None:
     test_promises.test_names_its_arguments_alike(case)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("added")
 def test_an_entry_is_usable_from_the_command_line(command: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

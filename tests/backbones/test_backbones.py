@@ -66,6 +66,7 @@ def test_the_minimum_size_is_the_smallest(architecture: Sequential) -> None:
     assert architecture.smallest_activation(architecture.minimum_size - 1) < 1
 
 
+@pytest.mark.slow
 def test_a_tap_on_the_input_is_the_input(drawn: Callable[..., Any]) -> None:
     x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
     outputs = ELPIPS_SQUEEZE.taps(drawn(SQUEEZE).parameters["backbone"], x, Computation())

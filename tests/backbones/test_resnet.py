@@ -97,6 +97,7 @@ def test_a_negative_variance_is_refused() -> None:
         from_pytorch(tensors, with_heads(SMALL), "drawn weights")
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_recomputation_changes_nothing(drawn: Callable[..., Any]) -> None:
     metric = drawn(SMALL)
     random = np.random.default_rng(0)
@@ -116,6 +117,7 @@ def test_gradients_are_finite_and_recomputation_changes_nothing(drawn: Callable[
     np.testing.assert_allclose(again, gradient, rtol=1e-4, atol=1e-6 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_in_one_batch(drawn: Callable[..., Any]) -> None:
     metric = drawn(SMALL)
     random = np.random.default_rng(0)
@@ -126,6 +128,7 @@ def test_images_of_several_sizes_in_one_batch(drawn: Callable[..., Any]) -> None
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_over_it(drawn: Callable[..., Any]) -> None:
     """Which transforms the images and drops inputs of every convolution."""
     ensemble = rl.Ensemble(drawn(SMALL))

@@ -11,7 +11,7 @@ from benchmarks import geometry_gallery
 from benchmarks.geometry_gallery import COPIES, NOISE, Gallery, copies
 
 
-@pytest.mark.parametrize("picture", ["shift", "geodesic"])
+@pytest.mark.parametrize("picture", ["shift", pytest.param("geodesic", marks=pytest.mark.slow)])
 def test_a_picture_is_written(
     picture: Literal["shift", "geodesic"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ def pair() -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     "architecture",
-    [ALEX, SQUEEZE, STALEX, pytest.param(VGG, marks=pytest.mark.slow)],
+    [ALEX, *(pytest.param(backbone, marks=pytest.mark.slow) for backbone in (SQUEEZE, STALEX, VGG))],
     ids=lambda architecture: architecture.name,
 )
 def test_distances_and_gradients_are_the_library_s(architecture, drawn, pair) -> None:

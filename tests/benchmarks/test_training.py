@@ -127,6 +127,7 @@ def test_the_published_recipe_is_trained_from_the_same_heads() -> None:
     assert changed == {"protocol": "corrected", "dropout": 0.0}
 
 
+@pytest.mark.slow
 def test_a_natural_step_moves_every_sort_of_weight_and_is_not_kept(ours) -> None:
     start = training.weights(ours.start.trained)
     found = ours.natural()

@@ -110,6 +110,7 @@ def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: P
     assert "2 px" in out
 
 
+@pytest.mark.slow
 def test_radii_of_reversal(command: Command, data: Path, tmp_path: Path) -> None:
     """Their own table and document, and a second run that computes nothing."""
     attack = ("--attack", "minimum", "--attack", "first_reversal", "--steps", 6)
@@ -324,7 +325,7 @@ def test_the_order_of_two_pictures_and_one_alone(command: Command, pictures: lis
     assert alone["linf"] <= 2
 
 
-@pytest.mark.parametrize("bound", [0.1, 0.05])
+@pytest.mark.parametrize("bound", [pytest.param(0.1, marks=pytest.mark.slow), 0.05])
 def test_an_impostor_is_within_its_bound_as_it_is_written(
     command: Command, pictures: list[Path], tmp_path: Path, bound: float
 ) -> None:

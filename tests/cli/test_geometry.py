@@ -62,6 +62,7 @@ def test_the_published_schedule_can_be_asked_for(command: Command, pictures: lis
     assert np.any(found[0] != found[2])
 
 
+@pytest.mark.slow
 def test_geodesic_goes_on_after_ctrl_c(
     command: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import rlpips_jax as rl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["average", pytest.param("geodesic", marks=pytest.mark.slow)])
 def test_ensembles_are_metrics_too(command: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(0)

@@ -79,6 +79,7 @@ def test_a_list_as_json_lines(rlpips, pair_list: Path, files: Files, expected: l
     check(results, files, expected)
 
 
+@pytest.mark.slow
 def test_a_list_in_the_other_forms(rlpips, pair_list: Path, files: Files, expected: list[float]) -> None:
     rows = list(csv.DictReader(io.StringIO(rlpips("--pairs", pair_list, "--csv").out)))
     check(rows, files, expected)
@@ -346,7 +347,15 @@ def pairs_of(folder: Path) -> Files:
 WARNING = "rlpips: warning: 43 of 91 pairs are left out: their images differ in size (3 sizes)\n"
 
 
-@pytest.mark.parametrize(("side", "kept"), [(32, 1 << 30), (4, 1 << 30), (4, 0), (3, 600_000)])
+@pytest.mark.parametrize(
+    ("side", "kept"),
+    [
+        (32, 1 << 30),
+        pytest.param(4, 1 << 30, marks=pytest.mark.slow),
+        pytest.param(4, 0, marks=pytest.mark.slow),
+        (3, 600_000),
+    ],
+)
 def test_all_pairs_equal_those_one_by_one(
     rlpips, folder: Path, tiny: rl.Lpips, one_by_one, monkeypatch: pytest.MonkeyPatch, side: int, kept: int
 ) -> None:
@@ -366,6 +375,7 @@ def test_features_are_computed_once_an_image(rlpips, folder: Path, monkeypatch: 
     assert sum(computed) == 10
 
 
+@pytest.mark.slow
 def test_all_pairs_go_on_where_they_stood(rlpips, folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(all_pairs, "LARGEST_TILE", 4)
     out = tmp_path / "out.jsonl"

@@ -106,7 +106,9 @@ def test_no_map(small: Dists) -> None:
         rl.distance_map(X, Y, small)
 
 
-@pytest.mark.parametrize("shape", [(7, 8), (8, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 8), pytest.param((8, 5), marks=pytest.mark.slow), pytest.param((1, 1), marks=pytest.mark.slow)]
+)
 def test_l2_pooling_and_its_gradient(shape: tuple[int, int]) -> None:
     x = RNG.normal(size=(1, *shape, 2)).astype(np.float32)
     weights = RNG.normal(size=(1, -(-shape[0] // 2), -(-shape[1] // 2), 2)).astype(np.float32)

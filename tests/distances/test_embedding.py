@@ -71,6 +71,7 @@ def test_zero_at_identical_images_and_finite_gradients(backbone: Any) -> None:
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_gradient() -> None:
     def total(metric: Any, y: jax.Array) -> jax.Array:
         return rl.distance(images(2), y, metric).sum()

@@ -37,11 +37,11 @@ def as_floats(images: np.ndarray) -> np.ndarray:
 X, Y = photographs(3, 40, 45, 3), photographs(3, 40, 45, 3, seed=1)
 
 
-SLOW_ALEX = pytest.param(ALEX, marks=pytest.mark.slow)
-"""Its layers are of the kinds of those of TINY."""
+LARGE = [pytest.param(backbone, marks=pytest.mark.slow) for backbone in (ALEX, SQUEEZE)]
+"""Networks with many layers to compile; the layers of TINY are like theirs."""
 
 
-@pytest.fixture(scope="module", params=[SLOW_ALEX, SQUEEZE, TINY], ids=lambda architecture: architecture.name)
+@pytest.fixture(scope="module", params=[*LARGE, TINY], ids=lambda architecture: architecture.name)
 def metric(request, drawn) -> Lpips:
     return drawn(request.param)
 
@@ -99,7 +99,9 @@ def test_distance_is_symmetric(metric) -> None:
     np.testing.assert_allclose(rl.distance(X, Y, metric), rl.distance(Y, X, metric), rtol=1e-6)
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3), (1, 2, 1)])
+@pytest.mark.parametrize(
+    "leading", [(), pytest.param((1,), marks=pytest.mark.slow), (2, 3), pytest.param((1, 2, 1), marks=pytest.mark.slow)]
+)
 def test_a_distance_has_the_leading_axes_and_nothing_else(leading, tiny) -> None:
     x, y = (photographs(*leading, 33, 47, 3, seed=seed) for seed in (2, 3))
     d = rl.distance(x, y, tiny)
@@ -154,12 +156,11 @@ def test_blocks_bound_memory(tiny) -> None:
 
 
 def test_blocks_change_no_result(tiny) -> None:
-    for most in (1, 2, 5):
-        blocks = dataclasses.replace(tiny, max_batch=most)
-        np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, tiny), rtol=1e-5)
-        for f, g in zip(blocks.features(X), tiny.features(X), strict=True):
-            np.testing.assert_allclose(f, g, atol=1e-5)
-        np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, tiny), rtol=1e-3, atol=1e-6)
+    blocks = dataclasses.replace(tiny, max_batch=2)
+    np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, tiny), rtol=1e-5)
+    for f, g in zip(blocks.features(X), tiny.features(X), strict=True):
+        np.testing.assert_allclose(f, g, atol=1e-5)
+    np.testing.assert_allclose(rl.distance_map(X, Y, blocks), rl.distance_map(X, Y, tiny), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -294,7 +295,7 @@ def gradients(metric: Lpips, x: jax.Array, y: jax.Array) -> tuple:
     ("architecture", "dtype"),
     [
         pytest.param(ALEX, "float32", marks=pytest.mark.slow),
-        (SQUEEZE, "float32"),
+        pytest.param(SQUEEZE, "float32", marks=pytest.mark.slow),
         (TINY, "float32"),
         (TINY, "bfloat16"),
     ],
@@ -410,7 +411,14 @@ def test_a_donated_metric_comes_back(tiny) -> None:
     np.testing.assert_allclose(halved.parameters["heads"][0], tiny.parameters["heads"][0] / 2)
 
 
-@pytest.mark.parametrize("style", ["jit", "shard_map", "shard_map, remat"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        pytest.param("jit", marks=pytest.mark.slow),
+        "shard_map",
+        pytest.param("shard_map, remat", marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(style, tiny) -> None:
     """A step that moves images, as a generator's training does."""
     devices = np.array(jax.devices())
@@ -651,11 +659,11 @@ def of_padded_pairs(x: np.ndarray, y: np.ndarray, metric: Lpips) -> jax.Array:
     ("function", "options"),
     [
         (of_pairs, {}),
-        (of_pairs, {"remat": True}),
-        (of_pairs, {"forward_mode": True}),
-        (of_pairs, {"max_batch": 1}),
+        pytest.param(of_pairs, {"remat": True}, marks=pytest.mark.slow),
+        pytest.param(of_pairs, {"forward_mode": True}, marks=pytest.mark.slow),
+        pytest.param(of_pairs, {"max_batch": 1}, marks=pytest.mark.slow),
         (of_a_matrix, {}),
-        (of_padded_pairs, {}),
+        pytest.param(of_padded_pairs, {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_gradient_by_floors_is_the_slope(function, options, floored) -> None:
@@ -730,6 +738,7 @@ def test_floors_come_from_the_file(tmp_path) -> None:
     assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in unweighted.parameters["floors"])
 
 
+@pytest.mark.slow
 def test_heads_bring_floors_to_a_backbone_of_another_file(drawn, tmp_path) -> None:
     parameters = jax.device_get(with_floors(drawn(ALEX), 1, 2, 3, 4, 5).parameters)
     native.write(tmp_path / "alex.safetensors", {"backbone": parameters["backbone"]}, with_heads(ALEX))

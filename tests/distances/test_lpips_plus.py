@@ -86,6 +86,7 @@ def test_a_mask_counts_beside_the_activations(small: LpipsPlus) -> None:
     assert np.all(rl.distance(X, Y, small, mask=~everything) == 0)
 
 
+@pytest.mark.slow
 def test_without_activations_every_position_counts_alike(small: LpipsPlus) -> None:
     features = small.features(X)
     silent = (*features[:2], jnp.zeros_like(features[2]), features[3])

@@ -108,6 +108,7 @@ def test_a_blurred_convolution_is_a_convolution_and_a_blur_pooling(size: tuple[i
     np.testing.assert_allclose(slope, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_in_one_batch() -> None:
     _, metric = small()
     sizes = np.array([[21, 30], [30, 21], [24, 27], [30, 30]])

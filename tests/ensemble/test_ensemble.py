@@ -235,6 +235,7 @@ def test_vmap(ensemble: Ensemble) -> None:
         np.testing.assert_allclose(found[place], call(x[place], y[place], ensemble), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_max_batch_and_remat_change_no_number(ensemble: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(3))
     expected = rl.distance(x, y, ensemble, key=KEY, samples=8)
@@ -275,6 +276,7 @@ def test_images_that_are_compared_at_once(ensemble: Ensemble, k: int, side: int,
     assert together(run, ensemble, images) == most
 
 
+@pytest.mark.slow
 def test_a_comparison_in_blocks(ensemble: Ensemble) -> None:
     x, y = (np.asarray(each[:, :SMALL, :SMALL]) for each in pairs(5))
     bounded = replace(ensemble, metric=replace(ensemble.metric, max_batch=2))
@@ -283,6 +285,7 @@ def test_a_comparison_in_blocks(ensemble: Ensemble) -> None:
     np.testing.assert_allclose(found.difference_errors, expected.difference_errors, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_objective_of_several_images_keeps_to_max_batch(single: Ensemble) -> None:
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))
 
@@ -335,6 +338,7 @@ def test_keys_of_the_old_style(ensemble: Ensemble) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None:
     x, y = (each[:, :SMALL, :48] for each in pairs(2))
     t = sample_transformations(KEY, 1, SMALL, 48, transpose=True)
@@ -346,6 +350,7 @@ def test_functions_of_a_metric_need_a_transformation(ensemble: Ensemble) -> None
     np.testing.assert_allclose(jnp.diag(rl.pairwise(one, other, ensemble.metric)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_draws_of_one_key_are_a_metric(ensemble: Ensemble) -> None:
     """Its expectation is that of the ensemble; features are reused, and all pairs share the draws."""
     x, y = (each[:, :SMALL, :48] for each in pairs(2))

@@ -399,6 +399,7 @@ def test_there_are_two_directions(noisy: Path) -> None:
         next(parts)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(command: Command, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correlations, "RESAMPLES", 20)
     jnd(tmp_path / "jnd")

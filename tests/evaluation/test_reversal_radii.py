@@ -29,6 +29,7 @@ def test_quartiles_are_those_of_all_and_shares_those_of_the_correct() -> None:
     assert summary.radius[2].high == np.inf
 
 
+@pytest.mark.slow
 def test_intervals_of_medians_hold_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     held = []

@@ -137,6 +137,7 @@ def test_crossed_triplets_have_two_kinds_and_the_teachers_opinion(of_two_kinds, 
     assert 0 < of_two_kinds.sure.mean() < 1
 
 
+@pytest.mark.slow
 def test_equal_images_are_drawn_again(photographs, tiny, monkeypatch, of_two_kinds):
     apply = module.distortions.apply
     drawn = []

@@ -66,11 +66,11 @@ def loss(function: Callable, options: dict, x: jax.Array, kernel: jax.Array) -> 
     return jnp.sum(jnp.tanh(function(x, kernel, **options)) ** 2)
 
 
-SLOW = "many channels, a wide window"
+SLOW = {"many channels, a wide window", "vgg, a small image"}
 
 
 @pytest.mark.parametrize(
-    "geometry", [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in GEOMETRIES]
+    "geometry", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GEOMETRIES]
 )
 def test_gradients_of_image_and_kernel_are_those_of_autodiff(geometry: str) -> None:
     x, kernel, options = drawn(geometry)
@@ -102,7 +102,14 @@ def test_reverse_over_reverse(geometry: str) -> None:
     assert_near(twice(convolution), twice(plain))
 
 
-@pytest.mark.parametrize("geometry", ["alex 1", "alex 2", "vgg, a small image"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "alex 1",
+        pytest.param("alex 2", marks=pytest.mark.slow),
+        pytest.param("vgg, a small image", marks=pytest.mark.slow),
+    ],
+)
 def test_vmap_over_images_and_over_kernels(geometry: str) -> None:
     x, kernel, options = drawn(geometry)
     images, kernels = jnp.stack([x, 2 * x, x[::-1]]), jnp.stack([kernel, -kernel, 0.5 * kernel])
@@ -189,7 +196,8 @@ def test_the_kernel_alone_keeps_the_input_alive() -> None:
     assert any(leaf.shape == x.shape for leaf in jax.tree.leaves(residuals))
 
 
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_one_program_differentiates_by_images_and_by_parameters(remat: bool) -> None:
     """Adversarial training does both, and JAX traces the network once for both."""
     metric = rl.load("lpips-tiny", remat=remat)

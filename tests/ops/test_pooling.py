@@ -20,7 +20,9 @@ def pooled_by_xla(x: jax.Array, pooling: Pooling) -> jax.Array:
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("ceil", [False, True], ids=["floor", "ceil"])
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (2, 3), (3, 1)])
-@pytest.mark.parametrize("size", [(7, 6), (3, 8), (9, 3)])
+@pytest.mark.parametrize(
+    "size", [(7, 6), pytest.param((3, 8), marks=pytest.mark.slow), pytest.param((9, 3), marks=pytest.mark.slow)]
+)
 def test_the_gradient_of_a_maximum_goes_to_the_first_of_equals(size, window, stride, ceil, ties) -> None:
     """As in XLA's own rule, and in PyTorch."""
     pooling = Pooling("max", window, stride, ceil)
