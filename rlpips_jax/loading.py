@@ -17,6 +17,7 @@ from rlpips_jax.distances.lpips_plus import LpipsPlus
 from rlpips_jax.distances.named import DEFAULT
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
+from rlpips_jax.distances.tiles import bounded
 from rlpips_jax.ensemble import ensemble
 from rlpips_jax.ensemble.ensemble import Ensemble
 from rlpips_jax.errors import MetricError, UnknownMetric, WeightsMismatch, WeightsNotFound
@@ -61,6 +62,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: DTypeLike
     precision: str
     max_batch: int | None
+    max_memory: int | None
     remat: bool
     forward_mode: bool
     frozen: bool
@@ -87,6 +89,7 @@ def load(
     dtype: DTypeLike = "float32",
     precision: str = "highest",
     max_batch: int | None = None,
+    max_memory: int | None = None,
     remat: bool = False,
     forward_mode: bool = False,
     frozen: bool = False,
@@ -107,6 +110,10 @@ def load(
             where a GPU has TF32 or a TPU bfloat16.
         max_batch: most images in the network at once: bounds memory, not results. The gradient recomputes each
             block, so it is bounded too.
+        max_memory: bytes that activations may take in a distance and its gradient, roughly, beside images, parameters
+            and results. Fewer pairs are computed at once then, and images that are too large alone are cut into tiles
+            that overlap by as much as the network sees: the number stays the same (1e-6), a gradient too. For LPIPS,
+            R-LPIPS, ST-LPIPS and DISTS over networks of convolutions; `features`, maps and masks need whole images.
         remat: recompute activations in the gradient instead of keeping those between taps (VGG16 at 512x512 on CPU:
             0.64 of the memory). On CPU without effect under `vmap` or within blocks of `max_batch`.
         forward_mode: make `jax.jvp`, `jax.jacfwd` and `jax.linearize` work, which the convolutions' own backward rule
@@ -129,6 +136,7 @@ def load(
         dtype=dtype,
         precision=precision,
         max_batch=max_batch,
+        max_memory=max_memory,
         remat=remat,
         forward_mode=forward_mode,
         frozen=frozen,
@@ -136,8 +144,10 @@ def load(
     if not isinstance(name, str | os.PathLike):
         raise MetricError(f"a metric is named by a string or by a file's path, got {name!r}")
     if isinstance(name, str) and name.startswith(PREFIX):
-        return under_transformations(_load(name.removeprefix(PREFIX), weights_dir, options))
-    return _load(name, weights_dir, options)
+        return bounded(
+            under_transformations(_load(name.removeprefix(PREFIX), weights_dir, options)), options.max_memory
+        )
+    return bounded(_load(name, weights_dir, options), options.max_memory)
 
 
 def under_transformations(metric: Metric | RandomMetric) -> RandomMetric:

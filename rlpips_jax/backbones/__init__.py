@@ -3,12 +3,14 @@
 from rlpips_jax.backbones.alex import ALEX
 from rlpips_jax.backbones.convnext import CONVNEXT_B, OPENCLIP_CONVNEXT_B
 from rlpips_jax.backbones.dropout import Dropout
+from rlpips_jax.backbones.locality import Locality, Reach, Window, locality_of
 from rlpips_jax.backbones.protocol import (
     CLIP,
     IMAGENET,
     Backbone,
     Computation,
     EmbeddingBackbone,
+    LocalBackbone,
     RenamedBackbone,
     Scaling,
     StagedBackbone,
@@ -77,11 +79,16 @@ __all__ = [
     "EmbeddingBackbone",
     "Fire",
     "Layer",
+    "LocalBackbone",
+    "Locality",
     "Pool",
     "Pooling",
+    "Reach",
     "RenamedBackbone",
     "Scaling",
     "Sequential",
     "StagedBackbone",
+    "Window",
     "layer_name",
+    "locality_of",
 ]

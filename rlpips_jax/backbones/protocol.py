@@ -3,7 +3,8 @@
 A backbone is a network whose activations are compared. It is a hashable value that holds no parameters: two that
 compute the same are equal, so that compiled programs are shared. One that also runs part by part is a
 `StagedBackbone`, and metrics then recompute activations in the gradient, compare images of different sizes in one
-batch, and use dropout.
+batch, and use dropout. One whose activations each depend on a part of the image is a `LocalBackbone`, and large images
+can then be computed in tiles.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones.dropout import Dropout
+from rlpips_jax.backbones.locality import Locality
 from rlpips_jax.files.official import Official
 from rlpips_jax.ops.blur_pool import blur_pool
 from rlpips_jax.ops.convolution import convolution
@@ -207,6 +209,16 @@ class RenamedBackbone(Backbone, Protocol):
 
     def renamed(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A file's tensors under the names of `pytorch_shapes`, after whatever precedes them; others as they are."""
+        ...
+
+
+@runtime_checkable
+class LocalBackbone(Backbone, Protocol):
+    """A backbone whose activations depend on a part of the image each, everywhere in the same way but for its edges."""
+
+    @property
+    def locality(self) -> Locality:
+        """On which part."""
         ...
 
 

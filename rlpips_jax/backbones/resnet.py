@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rlpips_jax.backbones import axes
 from rlpips_jax.backbones.dropout import Dropout, dropped
+from rlpips_jax.backbones.locality import Locality, Window, locality_of
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
 from rlpips_jax.errors import WeightsMismatch
 from rlpips_jax.files.official import Official, torchvision
@@ -91,6 +92,25 @@ class ResNet:
     def minimum_size(self) -> int:
         """The smallest height and width, in pixels: every window is padded, so one pixel is enough."""
         return 1
+
+    @property
+    def locality(self) -> Locality:
+        """Which part of the image each tap's activations depend on; what skips a block sees less than its convolutions.
+
+        Inputs of blocks, which are kept beside these, count as further activations.
+        """
+        stages = [[Window(7, 2, 3, WIDTHS[0])]]
+        for stage, (width, depth) in enumerate(zip(WIDTHS, self.depths, strict=True), start=1):
+            windows = [Window(POOLING.window, POOLING.stride, 1, WIDTHS[0])] if stage == 1 else []
+            for index in range(depth):
+                stride = 2 if stage > 1 and index == 0 else 1
+                for window, multiple in self.block:
+                    step = stride if window == 3 else 1
+                    stride = 1 if window == 3 else stride
+                    windows.append(Window(window, step, window // 2, width * multiple))
+                windows.append(Window(1, channels=width * self.block[-1][1]))
+            stages.append(windows)
+        return locality_of(stages)
 
     @property
     def signature(self) -> str:

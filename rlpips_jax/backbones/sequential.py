@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from rlpips_jax.backbones import axes
 from rlpips_jax.backbones.blurred_convolution import blurred_convolution
 from rlpips_jax.backbones.dropout import Dropout, dropped
+from rlpips_jax.backbones.locality import Locality, Window, locality_of
 from rlpips_jax.backbones.protocol import IMAGENET, Computation, Scaling, taps_of_stages
 from rlpips_jax.files.official import Official
-from rlpips_jax.ops.blur_pool import blurred_size
+from rlpips_jax.ops.blur_pool import AROUND, FILTER, blurred_size
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.pooling import Pooling, Size
 
@@ -129,6 +130,19 @@ class Sequential:
         return next(size for size in range(1, 1024) if self.smallest_activation(size) >= 1)
 
     @property
+    def locality(self) -> Locality:
+        """Which part of the image each tap's activations depend on."""
+        stages: list[list[Window]] = []
+        channels = 3
+        for stage in self.stages():
+            stages.append([])
+            for layer in stage:
+                if not isinstance(layer, Pool | BlurPool):
+                    channels = layer.channels
+                stages[-1] += self._windows(layer, channels)
+        return locality_of(stages, 3)
+
+    @property
     def signature(self) -> str:
         """What pins the computation in a metric's signature."""
         return f"backbone={self.name} pooling={self.pooling} taps={len(self.tapped)}"
@@ -181,6 +195,19 @@ class Sequential:
             if smallest < 1:
                 break
         return smallest
+
+    def _windows(self, layer: Layer, channels: int) -> list[Window]:
+        """What a layer with so many channels sees of its input, step by step."""
+        blur = Window(len(FILTER), 2, AROUND["reflected"], channels)
+        if isinstance(layer, BlurPool):
+            return [blur]
+        if isinstance(layer, Pool):
+            padding = AROUND["zero"] if self.pooling.kind == "l2" else 0
+            return [Window(self.pooling.window, self.pooling.stride, padding, channels)]
+        if isinstance(layer, Fire):
+            return [Window(1, channels=layer.squeeze), Window(3, padding=1, channels=channels)]
+        convolution = Window(layer.window, layer.stride, layer.padding, channels)
+        return [convolution, blur] if layer.blurred else [convolution]
 
     def stages(self) -> tuple[tuple[Layer, ...], ...]:
         """The layers from each tap to the next, one group per tap (empty for `INPUT`); none after the last tap."""

@@ -19,6 +19,7 @@ from rlpips_jax.distances.protocol import (
     RandomMetric,
     is_random,
 )
+from rlpips_jax.distances.tiles import pairs_at_once, tiled_layers, tiling_of
 from rlpips_jax.errors import EnsembleError, ImageError, MetricError
 from rlpips_jax.images import (
     UNIT_RANGE,
@@ -73,7 +74,8 @@ def distance(
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or differ in shape; or the mask does not
             fit them.
-        MetricError: `metric` is not a metric, or cannot leave out parts of an image.
+        MetricError: `metric` is not a metric, or cannot leave out parts of an image, or not of one that its
+            `max_memory` has computed in tiles; or that is too little.
         WeightsNotFound: `metric` is None, and its weights are not on this machine and cannot be downloaded.
         EnsembleError: a random metric without a key, or one with a mask; or a key for a metric that is not random.
     """
@@ -89,6 +91,7 @@ def distance(
         raise EnsembleError(f"{metric.name} is not random: key and samples are for ensembles such as 'elpips-squeeze'")
     x, y, value_range = _checked(x, y, metric, value_range)
     if mask is not None:
+        _check_whole(metric, x, "mask")
         layers = _masked_layers(_able(metric, MaskedMetric, "mask"), x, y, _mask(mask, x, y), value_range=value_range)
         return total([layers[..., index] for index in range(layers.shape[-1])])
     return _distance(metric, x, y, value_range=value_range)
@@ -118,6 +121,7 @@ def layer_distances(
     able = _able(check_metric(DEFAULT if metric is None else metric), LayeredMetric, "layer_distances")
     x, y, value_range = _checked(x, y, able, value_range)
     if mask is not None:
+        _check_whole(able, x, "mask")
         return _masked_layers(_able(able, MaskedMetric, "mask"), x, y, _mask(mask, x, y), value_range=value_range)
     return _layers(able, x, y, value_range=value_range)
 
@@ -140,6 +144,7 @@ def distance_map(
     """
     able = _able(check_metric(DEFAULT if metric is None else metric), MappedMetric, "distance_map")
     x, y, value_range = _checked(x, y, able, value_range)
+    _check_whole(able, x, "distance_map")
     if mask is None:
         return _map(able, x, y, value_range=value_range)
     mask = _mask(mask, x, y)
@@ -175,6 +180,16 @@ def _able(metric: Any, ability: type, what: str) -> Any:
         (needed,) = (name for name in vars(ability) if name.endswith("between"))
         raise MetricError(f"{metric.name} does not support {what}: it has no {needed}")
     return metric
+
+
+def _check_whole(metric: Metric, images: Images, what: str) -> None:
+    """Raises a MetricError for what tiles cannot do, where the metric has to cut the images."""
+    height, width = images.shape[-3:-1]
+    if tiling_of(metric, height, width) is not None:
+        raise MetricError(
+            f"{what} needs whole images, but max_memory of {metric.name} has images of {height}x{width} computed in "
+            "tiles: load the metric with a larger max_memory or without it"
+        )
 
 
 def _checked(x: Any, y: Any, metric: Metric, value_range: Any) -> tuple[Any, Any, ValueRange]:
@@ -244,6 +259,12 @@ def _distance(metric: Metric, x: Images, y: Images, *, value_range: ValueRange) 
 @functools.partial(jax.jit, static_argnames="value_range")
 @automatic_axes("x", "y")
 def _layers(metric: Any, x: Images, y: Images, *, value_range: ValueRange) -> Float[Array, "... layers"]:
+    tiling = tiling_of(metric, *x.shape[-3:-1])
+    if tiling is not None:
+        leading = max(x.shape, y.shape, key=len)[:-3]
+        x, y = (image.reshape(-1, *image.shape[-3:]) for image in (x, y))
+        layers = tiled_layers(metric, x, y, tiling, value_range)
+        return zero_where_identical(layers, x, y, value_range).reshape(*leading, layers.shape[-1])
     return of_pairs(metric, metric.layers_between, x, y, value_range)
 
 
@@ -274,7 +295,7 @@ def of_pairs(
     """The result of a function of two images' features for each pair; exactly 0 for identical images.
 
     Args:
-        metric: whose features are compared, at most `max_batch` pairs at a time, if it has that attribute.
+        metric: whose features are compared, as many at a time as its `max_batch` and `max_memory` allow.
         between: of the features of n images and n others, and of n further arguments.
         x: `(..., h, w, 3)`.
         y: of the same shape; or one of both is `(h, w, 3)`, and its features are computed once.
@@ -298,7 +319,7 @@ def of_pairs(
 
     many = [image for image, one in zip((x, y), lone, strict=True) if one is None]
     arrays = (jnp.asarray(array).reshape(-1, *array.shape[len(leading) :]) for array in (*many, *others))
-    result = in_blocks(block, *arrays, most=getattr(metric, "max_batch", None))
+    result = in_blocks(block, *arrays, most=pairs_at_once(metric, *x.shape[-3:-1]))
     return result.reshape(*leading, *result.shape[1:])
 
 

@@ -13,14 +13,17 @@ As they sum to 1, the 1 can be shared out among the channels, and every share is
 So it is computed, without the loss of digits of a difference from 1, and so the share of each tap is defined.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from rlpips_jax.backbones import VGG, Backbone, Dropout
+from rlpips_jax.backbones import VGG, Backbone, Dropout, Locality, Reach
 from rlpips_jax.distances.family import Family
 from rlpips_jax.distances.network import (
     Features,
@@ -47,6 +50,17 @@ VGG_L2 = replace(VGG, pooling=Pooling("l2", 3, 2))
 """VGG16 with L2 pooling."""
 
 
+class Moments(NamedTuple):
+    """Means and variances of a tap's channels over a number of positions, in two images."""
+
+    number: Float[Array, "..."]
+    mean: Float[Array, "... c"]
+    other_mean: Float[Array, "... c"]
+    variance: Float[Array, "... c"]
+    other_variance: Float[Array, "... c"]
+    variance_of_difference: Float[Array, "... c"]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dists(NetworkMetric):
     """DISTS over a backbone. Made by `rlpips_jax.load`; `NetworkMetric` has the other attributes.
@@ -58,6 +72,24 @@ class Dists(NetworkMetric):
         parameters: `{"backbone": {...}, "alpha": (k,), "beta": (k,)}`, float32, for the k channels of all taps, the
             three of the image first; the leaves of the pytree.
     """
+
+    @property
+    def locality(self) -> Locality | None:
+        """On which part of the image each array of features depends; the first is the image itself."""
+        of_network = super().locality
+        if of_network is None:
+            return None
+        return Locality((Reach(1, 0, 0), *of_network.reaches), of_network.activations + 3)
+
+    def statistics_between(self, features: Features, others: Features, cores: Weights) -> tuple[Moments, ...]:
+        """Of parts of the images: the moments of each tap's channels over the positions that count."""
+        self._check_pair(features, others)
+        return tuple(_moments(*each) for each in zip(features, others, cores, strict=True))
+
+    def layers_of(self, statistics: tuple[Moments, ...]) -> Float[Array, " layers"]:
+        """The share of each tap in a pair's distance, from the statistics of all parts along the first axis."""
+        weights = self._alphas_and_betas(statistics[0].mean.dtype)
+        return jnp.stack([_unlike(_merged(tap), *each) for tap, each in zip(statistics, weights, strict=True)])
 
     @property
     def _channels(self) -> tuple[int, ...]:
@@ -77,30 +109,59 @@ class Dists(NetworkMetric):
         return [(x, sizes), *activations(self, scaled, sizes=sizes, dropout=dropout)]
 
     def _parts(self, features: Features, others: Features, weights: Weights) -> list[Float[Array, "..."]]:
+        both = self._alphas_and_betas(features[0].dtype)
+        moments = (_moments(*each) for each in zip(features, others, weights, strict=True))
+        return [_unlike(tap, *each) for tap, each in zip(moments, both, strict=True)]
+
+    def _alphas_and_betas(self, dtype: DTypeLike) -> Iterator[tuple[Float[Array, " c"], Float[Array, " c"]]]:
+        """The weights of each tap's channels, which sum to 1."""
         parameters = parameters_of(self)
-        both = [parameters[name].astype(features[0].dtype) for name in ("alpha", "beta")]
+        both = [parameters[name].astype(dtype) for name in ("alpha", "beta")]
         total = both[0].sum() + both[1].sum()
         ends = np.cumsum(self._channels)[:-1].tolist()
-        alphas, betas = (jnp.split(each / total, ends) for each in both)
-        return [_unlike(*each) for each in zip(features, others, alphas, betas, weights, strict=True)]
+        return zip(*(jnp.split(each / total, ends) for each in both), strict=True)
 
 
 register_metric(Dists)
 
 
-def _unlike(
-    f: Float[Array, "... h w c"],
-    g: Float[Array, "... h w c"],
-    alpha: Float[Array, " c"],
-    beta: Float[Array, " c"],
-    weights: Float[Array, "... h w"] | None,
-) -> Float[Array, "..."]:
-    """The share of a tap in the distance."""
+def _moments(
+    f: Float[Array, "... h w c"], g: Float[Array, "... h w c"], weights: Float[Array, "... h w"] | None
+) -> Moments:
+    """Means and variances over positions."""
     means = [position_mean(each, weights) for each in (f, g)]
     f, g = (each - jnp.expand_dims(mean, (-3, -2)) for each, mean in zip((f, g), means, strict=True))
-    variances = [position_mean(jnp.square(each), weights) for each in (f, g)]
-    of_means = jnp.square(means[0] - means[1]) / (jnp.square(means[0]) + jnp.square(means[1]) + C)
-    of_variances = position_mean(jnp.square(f - g), weights) / (variances[0] + variances[1] + C)
+    variances = (position_mean(jnp.square(each), weights) for each in (f, g, f - g))
+    count = jnp.asarray(f.shape[-3] * f.shape[-2], f.dtype) if weights is None else jnp.sum(weights, axis=(-2, -1))
+    return Moments(count, *means, *variances)
+
+
+def _merged(parts: Moments) -> Moments:
+    """Those of all parts, along the first axis, together: a variance is that within parts and between them."""
+    count = jnp.sum(parts.number, axis=0)
+    share = (parts.number / count)[:, None]
+
+    def mean(values: Float[Array, "parts c"]) -> Float[Array, " c"]:
+        return jnp.sum(share * values, axis=0)
+
+    def variance(within: Float[Array, "parts c"], means: Float[Array, "parts c"]) -> Float[Array, " c"]:
+        return mean(within + jnp.square(means - mean(means)))
+
+    return Moments(
+        count,
+        mean(parts.mean),
+        mean(parts.other_mean),
+        variance(parts.variance, parts.mean),
+        variance(parts.other_variance, parts.other_mean),
+        variance(parts.variance_of_difference, parts.mean - parts.other_mean),
+    )
+
+
+def _unlike(moments: Moments, alpha: Float[Array, " c"], beta: Float[Array, " c"]) -> Float[Array, "..."]:
+    """The share of a tap in the distance."""
+    _, mean, other_mean, variance, other_variance, of_difference = moments
+    of_means = jnp.square(mean - other_mean) / (jnp.square(mean) + jnp.square(other_mean) + C)
+    of_variances = of_difference / (variance + other_variance + C)
     return jnp.sum(alpha * of_means + beta * of_variances, axis=-1)
 
 

@@ -12,7 +12,7 @@ regions. A metric may have floors c_l >= 0, one per tap and learned like w, that
 At c_l = 0 the derivative by c_l is 0, so learning starts above 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -95,6 +95,23 @@ class Lpips(NetworkMetric):
             feature * jnp.sqrt(head.astype(feature.dtype) / (feature.shape[-3] * feature.shape[-2]))
             for feature, head in zip(features, parameters_of(self)["heads"], strict=True)
         )
+
+    def statistics_between(
+        self, features: Features, others: Features, cores: Sequence[Float[Array, "..."]]
+    ) -> tuple[Array, Array]:
+        """Of parts of the images: sums of each tap's differences over the positions that count, and their numbers."""
+        self._check_pair(features, others)
+        sums = [
+            jnp.sum(difference * core, axis=(-2, -1))
+            for difference, core in zip(differences(self, features, others), cores, strict=True)
+        ]
+        counts = [jnp.sum(core, axis=(-2, -1)) for core in cores]
+        return jnp.stack(sums, axis=-1), jnp.stack(counts, axis=-1)
+
+    def layers_of(self, statistics: tuple[Array, Array]) -> Float[Array, " layers"]:
+        """The share of each tap in a pair's distance, from the statistics of all parts along the first axis."""
+        sums, counts = statistics
+        return jnp.sum(sums, axis=0) / jnp.sum(counts, axis=0)
 
     def rows(self, features: Features, images: Images, value_range: ValueRange) -> Rows:
         """Features of a batch, prepared for `rows_between`; `images` are what they were computed from."""

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax._version import __version__
-from rlpips_jax.backbones import Backbone, Computation, Dropout, StagedBackbone
+from rlpips_jax.backbones import Backbone, Computation, Dropout, LocalBackbone, Locality, StagedBackbone
 from rlpips_jax.distances.distance import Called
 from rlpips_jax.distances.family import pinned
 from rlpips_jax.errors import ImageError, MetricError
@@ -51,6 +51,7 @@ class NetworkMetric(Called):
         dtype: what the network computes in; norms, differences and sums are never below float32.
         precision: of the convolutions, as `jax.lax.Precision` names it.
         max_batch: most images that are in the network at once; None for no limit.
+        max_memory: bytes that activations may take, roughly; larger images are computed in tiles. None for no limit.
         remat: whether the gradient recomputes activations instead of keeping them.
         forward_mode: whether `jax.jvp` works, at the price of slower gradients on CPU.
         frozen: whether gradients by the parameters are 0, for a metric that is a field of a model which is trained.
@@ -70,6 +71,7 @@ class NetworkMetric(Called):
     remat: bool = False
     forward_mode: bool = False
     frozen: bool = False
+    max_memory: int | None = None
 
     def __repr__(self) -> str:
         options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[3:])
@@ -130,13 +132,18 @@ class NetworkMetric(Called):
 
     @property
     def can_pad(self) -> bool:
-        """Whether `padded_distance` works: the backbone runs in stages."""
-        return isinstance(self.backbone, StagedBackbone)
+        """Whether `padded_distance` works: the backbone runs in stages, and memory has no bound."""
+        return isinstance(self.backbone, StagedBackbone) and self.max_memory is None
 
     @property
     def can_drop(self) -> bool:
         """Whether `features_under` takes masks: the backbone runs in stages."""
         return isinstance(self.backbone, StagedBackbone)
+
+    @property
+    def locality(self) -> Locality | None:
+        """On which part of the image each tap's activations depend; None where the backbone does not say."""
+        return self.backbone.locality if isinstance(self.backbone, LocalBackbone) else None
 
     def padded_distance(
         self, x: Images, y: Images, sizes: Int[Array | np.ndarray, "n 2"], *, value_range: ValueRange = UNIT_RANGE

@@ -26,6 +26,7 @@ class Options:
     dtype: DTypeLike = "float32"
     precision: str = "highest"
     max_batch: int | None = None
+    max_memory: int | None = None
     remat: bool = False
     forward_mode: bool = False
     frozen: bool = False
@@ -34,13 +35,13 @@ class Options:
         object.__setattr__(self, "dtype", _checked_dtype(self.dtype))
         if self.precision not in PRECISIONS:
             raise MetricError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.max_batch is not None:
-            most = whole_number("max_batch", self.max_batch, minimum=1, error=MetricError)
-            object.__setattr__(self, "max_batch", most)
+        for name in ("max_batch", "max_memory"):
+            if (most := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole_number(name, most, minimum=1, error=MetricError))
 
     @property
     def of_network(self) -> dict[str, Any]:
-        """Those that are fields of a metric over a network."""
+        """Those that are fields of every metric over a network."""
         names = ("dtype", "precision", "max_batch", "remat", "forward_mode", "frozen")
         return {name: getattr(self, name) for name in names}
 

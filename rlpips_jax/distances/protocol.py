@@ -11,6 +11,7 @@ and is asked for where it is needed:
 | `MappedMetric` | `map_between`: where images differ | `rlpips_jax.distance_map` |
 | `MaskedMetric` | `masked_between`: the mean over a part of the positions | the `mask` argument |
 | `PairwiseMetric` | `rows`, `rows_between`: all pairs by matrix products | `rlpips_jax.pairwise`, if they are there |
+| `TiledMetric` | `locality`, `statistics_between`, `layers_of`: large images in tiles | `max_memory` |
 | `PaddedMetric` | `padded_distance`: images of several sizes in one batch | `rlpips_jax.scoring`, if it is there |
 | `EmbeddedMetric` | `embedded`: features whose squared Euclidean distance it is | attacks bounded by a metric |
 | `DropoutMetric` | `can_drop`, `features_under`: features under masks of dropout | ensembles, if they are there |
@@ -18,13 +19,14 @@ and is asked for where it is needed:
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rlpips_jax.arguments import Key
+from rlpips_jax.backbones.locality import Locality
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange
 
 Features = PyTree[Array]
@@ -164,6 +166,37 @@ class EmbeddedMetric(Metric, Protocol, metaclass=_ByMembers):
 
     def embedded(self, features: Features) -> Features:
         """Features so scaled that the square of their Euclidean distance is `between`."""
+        ...
+
+
+@runtime_checkable
+class TiledMetric(Metric, Protocol, metaclass=_ByMembers):
+    """A metric whose distance follows from statistics of parts of the images; its features are one array per tap."""
+
+    @property
+    def max_memory(self) -> int | None:
+        """Bytes that activations may take, roughly; None for no limit. A field that `dataclasses.replace` changes."""
+        ...
+
+    @property
+    def locality(self) -> Locality | None:
+        """On which part of the image each array of features depends; None where that has no bound."""
+        ...
+
+    def statistics_between(
+        self, features: Features, others: Features, cores: Sequence[Float[Array, "#n i j"]]
+    ) -> PyTree[Array]:
+        """What a part of the images contributes to the distance: arrays with the leading axis n.
+
+        Args:
+            features: of n parts `(n, h, w, 3)`.
+            others: of the other images' parts.
+            cores: per tap, 1 at the positions that count and 0 elsewhere.
+        """
+        ...
+
+    def layers_of(self, statistics: PyTree[Array]) -> Float[Array, " layers"]:
+        """The share of each layer in a pair's distance, from the statistics of all parts along the first axis."""
         ...
 
 
