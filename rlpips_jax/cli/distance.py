@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import itertools
 import stat
 import sys
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from rlpips_jax import reports
 from rlpips_jax.arguments import whole_number
-from rlpips_jax.cli import interrupts, say
-from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions
+from rlpips_jax.cli import cluster, interrupts, say
+from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions, memory_size
 from rlpips_jax.distances.protocol import Metric, RandomMetric
+from rlpips_jax.distances.tiles import bounded
 from rlpips_jax.errors import ImageFileError, MetricError
 from rlpips_jax.files.decoding import frame_count
 from rlpips_jax.scoring import (
@@ -33,9 +35,10 @@ from rlpips_jax.scoring import (
     pairs_of_frames,
     score,
 )
+from rlpips_jax.scoring.clusters import Resources
 from rlpips_jax.scoring.pairs import images_below
 from rlpips_jax.scoring.readers import decode
-from rlpips_jax.scoring.records import CsvRows, JsonLines, form_of, printable
+from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, form_of, printable
 
 LATELY = 1024
 """An error that is among so many last ones is not told again: a file may be in many pairs."""
@@ -56,6 +59,8 @@ class Distance(MetricOptions, ReadingOptions):
         rlpips distance before.gif after.gif                      # number per frame, and their mean
         rlpips distance --dirs originals/ decoded/ --psnr --ssim --csv > scores.csv
         rlpips distance --pairs pairs.csv --out scores.jsonl      # goes on after an interruption
+        rlpips distance scan.tif print.tif --metric lpips-vgg --max-memory 2GiB
+        rlpips distance --pairs 'lists/*.csv' --out scores/ --ray auto    # by all nodes of a Ray cluster
         rlpips distance --all-pairs generated/ photographs/ --resize 256 --crop 256
         curl -s URL | rlpips distance reference.png /dev/stdin --metric elpips-squeeze
     """
@@ -88,6 +93,10 @@ class Distance(MetricOptions, ReadingOptions):
     ssim: Flag = False
     """Add SSIM, the mean over RGB; Gaussian window of 11x11, sigma 1.5."""
 
+    max_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="(default: no limit)")] = None
+    """Most memory for activations, such as 2GiB: larger images are computed in tiles that overlap, to the same number.
+    Images and parameters are not counted."""
+
     seed: int = 0
     """Of a random metric: seed of the draws."""
 
@@ -106,6 +115,17 @@ class Distance(MetricOptions, ReadingOptions):
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Write JSON lines (.jsonl) or CSV (.csv) to this file. After an interruption, the same command continues it."""
 
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Compute on a Ray cluster: its address, 'auto' for the one that this machine belongs to, or 'local' for this
+    machine alone. --out is then a folder that all nodes share, of files part-000000.jsonl; --pairs may be a pattern
+    such as 'lists/*.csv'. Needs rlpips-jax[ray]."""
+
+    parquet: Flag = False
+    """With --ray, write Parquet instead of JSON lines."""
+
+    gpus: float = 0.0
+    """With --ray, accelerators that each process has, or a share of one; processes have one core each."""
+
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one per core)")] = None
     """Processes that read images; 0 reads them in this one. The first few images are always read in this one."""
 
@@ -115,7 +135,7 @@ class Distance(MetricOptions, ReadingOptions):
         sampling = Sampling(seed=self.seed, max_samples=self.max_samples)
         scoring = Scoring(reading=self.reading, measures=measures, sampling=sampling)
         pairs = None if self.all_pairs else self._pairs(scoring)
-        metric = self.load_any()
+        metric = bounded(self.load_any(), memory_size("--max-memory", self.max_memory))
         if pairs is None:
             sets = [images_below(folder) for folder in self.all_pairs]
             pairs = AllPairs.of(
@@ -125,6 +145,11 @@ class Distance(MetricOptions, ReadingOptions):
                 workers=self.workers,
                 reading=scoring.reading,
             )
+        if self.ray is not None:
+            assert self.out is not None
+            cluster.connect(self.ray)
+            form, resources = "parquet" if self.parquet else "jsonl", Resources(gpus=self.gpus)
+            return cluster.score_to_folder(pairs, metric, self.out, scoring=scoring, form=form, resources=resources)
         if self.out is not None:
             return self._score(pairs, metric, scoring, lambda result: None)
         if self.jsonl or self.csv or not (self.json or isinstance(pairs, list) or self._means):
@@ -150,8 +175,13 @@ class Distance(MetricOptions, ReadingOptions):
         forms = [f"--{form}" for form in ("json", "jsonl", "csv") if getattr(self, form)]
         if len(forms) > 1:
             raise MetricError(f"{' and '.join(forms)} exclude each other: choose one")
+        if self.ray is None and (self.parquet or self.gpus):
+            raise MetricError("--parquet and --gpus are for --ray")
+        if self.ray is not None and (self.out is None or self.out.suffix.lower() in FORMS):
+            raise MetricError(f"--ray writes a folder of files: give one with --out, got {self.out}")
         if self.out is not None:
-            form_of(self.out)
+            if self.ray is None:
+                form_of(self.out)
             if forms:
                 raise MetricError(f"--out takes its form from its suffix and excludes {forms[0]}: choose one")
         sources = [f"--{name.replace('_', '-')}" for name in ("dirs", "pairs", "all_pairs") if getattr(self, name)]
@@ -166,6 +196,8 @@ class Distance(MetricOptions, ReadingOptions):
                 "give a reference and at least one image, or --dirs and two folders, or --pairs and a list, or "
                 "--all-pairs and a folder; see --help"
             )
+        if self.all_pairs and self.max_memory is not None:
+            raise MetricError("--all-pairs keeps the features of whole images: --max-memory is for --pairs and --dirs")
         if self.workers is not None:
             whole_number("--workers", self.workers, minimum=0, error=MetricError)
 
@@ -194,7 +226,10 @@ class Distance(MetricOptions, ReadingOptions):
             return pairs_of_frames(self.images[0], self.images[1], scoring.reading)
         if not self.pairs:
             return list(self._given(scoring))
-        rows = pairs_in_list(self.pairs)
+        lists = [self.pairs]
+        if self.ray is not None and not self.pairs.exists():
+            lists = [Path(path) for path in sorted(glob.glob(str(self.pairs), recursive=True))]
+        rows = itertools.chain.from_iterable(map(pairs_in_list, lists))
         first = next(rows, None)
         if first is None:
             raise ImageFileError(f"{self.pairs} lists no pair; a row is two paths, the reference and the image")

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,19 @@ def _side(option: str, text: str | None) -> int | tuple[int, int] | None:
         raise ImageError(f"{option} must be a number of pixels, or width and height such as 640x480, got {text}")
     width, height = int(numbers[0]), int(numbers[-1])
     return width if len(numbers) == 1 else (height, width)
+
+
+UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def memory_size(option: str, text: str | None) -> int | None:
+    """Bytes: a number and one of `UNITS`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text)
+    if not found or found[2] not in UNITS:
+        raise MetricError(f"{option} must be a number of bytes, such as 500MiB or 2GiB, got {text}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def load_metric(name: str, weights_dir: Path | None = None) -> Any:

@@ -1,4 +1,5 @@
 from .all_pairs import AllPairs as AllPairs
+from .clusters import Resources as Resources, score_dataset as score_dataset, score_on_cluster as score_on_cluster
 from .estimates import Sampling as Sampling
 from .file_scores import Scoring as Scoring, score as score
 from .mean import Mean as Mean, Summary as Summary, filled as filled

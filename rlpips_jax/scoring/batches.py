@@ -100,12 +100,26 @@ class _Loaded(NamedTuple):
         return 2 * self.images[0].nbytes
 
 
+class Programs:
+    """The shapes that programs are compiled for, which several sets of pairs may share; of one metric.
+
+    Attributes:
+        shapes: of images.
+        images_of: the number of pairs in a batch of each shape.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.shapes = Shapes(padded=isinstance(metric, PaddedMetric) and metric.can_pad)
+        self.images_of: dict[Shape, int] = {}
+
+
 def score_pairs(
     pairs: Iterable[Pair],
     metric: Metric,
     readers: Readers,
     *,
     measures: Sequence[str] = (),
+    programs: Programs | None = None,
     pause: Callable[[], object] = lambda: None,
 ) -> Generator[list[Result], None, None]:
     """The results of all pairs, in their order, some at a time.
@@ -115,9 +129,10 @@ def score_pairs(
         metric: not random.
         readers: read the files.
         measures: names in `pixel_measures.MEASURES`, to compute besides.
+        programs: what earlier calls have compiled, if further calls follow; the shapes of this one are added.
         pause: called between two steps; what it raises ends the work.
     """
-    batches = _Batches(metric, pause)
+    batches = _Batches(metric, pause, programs)
     fitting: set[Any] = set()
     results = batches.results
     given = count = flushed = 0
@@ -211,13 +226,15 @@ class _Batches:
     The program of a shape has a fixed number of images, so that it is compiled once: smaller batches are filled up.
     """
 
-    def __init__(self, metric: Metric, pause: Callable[[], object]) -> None:
+    def __init__(self, metric: Metric, pause: Callable[[], object], programs: Programs | None) -> None:
         self._metric = metric
-        self._shapes = Shapes(padded=isinstance(metric, PaddedMetric) and metric.can_pad)
-        self._sample: list[_Loaded] | None = []
+        self._goes_on = programs is not None
+        programs = programs or Programs(metric)
+        self._shapes = programs.shapes
+        self._sample: list[_Loaded] | None = None if len(self._shapes) else []
         self._waiting: dict[Shape, list[_Loaded]] = {}
         self._pending = 0
-        self._images_of: dict[Shape, int] = {}
+        self._images_of = programs.images_of
         self.in_flight = InFlight(pause)
         self.results: dict[int, Result] = {}
 
@@ -239,6 +256,7 @@ class _Batches:
         Args:
             last: whether no further pair will come.
         """
+        last = last and not self._goes_on
         if self._sample:
             self._plan(complete=last)
         self._compute_waiting(last=last)

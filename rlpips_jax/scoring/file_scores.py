@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rlpips_jax.errors import EnsembleError, MetricError
 from rlpips_jax.files.journal import Journal
 from rlpips_jax.files.reading import AS_STORED, Reading
 from rlpips_jax.scoring.all_pairs import AllPairs, score_all_pairs
-from rlpips_jax.scoring.batches import score_pairs
+from rlpips_jax.scoring.batches import Programs, score_pairs
 from rlpips_jax.scoring.estimates import ESTIMATES, Sampling, score_estimates
 from rlpips_jax.scoring.pairs import Pair, Result
 from rlpips_jax.scoring.pixel_measures import MEASURES
@@ -107,6 +107,33 @@ def score(
     return _results(pairs, metric, scoring, None if out is None else Path(out), form, count, pause)
 
 
+class Scorer:
+    """Scores one set after the other by the programs that the first ones had compiled; files are read in this process.
+
+    Args:
+        metric: as in `score`.
+        scoring: as in `score`.
+    """
+
+    def __init__(self, metric: Metric | RandomMetric, scoring: Scoring = PLAIN) -> None:
+        self._metric = metric
+        self._scoring = scoring
+        self._programs = None if is_random(metric) else Programs(check_metric(metric))
+
+    def __call__(self, pairs: Iterable[Pair | Files] | AllPairs, *, first: int = 0) -> list[Result]:
+        """The results of a set.
+
+        Args:
+            pairs: as in `score`.
+            first: place of the first pair among all pairs, on which the draws of a random metric depend.
+        """
+        readers = Readers(0, functools.partial(decode, reading=self._scoring.reading))
+        first = first if is_random(self._metric) else 0
+        stream = map(_as_pair, pairs)
+        parts = _parts(pairs, stream, self._metric, self._scoring, readers, first=first, programs=self._programs)
+        return [result for part in parts for result in part]
+
+
 def _results(
     pairs: Iterable[Pair | Files] | AllPairs,
     metric: Metric | RandomMetric,
@@ -126,20 +153,33 @@ def _results(
                 yield result
         readers = Readers(workers, functools.partial(decode, reading=scoring.reading), pause=pause)
         stack.enter_context(readers)
-        parts: Generator[list[Result], None, None]
-        if is_random(metric):
-            sampling = scoring.sampling or Sampling()
-            parts = score_estimates(
-                stream, metric, readers, sampling=sampling, measures=scoring.measures, skip=count, pause=pause
-            )
-        elif isinstance(pairs, AllPairs) and not scoring.measures:
-            parts = score_all_pairs(pairs, check_metric(metric), readers, skip=count, pause=pause)
-        else:  # The measures of pixels need both images, not their features.
-            parts = score_pairs(stream, check_metric(metric), readers, measures=scoring.measures, pause=pause)
+        parts = _parts(pairs, stream, metric, scoring, readers, first=count, pause=pause)
         for part in stack.enter_context(contextlib.closing(parts)):
             if journal is not None and form is not None:
                 journal.append("".join(map(form.line, part)))
             yield from part
+
+
+def _parts(
+    pairs: Iterable[Pair | Files] | AllPairs,
+    stream: Iterator[Pair],
+    metric: Metric | RandomMetric,
+    scoring: Scoring,
+    readers: Readers,
+    *,
+    first: int,
+    programs: Programs | None = None,
+    pause: Callable[[], object] = lambda: None,
+) -> Generator[list[Result], None, None]:
+    """The results of `stream`, which is `pairs` from the place `first` on, some at a time."""
+    measures = scoring.measures
+    if is_random(metric):
+        sampling = scoring.sampling or Sampling()
+        return score_estimates(stream, metric, readers, sampling=sampling, measures=measures, skip=first, pause=pause)
+    if isinstance(pairs, AllPairs) and not measures:
+        return score_all_pairs(pairs, check_metric(metric), readers, skip=first, pause=pause)
+    # The measures of pixels need both images, not their features.
+    return score_pairs(stream, check_metric(metric), readers, measures=measures, programs=programs, pause=pause)
 
 
 def _as_pair(files: Pair | Files) -> Pair:

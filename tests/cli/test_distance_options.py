@@ -190,3 +190,16 @@ def test_a_random_metric_gives_estimates(command, pictures: list[Path]) -> None:
     assert 0 < entry["standard_error"] < entry["distance"]
     assert entry["samples"] == 16
     assert found["signature"].endswith(", seed 0, relative_error 0.025, absolute_error 0.01, max_samples 16")
+
+
+def test_large_images_within_a_bound_of_memory(tmp_path: Path, rlpips: Rlpips, draw) -> None:
+    paths = [draw(tmp_path / name, seed, (200, 187)) for seed, name in enumerate(("a.png", "b.png", "c.png"))]
+    whole, tiles = (json.loads(rlpips(*paths, "--json", *more).out) for more in ((), ("--max-memory", "4.5MB")))
+    assert whole["signature"] == tiles["signature"]
+    found, expected = ([entry["distance"] for entry in each["results"]] for each in (tiles, whole))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    run = rlpips("--all-pairs", tmp_path, "--max-memory", "4.5MB")
+    assert run.status == 2
+    assert "--max-memory is for --pairs and --dirs" in run.err
+    assert "--ray writes a folder of files" in rlpips(*paths, "--ray", "local", "--out", tmp_path / "a.csv").err
+    assert "--parquet and --gpus are for --ray" in rlpips(*paths, "--parquet").err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-from rlpips_jax.cli.options import load_metric
+from rlpips_jax.cli.options import load_metric, memory_size
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.errors import MetricError
 
@@ -113,3 +113,14 @@ def test_a_metric_of_ones_own_compares_all_pairs(
     colours = {str(path): mean_colours(path) for path in files}
     expected = [np.abs(colours[result["reference"]] - colours[result["image"]]).sum() for result in results]
     np.testing.assert_allclose([result["distance"] for result in results], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("1.5kB", 1500), ("2GiB", 2 << 30), (None, None)])
+def test_sizes_of_memory(text: str | None, size: int | None) -> None:
+    assert memory_size("--max-memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "2 gigs", "-1MB", "2TB"])
+def test_what_is_not_a_size_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(rl.MetricError, match=r"--max-memory must be a number of bytes, such as 500MiB or 2GiB, got"):
+        memory_size("--max-memory", text)
