@@ -6,19 +6,24 @@ JOBS = 2
 IMAGES =
 MARK = not slow
 TESTS =
+SMALL =
+OUT ?= accelerator
 
 # Paths are relative, so the checkout may lie under a path with spaces.
 RUN = .venv/bin/python
 READY = .venv/ready
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY)  ## write the demonstration to demo/; IMAGES=folder shows your own images
 	$(RUN) -m rlpips_jax.cli.demo --out demo $${IMAGES:+--images "$$IMAGES"}
 
 test: $(READY)  ## run the fast tests; TESTS="tests/weights -k zip" selects some, MARK=slow the slow ones, JOBS=4 uses more processes
 	$(RUN) -m pytest -n $(JOBS) -m '$(MARK)' $(TESTS)
+
+accelerator: $(READY)  ## check and measure on this machine's GPU or TPU, 8 minutes, into OUT=folder; SMALL=1 proves it on a CPU
+	$(RUN) -m benchmarks.accelerator --out "$(OUT)" $(if $(SMALL),--small)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN) -m ruff check
@@ -38,7 +43,7 @@ wheel: $(READY)  ## build the source distribution, and the wheel from it, into d
 	$(RUN) -m build --no-isolation
 
 clean:  ## remove the environment, builds, caches, the demonstration and the site
-	rm -rf .venv build demo dist site .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv accelerator build demo dist site .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(READY)  ## only set up .venv

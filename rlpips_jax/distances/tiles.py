@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.backbones import Locality
-from rlpips_jax.distances.protocol import Metric, TiledMetric
+from rlpips_jax.distances.protocol import Metric, RandomMetric, TiledMetric
 from rlpips_jax.errors import MetricError
 from rlpips_jax.images import Images, ValueRange
 
@@ -60,7 +60,7 @@ class Tiling(NamedTuple):
         return len(self.rows.starts) * len(self.columns.starts)
 
 
-def bounded(metric: Any, max_memory: int | None) -> Any:
+def bounded(metric: Metric | RandomMetric, max_memory: int | None) -> Any:
     """The metric with a bound on its memory; the metric itself where there is no bound.
 
     Raises:

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,8 +56,17 @@ class Resources:
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
 
+@runtime_checkable
+class Dataset(Protocol):
+    """What is asked of a `ray.data.Dataset`."""
+
+    def map_batches(self, fn: type, **options: object) -> Any:
+        """The data set with what a class makes of its batches."""
+        ...
+
+
 def score_dataset(
-    dataset: Any,
+    dataset: Dataset,
     metric: Metric | RandomMetric | str,
     *,
     scoring: Scoring = PLAIN,
