@@ -37,7 +37,7 @@ types: $(READY)  ## check types
 	$(RUN) -m pyright --warnings --pythonpath $(RUN)
 
 docs: $(READY)  ## build the documentation into site/, where index.html works without a server
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 wheel: $(READY)  ## build the source distribution, and the wheel from it, into dist/
 	$(RUN) -m build --no-isolation

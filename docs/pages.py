@@ -21,6 +21,8 @@ PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CREDITS.md", "benchmar
 SUBPACKAGES = ("attacks", "evaluation", "ensemble", "geometry", "scoring")
 """Those whose public names are all in the reference, beside those of the package itself."""
 
+FETCHED, SEARCH = "https://unpkg.com/iframe-worker/shim", "assets/search.js"
+
 DIRECTIVE = re.compile(r"^::: (rl\.\S+)$", re.MULTILINE)
 NOTEBOOK = re.compile(r"(\]\([^)\s]*notebooks/\w+)\.ipynb\)")
 
@@ -68,7 +70,7 @@ def on_files(files: Any, config: Any) -> Any:
         page.url = page.url  # the address is worked out of `dest_uri`
         return page
 
-    found = [file for file in files if file.src_uri.startswith("assets/") or file.generated_by]
+    found = [file for file in files if file.src_uri.startswith("assets/") or file.generated_by]  # mostly the theme's
     for file in files:
         if file not in found and not file.src_uri.endswith(".py"):
             found.append(at(f"docs/{file.src_uri}", file.dest_uri))
@@ -112,3 +114,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return f"::: {module}.{name}\n    options:\n      heading: {found[1]}\n      toc_label: {found[1]}"
 
     return DIRECTIVE.sub(directive, NOTEBOOK.sub(r"\1.md)", markdown))
+
+
+def on_post_page(output: str, *, page: Any, **_: Any) -> str:
+    """The script that searches without a server is ours: the theme's would be fetched from elsewhere."""
+    from mkdocs.utils import get_relative_url
+
+    return output.replace(FETCHED, get_relative_url(SEARCH, page.url))
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same in the page for addresses that do not exist."""
+    return output_content.replace(FETCHED, f"/{SEARCH}")

@@ -2,8 +2,20 @@
 
 import ast
 import importlib.util
+import pkgutil
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+import training.__main__
+from rlpips_jax import cli
+from training.__main__ import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -53,3 +65,96 @@ def test_every_public_name_is_in_the_reference_once() -> None:
     protocols = {f"rlpips_jax.{name}.protocol" for name in ("backbones", "distances")}  # shown whole
     missing = {name: place for name, place in PUBLIC.items() if place not in shown and place[0] not in protocols}
     assert missing == {}
+
+
+# Examples
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+ELSEWHERE = {
+    "docs/metrics.md": "test_own_metric.py",
+    "docs/export.md": "test_exported.py",
+    "docs/backbones.md": "test_the_network_of_the_page_is_that_of_the_library",
+    "CONTRIBUTING.md": "what it adds is no part of the library",
+}
+"""Where the Python examples of these pages are checked."""
+
+
+real_load = rl.load
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def stand_in(name: object = "lpips-alex", **options: object) -> object:
+    """A metric inside the package of the kind that was asked for: weights of the others are not here."""
+    text = str(name)
+    if Path(text).exists():
+        return real_load(text)
+    kind = next((kind for kind in ("rlpips", "elpips") if text.startswith(kind)), "lpips")
+    prefix = "ensemble:" if text.startswith("ensemble:") else ""
+    return real_load(f"{prefix}{kind}-tiny", frozen=bool(options.get("frozen")))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name != "README.md" else [])
+        for name in NAMES
+        if blocks(name, "python") and name not in ELSEWHERE
+    ],
+)
+def test_the_examples_of_a_page_run_from_the_first_line_to_the_last(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("reference.png", "a.png", "b.png", "photographs/one.png"):
+        rl.save_image(name, rng.integers(0, 256, (70, 70, 3), np.uint8))
+    monkeypatch.setattr(rl, "load", stand_in)
+    monkeypatch.setattr("rlpips_jax.loading.load", stand_in)
+    monkeypatch.setattr("rlpips_jax.distances.named.named", stand_in)
+    namespace: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_network_of_the_page_is_that_of_the_library() -> None:
+    example = blocks("docs/backbones.md", "python")[1]
+    assert example in (ROOT / "rlpips_jax" / "backbones" / "vgg19.py").read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[list[str]]:
+    """The command lines of a page, as a shell splits them; those with `...` stand for several."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [
+        words for line in lines if " ... " not in line and (words := shlex.split(line.replace("&&", ""), comments=True))
+    ]
+
+
+@pytest.mark.parametrize("page", [name for name in NAMES if blocks(name, "sh")])
+def test_the_commands_of_a_page_are_accepted(
+    page: str, command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in cli.COMMANDS.values():
+        parsed = pkgutil.resolve_name(place)
+        for kind in getattr(parsed, "actions", {"": parsed}).values():
+            monkeypatch.setattr(kind, "run", lambda self: 0)
+    monkeypatch.setattr(
+        "training.__main__.PROGRAMS", {name: (kind, lambda _: None) for name, (kind, _) in PROGRAMS.items()}
+    )
+    for words in commands(page):
+        if words[0] == "rlpips":
+            assert command(*words[1:])[0] == 0, words
+        elif words[:3] == ["python", "-m", "training"]:
+            assert training.__main__.main(words[3:]) == 0, words
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]) is not None, words
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        else:
+            assert words[0] in ("pip", "python", "gcloud", ".ci/run"), words

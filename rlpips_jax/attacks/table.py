@@ -1,7 +1,7 @@
 """The table of attacks.
 
 An entry here, and an attack is offered by `rlpips attack`, `rlpips evaluate` and `python -m training`, listed in the
-README, and held by tests to what every attack promises.
+documentation, and held by tests to what every attack promises.
 """
 
 import functools
@@ -234,7 +234,7 @@ def entry(name: str) -> AttackEntry:
 
 
 def markdown() -> str:
-    """The table of the README."""
+    """The table of `docs/attacks.md`."""
     bounds = {"range": "a share of the range", "pixels": "pixels", "metric": "the metric", "root": "root of the metric"}
     rows = ["| attack | what it does | within | moves | gradients |", "|---|---|---|---|---|"]
     for name, attack in ATTACKS.items():

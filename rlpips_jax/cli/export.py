@@ -35,7 +35,7 @@ class Export(MetricOptions):
     width: Length = None
     """Width of the images."""
 
-    value_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="BLACK WHITE")] = (0, 1)
+    value_range: Annotated[tuple[float, float], tyro.conf.arg(metavar="BLACK WHITE")] = (0.0, 1.0)
     """Black and white of the images."""
 
     with_gradient: Flag = False

@@ -15,7 +15,7 @@ from tests.attacks import test_promises
 from tests.attacks.conftest import cases
 from training.config import Lin
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "attacks.md"
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -36,8 +36,8 @@ def test_public_names_are_functions_and_not_their_modules(name: str) -> None:
     assert callable(getattr(rl.attacks, name))
 
 
-def test_the_readme_has_the_table() -> None:
-    assert table.markdown() in README.read_text(encoding="utf-8")
+def test_the_documentation_has_the_table() -> None:
+    assert table.markdown() in PAGE.read_text(encoding="utf-8")
 
 
 def test_an_attack_that_is_not_there_is_an_error() -> None:
