@@ -39,6 +39,7 @@ def assert_learned(losses: list[float], metric: Lpips, before: list[np.ndarray])
         np.testing.assert_array_equal(leaf, old)
 
 
+@pytest.mark.slow
 def test_linen_with_the_metric_in_the_train_state(images, drawn) -> None:
     class Autoencoder(nn.Module):
         @nn.compact

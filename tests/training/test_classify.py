@@ -118,7 +118,7 @@ def test_each_image_is_judged_by_itself(classifier: Classifier) -> None:
     np.testing.assert_allclose(classifier(images)[1], classifier(images[1:2])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("defence", ["none", "pgd", "pat"])
+@pytest.mark.parametrize("defence", ["none", "pgd", pytest.param("pat", marks=pytest.mark.slow)])
 def test_a_step_learns_from_images_within_the_threat(
     data: Path, tmp_path: Path, classifier: Classifier, defence: Any
 ) -> None:
@@ -156,6 +156,7 @@ def test_the_optimiser_takes_a_step_that_lowers_the_loss(data: Path, tmp_path: P
     assert bool(reports[-1].finite)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_with_the_same_bytes(data: Path, tmp_path: Path) -> None:
     whole = train_classifier(config(data, tmp_path / "whole"))
     part = config(data, tmp_path / "part")

@@ -49,6 +49,7 @@ def columns(out: Path, attack: str) -> np.ndarray:
     return np.concatenate([np.array(json.loads(line), float) for line in lines], axis=1)
 
 
+@pytest.mark.slow
 def test_results_are_what_the_classifier_does_within_the_bounds(folder: Path, tmp_path: Path) -> None:
     config = options(folder, tmp_path, attack=("none", "linf", "r-lpa"), scales=(1.0, 0.5))
     table = evaluate_classifiers(config)

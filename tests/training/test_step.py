@@ -161,6 +161,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(tiny, groups) -> None:
         assert float(getattr(all_at_once, name)) == pytest.approx(float(getattr(in_parts, name)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tune_moves_the_backbone_and_floors_by_rates_of_their_own(tiny, groups) -> None:
     config = Tune(attack_steps=1, floor=0.3)
     step, state = begin(config, tiny)

@@ -254,9 +254,8 @@ def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) ->
     }
 
 
-@pytest.mark.parametrize(
-    "moments", [("checkpoint",), pytest.param(("step", "checkpoint", "export"), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [("checkpoint",), ("step", "checkpoint", "export")])
 def test_a_run_that_is_killed_ends_with_the_same_bits(moments, whole, start, configure, tmp_path) -> None:
     out = tmp_path / "run"
     for moment in moments:

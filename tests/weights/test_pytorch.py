@@ -930,6 +930,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 def test_bombs_stay_within_memory_and_time(tmp_path: Path) -> None:
     """A process reads each file; it may take four times its size and 16 MiB more, and 20 s of CPU time."""
