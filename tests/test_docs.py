@@ -76,6 +76,7 @@ ELSEWHERE = {
     "docs/metrics.md": "test_own_metric.py",
     "docs/export.md": "test_exported.py",
     "docs/backbones.md": "test_the_network_of_the_page_is_that_of_the_library",
+    "docs/clusters.md": "they need a cluster: tests/scoring/test_clusters.py has one",
     "CONTRIBUTING.md": "what it adds is no part of the library",
 }
 """Where the Python examples of these pages are checked."""
