@@ -16,8 +16,8 @@ READY = .venv/ready
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY)  ## write the demonstration to demo/; IMAGES=folder shows your own images
-	$(RUN) -m rlpips_jax.cli.demo --out demo $${IMAGES:+--images "$$IMAGES"}
+demo: $(READY)  ## write the demonstration, demo/report.html; IMAGES=folder shows your own images
+	$(RUN) -m examples.demo --out demo $${IMAGES:+--images "$$IMAGES"}
 
 test: $(READY)  ## run the fast tests; TESTS="tests/weights -k zip" selects some, MARK=slow the slow ones, JOBS=4 uses more processes
 	$(RUN) -m pytest -n $(JOBS) -m '$(MARK)' $(TESTS)

@@ -21,8 +21,8 @@ import tyro
 from jaxtyping import Float, UInt8
 
 import rlpips_jax as rl
+from examples.photographs import photographs
 from rlpips_jax import geometry
-from rlpips_jax.cli.demo import photographs
 from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.reports import Tile, contact_sheet, table
 

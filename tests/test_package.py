@@ -224,7 +224,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 def test_library_imports_no_program() -> None:
     known = modules(PACKAGE)
-    programs = {"training", "convert", "benchmarks", "tests", "notebooks"}
+    programs = {"training", "convert", "benchmarks", "examples", "tests", "notebooks"}
     guilty = {
         name: sorted(wrong)
         for name, path in known.items()

@@ -21,7 +21,7 @@ from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.evaluation.measurement import clearly_judged
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from rlpips_jax.reports.page import Pictures, Shown
-from rlpips_jax.reports.sheets import as_bytes
+from rlpips_jax.reports.sheets import amplified, as_bytes
 
 Row = tuple[str, list[Shown]]
 
@@ -182,12 +182,3 @@ def _pictures(
         change, factor = amplified(before[place], after[place])
         shown.append(Shown(change, "the change", (f"{factor} times",)))
     return shown
-
-
-def amplified(
-    before: UInt8[np.ndarray, "h w 3"], after: UInt8[np.ndarray, "h w 3"]
-) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-    """The difference of two pictures around grey, times a whole number so that it can be seen, and that number."""
-    change = after.astype(np.int32) - before
-    factor = max(1, 110 // max(1, int(np.abs(change).max())))
-    return np.clip(128 + factor * change, 0, 255).astype(np.uint8), factor

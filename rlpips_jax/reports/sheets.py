@@ -274,3 +274,12 @@ def as_bytes(picture: Shaped[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(picture)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def amplified(
+    before: UInt8[np.ndarray, "h w 3"], after: UInt8[np.ndarray, "h w 3"]
+) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """The difference of two pictures around grey, times a whole number so that it can be seen, and that number."""
+    change = after.astype(np.int32) - before
+    factor = max(1, 110 // max(1, int(np.abs(change).max())))
+    return np.clip(128 + factor * change, 0, 255).astype(np.uint8), factor
