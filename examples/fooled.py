@@ -223,15 +223,17 @@ def certificate(stage: Stage) -> Section:
     stage.say("The order of the two copies is proven, whatever the change, up to this l2 length:")
     stage.tell([("metric", "order", "radius"), *told])
     length = SHOWN / 255 * np.sqrt(reference.size)
+    proven = max((float(radius) for *_, radius in told if radius != "-"), default=0.0)
+    times = f", {length / proven:.0f} times the largest radius that is proven here" if proven else ""
     text = (
         "Attacks show what is broken, never that something holds. Randomised smoothing proves it: where the order of "
         "the two copies is the same for nearly all draws of noise, **no** change of at most the radius can reverse the "
         f"order that most draws find. (Images in [0, 1], noise of {SIGMA:g}, {stage.effort.samples} draws, the middle "
-        f"of the photograph, 128 pixels wide; wrong with a probability of at most {smoothing.alpha:g}.) The attack "
-        f"above is {length:.1f} long there, so this says nothing about it: what can be proven today is far less than "
-        "what is hard to break."
+        f"of the photograph, 128 pixels wide; wrong with a probability of at most {smoothing.alpha:g}.) A change of "
+        f"{SHOWN}/255 in all values is {length:.1f} long there{times}: what can be proven today is far less than what "
+        "is hard to break."
     )
-    header = ("metric", "order of the two copies", "share of draws", "proven l2 radius")
+    header = ("metric", "order of the two copies", "draws that agree", "proven l2 radius")
     command = (
         "rlpips certify --data {out}/copies.npz --metric {metric} "
         f"--sigma {SIGMA:g} --samples {stage.effort.samples} --out certificates/"
