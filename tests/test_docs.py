@@ -100,14 +100,8 @@ def stand_in(name: object = "lpips-alex", **options: object) -> object:
     return real_load(f"{prefix}{kind}-tiny", frozen=bool(options.get("frozen")))
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name != "README.md" else [])
-        for name in NAMES
-        if blocks(name, "python") and name not in ELSEWHERE
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name in NAMES if blocks(name, "python") and name not in ELSEWHERE])
 def test_the_examples_of_a_page_run_from_the_first_line_to_the_last(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
