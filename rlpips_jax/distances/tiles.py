@@ -80,10 +80,12 @@ def tiling_of(metric: Metric, height: int, width: int) -> Tiling | None:
     """How the metric has to cut images of a size; None where it need not, or cannot.
 
     Raises:
-        MetricError: its `max_memory` is less than the smallest tile takes.
+        MetricError: its `max_memory` is less than the smallest tile takes; or the size is yet unknown.
     """
     if not isinstance(metric, TiledMetric) or metric.max_memory is None or metric.locality is None:
         return None
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise MetricError("max_memory is for images of a known size: give height and width, or leave it out")
     pixels = int(metric.max_memory / bytes_per_pixel(metric))
     if height * width <= pixels:
         return None

@@ -45,12 +45,12 @@ def expected(pairs: list[Pair], tiny: rl.Lpips) -> list[Result]:
 def two_nodes() -> Iterator[tuple[Any, Any]]:
     """A cluster of this machine, and one of its nodes that may be killed."""
     ray = pytest.importorskip("ray")
-    cluster = pytest.importorskip("ray.cluster_utils").Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+    head = here | {"include_dashboard": False}
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
     try:
-        node = cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False)
+        node = cluster.add_node(**here)
+        ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
         yield cluster, node
     finally:
         ray.shutdown()
