@@ -280,6 +280,7 @@ LITERALS: dict[bytes, Callable[[Any], object]] = {
     pickle.SHORT_BINBYTES: lambda reader: reader._bytes("<B"),
     pickle.BINBYTES: lambda reader: reader._bytes("<I"),
     pickle.BINBYTES8: lambda reader: reader._bytes("<Q"),
+    pickle.BYTEARRAY8: lambda reader: reader._bytes("<Q"),
 }
 """The opcodes that push one plain value onto the stack, and how each value is read."""
 

@@ -116,6 +116,8 @@ class PickledArray(Stateful):
     type: PickledDtype | None = None
     fortran_order: bool = False
     data: str | bytes | list = b""
+    axes: tuple[int, ...] | None = None
+    """The order of the axes of `shape` in the array; None for their own."""
 
     def set_state(self, state: object) -> None:
         match state:
@@ -152,6 +154,8 @@ class PickledArray(Stateful):
         view = np.ndarray(self.shape, dtype, data, order="F" if self.fortran_order else "C")
         if dtype == np.bool_:
             view = view.view(np.uint8)  # every byte except 0 is true
+        if self.axes is not None:
+            view = view.transpose(self.axes)
         return np.array(view, dtype.newbyteorder("="), order="C")
 
     def item(self) -> object:
@@ -241,6 +245,16 @@ def _array(array_class: object, _shape: object, _code: object) -> PickledArray:
     return PickledArray()
 
 
+def _from_buffer(data: object, type: object, shape: object, order: object, axes: object = None) -> PickledArray:
+    """Stands for `numpy.core.numeric._frombuffer`, by which protocol 5 writes arrays."""
+    if not isinstance(data, bytes) or not isinstance(type, PickledDtype) or order not in ("C", "F", "K"):
+        raise WeightsCorrupt("an array of protocol 5 is not one that NumPy writes")
+    sizes, permutation = _sizes(shape), None if axes is None else _sizes(axes)
+    if permutation is not None and (order != "K" or sorted(permutation) != list(range(len(sizes)))):
+        raise WeightsCorrupt(f"the axes {permutation} are not those of the shape {sizes}")
+    return PickledArray(sizes, type, order == "F", data, permutation)
+
+
 def _scalar(_type: object, _data: object) -> None:
     """Stands for `numpy.core.multiarray.scalar`: single numbers (an accuracy, a rate) are dropped."""
 
@@ -293,6 +307,8 @@ STAND_INS: Final[Mapping[tuple[str, str], object]] = MappingProxyType(
         ("numpy._core.multiarray", "_reconstruct"): Constructor(_array),
         ("numpy.core.multiarray", "scalar"): Constructor(_scalar),
         ("numpy._core.multiarray", "scalar"): Constructor(_scalar),
+        ("numpy.core.numeric", "_frombuffer"): Constructor(_from_buffer),
+        ("numpy._core.numeric", "_frombuffer"): Constructor(_from_buffer),
         ("numpy", "ndarray"): _ArrayClass(),
         ("numpy", "dtype"): Constructor(_numpy_dtype),
         ("_codecs", "encode"): Constructor(_encode),

@@ -190,7 +190,7 @@ def test_round_trip_of_anything(tmp_path_factory: pytest.TempPathFactory, tensor
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.text(max_size=20), any_array, max_size=6), st.sampled_from([2, 3, 4]))
+@given(st.dictionaries(st.text(max_size=20), any_array, max_size=6), st.sampled_from([2, 3, 4, 5]))
 def test_numpy_files_round_trip(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, np.ndarray], protocol: int
 ) -> None:
@@ -209,6 +209,8 @@ def test_numpy_layouts(tmp_path: Path) -> None:
     }
     np.save(tmp_path / "a.npy", arrays, allow_pickle=True)  # type: ignore[arg-type]
     assert_same(read_checkpoint(tmp_path / "a.npy"), arrays)
+    (tmp_path / "a.npy").write_bytes(npy_of(arrays | {"permuted": grid.transpose(1, 0, 2)}, protocol=5))
+    assert_same(read_checkpoint(tmp_path / "a.npy"), arrays | {"permuted": grid.transpose(1, 0, 2)})
 
 
 def test_writing_takes_any_layout(tmp_path: Path) -> None:
