@@ -1,4 +1,4 @@
-"""`python -m training SUBCOMMAND`: trains metrics, and classifiers to attack with them."""
+"""The program of `python -m training`: its subcommands, and how it ends."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from rlpips_jax.cli.terminal import guard_terminal, visible
 from rlpips_jax.errors import RlpipsError
 from training.classify import Classify, train_classifier
 from training.config import Lin, Natural, Tune
@@ -33,12 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = tyro.extras.subcommand_cli_from_dict(
             {name: config for name, (config, _) in PROGRAMS.items()}, prog=PROGRAM, args=arguments
         )
+        guard_terminal()
         next(run for kind, run in PROGRAMS.values() if type(config) is kind)(config)
     except (RlpipsError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(visible(f"{PROGRAM}: {error}"), file=sys.stderr)
         return IMPOSSIBLE
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,10 +23,11 @@ class Stopping:
         self._loading = False
         self._times = 0
 
-    def ask(self, *_: Any) -> None:
-        """The handler of signals."""
+    def ask(self, number: int, _: Any) -> None:
+        """The handler of signals. The second one ends the program as the system would: what is on disk is whole."""
         if self._asked:
-            raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self._asked = True
         if self._loading:
             raise SystemExit(0)

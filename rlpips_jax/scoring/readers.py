@@ -39,7 +39,15 @@ kept, in case they are asked for again."""
 MOST_AHEAD = 128
 """Most files that are read ahead."""
 
-START = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); pickle.load(sys.stdin.buffer)()"
+START = """
+import pickle, sys
+try:
+    sys.path[:] = pickle.load(sys.stdin.buffer)
+    serve = pickle.load(sys.stdin.buffer)
+except EOFError:  # Whoever started it has ended.
+    sys.exit()
+serve()
+"""
 """The program of a reading process. Unlike those of `multiprocessing` it does not import the user's main module."""
 
 STARTS = 5

@@ -1,6 +1,7 @@
 """Reading ahead in other processes: the right pixels in the right order, whatever becomes of the processes."""
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,12 @@ def test_a_reader_that_is_killed_as_it_starts_costs_nothing(
         found = [decoded for _, decoded in pool.read(paths)]
     assert mark.exists()
     assert not any(decoded.error for decoded in found)
+
+
+def test_a_reader_whose_parent_ends_at_once_says_nothing() -> None:
+    command = [sys.executable, "-c", readers.START]
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
 
 
 def test_ending_in_the_middle_of_an_image_does_not_hang(

@@ -10,8 +10,8 @@ import pytest
 
 from rlpips_jax import attacks
 from rlpips_jax.errors import TrainingError
-from training.__main__ import main
 from training.config import NOT_DECISIVE, RECIPES, TUNED, Lin, Natural, Training, Tune, radius
+from training.program import main
 
 
 def test_the_published_recipe_is_the_papers() -> None:

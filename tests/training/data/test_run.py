@@ -6,8 +6,8 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.weights import native
-from training.__main__ import main
 from training.logs import read
+from training.program import main
 
 SPLITS = ("traditional", "cnn", "superres", "deblur", "color", "frameinterp")
 
