@@ -16,6 +16,7 @@ import tyro
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import Backbone, EmbeddingBackbone, RenamedBackbone
+from rlpips_jax.cli.terminal import guard_terminal, visible
 from rlpips_jax.distances import embedding
 from rlpips_jax.distances.lpips import HEADS, Lpips, heads_part
 from rlpips_jax.distances.protocol import Metric
@@ -143,9 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     config = tyro.cli(Convert, prog=PROGRAM, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     try:
+        guard_terminal()
         return run(config)
     except (RlpipsError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(visible(f"{PROGRAM}: {' '.join(str(error).split())}"), file=sys.stderr)
         return IMPOSSIBLE
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rlpips_jax.errors import TrainingError
+from rlpips_jax.files.atomic import replacing
 from training.checkpoint import Checkpoints
 from training.devices import on_first, say
 from training.logs import RECORDS, MetricLog, read
@@ -176,10 +177,15 @@ class _Loop:
         if not bool(report.finite):
             process = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
             path = self.out / BAD_BATCH.replace(".npz", f"{process}.npz")
-            np.savez(path, **rows)  # pyright: ignore[reportArgumentType]
+            kept = f"is in {path}"
+            try:
+                with replacing(path) as file:
+                    np.savez(file, **rows)  # pyright: ignore[reportArgumentType]
+            except OSError as error:
+                kept = f"could not be kept ({error})"
             shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise TrainingError(
-                f"step {number} is not finite ({shown}); its batch is in {path}, and {self.checkpoints.intact}. Look "
+                f"step {number} is not finite ({shown}); its batch {kept}, and {self.checkpoints.intact}. Look "
                 "at that batch, or try a lower --rate in another --out"
             )
         self.log.write(number, "step", {name: value for name, value in values.items() if not math.isnan(value)})

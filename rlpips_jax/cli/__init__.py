@@ -9,9 +9,9 @@ Exit status: 0 done; 1 done in part, or something is unhealthy; 2 not done, for 
 """
 
 import difflib
+import errno
 import functools
 import inspect
-import io
 import operator
 import os
 import pkgutil
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, cast
 
 from rlpips_jax._version import __version__
+from rlpips_jax.cli.terminal import guard_terminal, visible
 from rlpips_jax.errors import RlpipsError
 
 COMMANDS = {
@@ -40,6 +41,9 @@ COMMANDS = {
 """Each subcommand and its class, as module:class."""
 
 COMPILATION_CACHE = "RLPIPS_COMPILATION_CACHE"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a file that cannot grow is told."""
 
 DESCRIPTION = """Perceptual distances between images: LPIPS in JAX.
 
@@ -71,7 +75,9 @@ def guarded(program: Callable[[], int]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (RlpipsError, OSError) as error:
-            say(str(error))
+            # Every other file that cannot be written is named by its error.
+            unnamed = getattr(error, "filename", None) is None and getattr(error, "errno", None) in FULL
+            say(f"what is printed cannot be written: {os.strerror(error.errno)}" if unnamed else str(error))
             return 2
         except RuntimeError as error:
             import jax  # Not at the top: it takes a second, and `rlpips --version` does without it.
@@ -84,7 +90,7 @@ def guarded(program: Callable[[], int]) -> int:
 
 def say(line: str) -> None:
     """One line to stderr, above a progress bar if there is one."""
-    text = "rlpips: " + line.replace("\n", " ")
+    text = "rlpips: " + visible(line.replace("\n", " "))
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
@@ -124,9 +130,7 @@ def _main() -> int:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     keep_compiled_programs()
-    # Names of files are bytes; those that are not UTF-8 must not end a command when they are printed.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    guard_terminal()
     return command.run()
 
 

@@ -18,6 +18,7 @@ from rlpips_jax.attacks import table
 from rlpips_jax.attacks.objectives import TracedObjective
 from rlpips_jax.cli import say
 from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions, check_files
+from rlpips_jax.cli.results import write_whole
 from rlpips_jax.cli.threats import PictureAttack, epsilon_of
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric
@@ -115,7 +116,7 @@ class Attack(MetricOptions, ReadingOptions):
         save_image(self.out / "adversarial.png", after)
         rows = self._distances(metric, pictures, moved, after)
         document = self._document(name, metric, pictures[moved], after, rows, moved)
-        (self.out / "result.json").write_text(reports.json_text(document) + "\n", encoding="utf-8")
+        write_whole(self.out / "result.json", reports.json_text(document) + "\n")
         save_image(self.out / "sheet.png", self._sheet(name, metric, pictures, moved, after, rows))
         print(f"# {metric.signature}")
         print(

@@ -15,6 +15,7 @@ from rlpips_jax import reports
 from rlpips_jax.attacks.arguments import read_radius
 from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
+from rlpips_jax.cli.terminal import visible
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.errors import CertificateError
 from rlpips_jax.evaluation import scores
@@ -123,7 +124,7 @@ class Certify(TripletOptions):
             for triplets in sets:
                 for label, metric in metrics.items():
                     for sigma in self.sigma:
-                        bar.set_description(f"{triplets.name} {label} sigma {sigma:g}")
+                        bar.set_description(visible(f"{triplets.name} {label} sigma {sigma:g}"))
                         certificate = self._certificate(triplets, label, metric, sigma, bar.update)
                         shares = certified_accuracy(certificate, radii)
                         cells = (f"{sigma:g}", *(f"{share:.3f}" for share in shares))

@@ -112,6 +112,9 @@ class Distance(MetricOptions, ReadingOptions):
     csv: Flag = False
     """Print CSV with a header as results come, distances with all their digits."""
 
+    csv_safe: Flag = False
+    """Write an apostrophe before names in CSV that begin with = + - @: spreadsheets take them for formulas."""
+
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Write JSON lines (.jsonl) or CSV (.csv) to this file. After an interruption, the same command continues it."""
 
@@ -153,7 +156,8 @@ class Distance(MetricOptions, ReadingOptions):
         if self.out is not None:
             return self._score(pairs, metric, scoring, lambda result: None)
         if self.jsonl or self.csv or not (self.json or isinstance(pairs, list) or self._means):
-            form = (JsonLines if self.jsonl else CsvRows if self.csv else PlainRows)(
+            rows = functools.partial(CsvRows, safe=self.csv_safe)
+            form = (JsonLines if self.jsonl else rows if self.csv else PlainRows)(
                 metric, scoring.signature(metric), scoring.columns(metric)
             )
             print(form.header, end="", flush=True)
@@ -175,13 +179,15 @@ class Distance(MetricOptions, ReadingOptions):
         forms = [f"--{form}" for form in ("json", "jsonl", "csv") if getattr(self, form)]
         if len(forms) > 1:
             raise MetricError(f"{' and '.join(forms)} exclude each other: choose one")
+        if self.csv_safe and (self.ray is not None or not (self.csv or self.out)):
+            raise MetricError("--csv-safe is for CSV: give --csv, or --out FILE.csv")
         if self.ray is None and (self.parquet or self.gpus):
             raise MetricError("--parquet and --gpus are for --ray")
         if self.ray is not None and (self.out is None or self.out.suffix.lower() in FORMS):
             raise MetricError(f"--ray writes a folder of files: give one with --out, got {self.out}")
         if self.out is not None:
             if self.ray is None:
-                form_of(self.out)
+                form_of(self.out, csv_safe=self.csv_safe)
             if forms:
                 raise MetricError(f"--out takes its form from its suffix and excludes {forms[0]}: choose one")
         sources = [f"--{name.replace('_', '-')}" for name in ("dirs", "pairs", "all_pairs") if getattr(self, name)]
@@ -261,7 +267,15 @@ class Distance(MetricOptions, ReadingOptions):
         count = failed = recorded = 0
         told: deque[str] = deque(maxlen=LATELY)
         total = None if isinstance(pairs, Iterator) else len(pairs)
-        scores = score(pairs, metric, scoring=scoring, out=self.out, workers=self.workers, pause=interrupts.check)
+        scores = score(
+            pairs,
+            metric,
+            scoring=scoring,
+            out=self.out,
+            csv_safe=self.csv_safe and self.out is not None,
+            workers=self.workers,
+            pause=interrupts.check,
+        )
         with (
             tqdm(total=total, unit="pair", disable=True if hidden else None) as bar,
             interrupts.deferred(),

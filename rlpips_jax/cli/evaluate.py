@@ -23,6 +23,7 @@ from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.evaluate_pairs import PairRun, pair_tables
 from rlpips_jax.cli.options import Flag, load_metric
 from rlpips_jax.cli.results import Recording, metric_of, write_whole
+from rlpips_jax.cli.terminal import visible
 from rlpips_jax.cli.threats import CROPPED, Threat, TripletAttack, epsilon_of
 from rlpips_jax.cli.triplet_options import TripletOptions
 from rlpips_jax.distances.protocol import Metric, RandomMetric, is_random
@@ -36,6 +37,7 @@ from rlpips_jax.evaluation.placement import filled_size, over_all_devices
 from rlpips_jax.evaluation.reversal_radii import Radii, reversal_radii, summarise
 from rlpips_jax.evaluation.sources import triplet_source_of
 from rlpips_jax.evaluation.triplets import AnyTriplets
+from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.json_object import json_object
 from rlpips_jax.files.regular import read_regular
 
@@ -481,7 +483,7 @@ def _measured(runs: Sequence[Run], pair_runs: Sequence[PairRun]) -> list[tuple[R
         natural: Distances | None = None
         natural_pairs: np.ndarray | None = None
         for run in runs:
-            bar.set_description(run.title)
+            bar.set_description(visible(run.title))
             if run.threat.exposes or run.threat.seeks:
                 assert natural is not None
                 (run.expose if run.threat.exposes else run.seek)(natural, bar.update)
@@ -491,7 +493,7 @@ def _measured(runs: Sequence[Run], pair_runs: Sequence[PairRun]) -> list[tuple[R
                 natural = evaluation.distances
             results.append((run, evaluation))
         for run in pair_runs:
-            bar.set_description(run.title)
+            bar.set_description(visible(run.title))
             distances = run.evaluation(None if run.threat.is_base else natural_pairs, bar.update).distances
             if run.threat.is_base:
                 natural_pairs = distances
@@ -635,7 +637,8 @@ def curves(results: Results, folder: Path) -> list[Path]:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         path = folder / f"curves-{re.sub(r'[^A-Za-z0-9.]+', '-', data)}-{attack}-{norm}.png"
-        figure.savefig(path, dpi=150)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
         paths.append(path)
     return paths
 

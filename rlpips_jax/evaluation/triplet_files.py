@@ -119,7 +119,8 @@ def write_bapps(triplets: AnyTriplets, folder: AnyPath) -> None:
         category, name = folder / one.kinds[0], f"{index:0{digits}d}"
         for part, images in zip(IMAGES, (one.reference, one.p0, one.p1), strict=True):
             save_image(category / part / f"{name}.png", images[0])
-        np.save(category / JUDGMENTS / f"{name}.npy", one.judgment)
+        with replacing(category / JUDGMENTS / f"{name}.npy") as file:
+            np.save(file, one.judgment)
 
     for _ in in_threads(write, range(len(triplets))):
         pass

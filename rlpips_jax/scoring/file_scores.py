@@ -66,6 +66,7 @@ def score(
     *,
     scoring: Scoring = PLAIN,
     out: str | os.PathLike[str] | None = None,
+    csv_safe: bool = False,
     workers: int | None = None,
     pause: Callable[[], object] = lambda: None,
 ) -> Generator[Result, None, None]:
@@ -84,6 +85,7 @@ def score(
         scoring: how files are read, and what is computed besides.
         out: a results file, JSON lines (.jsonl) or CSV (.csv). Results are safe on disk before they are given. What
             the file holds already, from an interrupted run, is given first and not computed again.
+        csv_safe: write an apostrophe before texts of CSV that spreadsheets would take for formulas.
         workers: processes that decode files; 0 decodes in this one, None is one per core.
         pause: called often, between two steps and while files are awaited; what it raises ends the work.
 
@@ -92,7 +94,7 @@ def score(
 
     Raises:
         EnsembleError: the metric is random, and there is no `sampling`.
-        MetricError: `workers` is not 0 or more; `out` has another suffix.
+        MetricError: `workers` is not 0 or more; `out` has another suffix, or is not CSV, where that is to be safe.
         RlpipsError: `out` is of another metric or of other pairs, or another run is writing to it. It stays as it was.
         OSError: `out` cannot be written.
     """
@@ -103,7 +105,7 @@ def score(
     count = cores() if workers is None else whole_number("workers", workers, minimum=0, error=MetricError)
     form = None
     if out is not None:
-        form = form_of(Path(out))(metric, scoring.signature(metric), scoring.columns(metric))
+        form = form_of(Path(out), csv_safe=csv_safe)(metric, scoring.signature(metric), scoring.columns(metric))
     return _results(pairs, metric, scoring, None if out is None else Path(out), form, count, pause)
 
 

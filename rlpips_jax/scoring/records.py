@@ -4,10 +4,11 @@ Each line ends with the CRC-32 of what stands before it, so that a number that w
 """
 
 import csv
+import functools
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,10 @@ from rlpips_jax.scoring.pairs import Pair, Result
 
 COLUMNS = ("image", "distance", "reference", "signature", "error", "check")
 """Of CSV; further measures stand behind the distance."""
+
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets take for formulas."""
 
 
 class JsonLines:
@@ -75,11 +80,18 @@ class JsonLines:
 
 
 class CsvRows:
-    """CSV with a header; a row has a distance or an error, and further measures behind the distance."""
+    """CSV with a header; a row has a distance or an error, and further measures behind the distance.
 
-    def __init__(self, metric: Metric | RandomMetric, signature: str = "", measures: Sequence[str] = ()) -> None:
+    A text is written as it is, or if it is to be `safe` for spreadsheets, with an apostrophe before it where they would
+    take it for a formula: before `FORMULAS`, and before an apostrophe, so that none is ambiguous.
+    """
+
+    def __init__(
+        self, metric: Metric | RandomMetric, signature: str = "", measures: Sequence[str] = (), *, safe: bool = False
+    ) -> None:
         self._signature = signature or metric.signature
         self._measures = tuple(measures)
+        self._safe = safe
         self.header = _row((*COLUMNS[:2], *measures, *COLUMNS[2:])) + "\n"
 
     def line(self, result: Result) -> str:
@@ -87,8 +99,8 @@ class CsvRows:
         value = "" if result.distance is None else decimal(result.distance)
         found = [result.measures.get(name) for name in self._measures]
         measures = ("" if value is None else decimal(value) if np.isfinite(value) else str(value) for value in found)
-        texts = map(printable, (result.reference, self._signature, result.error or ""))
-        body = _row((printable(result.image), value, *measures, *texts))
+        image, *texts = map(self._quoted, (result.image, result.reference, self._signature, result.error or ""))
+        body = _row((image, value, *measures, *texts))
         return f"{body},{_check(body)}\n"
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
@@ -113,12 +125,20 @@ class CsvRows:
         ((image, value, *measures, reference, signature, error),) = csv.reader(
             io.StringIO(body, newline=""), strict=True
         )
+        image, reference, signature, error = map(self._unquoted, (image, reference, signature, error))
         if signature != self._signature:
             raise ValueError(f"of {signature}, not of {self._signature}")
         if bool(value) == bool(error):
             raise ValueError("it has neither a distance nor an error")
         found = dict(zip(self._measures, map(_measure, measures), strict=True)) if value else {}
         return Result(reference, image, _number(value) if value else None, error or None, True, found)
+
+    def _quoted(self, text: str) -> str:
+        text = printable(text)
+        return f"'{text}" if self._safe and text.startswith((*FORMULAS, "'")) else text
+
+    def _unquoted(self, text: str) -> str:
+        return text.removeprefix("'") if self._safe else text
 
 
 RecordForm = JsonLines | CsvRows
@@ -127,15 +147,24 @@ FORMS: dict[str, type[JsonLines] | type[CsvRows]] = {".jsonl": JsonLines, ".csv"
 """The forms of files, by their suffixes."""
 
 
-def form_of(path: Path) -> type[JsonLines] | type[CsvRows]:
-    """The form that a file's suffix stands for.
+def form_of(path: Path, *, csv_safe: bool = False) -> Callable[..., RecordForm]:
+    """The form that a file's suffix stands for, made of a metric, a signature and names of measures.
+
+    Args:
+        path: the file.
+        csv_safe: whether rows of CSV are made safe for spreadsheets.
 
     Raises:
-        MetricError: an unknown suffix.
+        MetricError: an unknown suffix, or one other than .csv, where that is to be safe.
     """
     if path.suffix.lower() not in FORMS:
         raise MetricError(f"a results file must end in {' or '.join(FORMS)}, which states its form, got {path}")
-    return FORMS[path.suffix.lower()]
+    form = FORMS[path.suffix.lower()]
+    if not csv_safe:
+        return form
+    if form is not CsvRows:
+        raise MetricError(f"only CSV is made safe for spreadsheets, and {path} is not CSV: let it end in .csv")
+    return functools.partial(CsvRows, safe=True)
 
 
 def recorded_results(journal: Journal, form: RecordForm, pairs: Iterator[Pair]) -> Iterator[Result]:

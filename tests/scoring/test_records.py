@@ -14,10 +14,10 @@ import pytest
 
 import rlpips_jax as rl
 from rlpips_jax.backbones import TINY
-from rlpips_jax.errors import RlpipsError
+from rlpips_jax.errors import MetricError, RlpipsError
 from rlpips_jax.files.journal import Journal
 from rlpips_jax.scoring.pairs import Pair, Result
-from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, printable, recorded_results
+from rlpips_jax.scoring.records import FORMS, CsvRows, JsonLines, form_of, printable, recorded_results
 
 NAMES = (
     "a.png",
@@ -87,6 +87,21 @@ def test_json_lines_are_json(metric: rl.Lpips) -> None:
         assert (entry["reference"], entry["image"]) == (printable(result.reference), printable(result.image))
         line.encode()
         assert np.float32(entry["distance"]) == result.distance if result.distance is not None else "error" in entry
+
+
+def test_no_cell_of_safe_csv_is_a_formula(tmp_path: Path, metric: rl.Lpips) -> None:
+    names = ("=1+1.png", "+a", "-a", "@a", "\ta", "'a", "'=a", "a=1", *NAMES)
+    results = [Result(name, name, np.float32(0.5)) for name in names]
+    results.append(Result("=r", "=i", None, "=r does not exist"))
+    form = form_of(tmp_path / "a.csv", csv_safe=True)(metric)
+    lines = [form.line(result) for result in results]
+    for (cells,) in (csv.reader(io.StringIO(line, newline="")) for line in lines):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
+    found = [form.parse(line.encode("utf-8", "surrogateescape")) for line in lines]
+    assert [one.image for one in found] == [printable(one.image) for one in results]
+    assert [one.error for one in found] == [one.error for one in results]
+    with pytest.raises(MetricError, match=r"\.csv"):
+        form_of(tmp_path / "a.jsonl", csv_safe=True)
 
 
 def test_csv_is_csv(metric: rl.Lpips) -> None:

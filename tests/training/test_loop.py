@@ -3,8 +3,10 @@
 `test_train.py` has the same of whole runs that train a metric.
 """
 
+import errno
 import functools
 import json
+import os
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -201,6 +203,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(whole, tmp_p
         np.testing.assert_array_equal(file["x"], next(feed(4))["x"])
     assert steps_of(out, "step") == [1, 2, 3, 4]
     check_same_bits(out, run(out), whole)
+
+
+def test_a_batch_that_cannot_be_kept_is_told_beside_the_reason(whole, tmp_path, monkeypatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def spoilt(done: int) -> Generator[dict[str, np.ndarray], None, None]:
+        yield from ({**rows, "y": np.full_like(rows["y"], np.nan)} for rows in feed(done))
+
+    monkeypatch.setattr(np, "savez", full)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match="step 1 is not finite") as error:
+        run(out, feed=spoilt)
+    assert f"No space left on device: '{out / loop.BAD_BATCH}'" in str(error.value)
+    assert not (out / loop.BAD_BATCH).exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

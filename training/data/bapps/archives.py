@@ -218,6 +218,9 @@ def _write(path: Path, members: tarfile.TarFile, member: tarfile.TarInfo, archiv
             shutil.copyfileobj(content, file)
     except FileExistsError:
         raise TripletsError(f"{path} has {'/'.join(place)} twice, then as {member.name!r}") from None
+    except OSError as error:  # A full disk is reported without a name.
+        error.filename = error.filename or os.fspath(target)
+        raise
 
 
 @contextlib.contextmanager
