@@ -226,11 +226,8 @@ RUN = {"metric": "lpips-tiny", "steps": 3}
 def make_triplets(path: Path) -> None:
     """An archive of two triplets."""
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
-    np.savez(  # pyright: ignore[reportCallIssue]
-        path,
-        **{f"part/{name}": images[place] for place, name in enumerate(("ref", "p0", "p1"))},
-        **{"part/judge": np.array([0.0, 1.0], np.float32)},
-    )
+    arrays: dict[str, Any] = {f"part/{name}": images[place] for place, name in enumerate(("ref", "p0", "p1"))}
+    np.savez(path, **arrays, **{"part/judge": np.array([0.0, 1.0], np.float32)})  # pyright: ignore[reportArgumentType]
 
 
 def make_scores(path: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import rlpips_jax as rl
-import training.__main__
+import training.program
 from rlpips_jax import cli
-from training.__main__ import PROGRAMS
+from training.program import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -140,13 +140,13 @@ def test_the_commands_of_a_page_are_accepted(
         for kind in getattr(parsed, "actions", {"": parsed}).values():
             monkeypatch.setattr(kind, "run", lambda self: 0)
     monkeypatch.setattr(
-        "training.__main__.PROGRAMS", {name: (kind, lambda _: None) for name, (kind, _) in PROGRAMS.items()}
+        "training.program.PROGRAMS", {name: (kind, lambda _: None) for name, (kind, _) in PROGRAMS.items()}
     )
     for words in commands(page):
         if words[0] == "rlpips":
             assert command(*words[1:])[0] == 0, words
         elif words[:3] == ["python", "-m", "training"]:
-            assert training.__main__.main(words[3:]) == 0, words
+            assert training.program.main(words[3:]) == 0, words
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]) is not None, words
         elif words[0] == "make":

@@ -75,9 +75,11 @@ def guarded(program: Callable[[], int]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (RlpipsError, OSError) as error:
+            reason = str(error)
             # Every other file that cannot be written is named by its error.
-            unnamed = getattr(error, "filename", None) is None and getattr(error, "errno", None) in FULL
-            say(f"what is printed cannot be written: {os.strerror(error.errno)}" if unnamed else str(error))
+            if isinstance(error, OSError) and error.filename is None and error.errno in FULL:
+                reason = f"what is printed cannot be written: {error.strerror}"
+            say(reason)
             return 2
         except RuntimeError as error:
             import jax  # Not at the top: it takes a second, and `rlpips --version` does without it.

@@ -27,7 +27,7 @@ def rlpips(*words: object, **options: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", program, *map(str, words)], **options)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("form", ["", "--csv", "--jsonl"])
+@pytest.mark.parametrize("form", ["", pytest.param("--csv", marks=pytest.mark.slow)])
 def test_no_name_commands_a_terminal(tmp_path: Path, form: str) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     picture.save(tmp_path / "a.png")
