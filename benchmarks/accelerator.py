@@ -51,9 +51,9 @@ def parts(config: Accelerator) -> list[Part]:
     """What is run, most important first."""
     weights = [] if config.weights_dir is None else ["--weights-dir", str(config.weights_dir)]
     shared = ["--shared", str(config.shared)]
-    checks = [Part(f"check: {name}", ["accelerator_checks", "--only", name], 90) for name in CHECKS]
-    scale = ["accelerator_tables", *(["--small"] if config.small else [])]
-    tables = [Part(f"table: {name}", [*scale, "--only", name], 60) for name in TABLES]
+    small = ["--small"] if config.small else []
+    checks = [Part(f"check: {name}", ["accelerator_checks", *small, "--only", name], 120) for name in CHECKS]
+    tables = [Part(f"table: {name}", ["accelerator_tables", *small, "--only", name], 60) for name in TABLES]
     if not (config.shared / "weights").is_dir():
         return [*checks, *tables]
     sizes = ["2x64"] if config.small else ["50x64", "16x256"]

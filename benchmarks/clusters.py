@@ -4,10 +4,13 @@ Scores them in one process first; then over two nodes of one core each; then aga
 middle. Prints the throughput, whether every pair is there once, and how far its number is from that of one process.
 """
 
-import importlib
+import contextlib
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,21 @@ from benchmarks.report import machine
 from benchmarks.sets import Sets, draw
 from rlpips_jax.scoring import Pair, Result, pairs_in_list, score, score_on_cluster
 from rlpips_jax.scoring.clusters import find_ray
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=here | {"include_dashboard": False})
+node = cluster.add_node(**here)
+print(cluster.address, flush=True)
+for _ in sys.stdin:
+    cluster.remove_node(node, allow_graceful=False)
+    print("killed", flush=True)
+cluster.shutdown()
+"""
+"""Starts a head and a node of one core each, kills the node at each line, and ends where its input does."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +79,48 @@ def compared(found: list[Result], expected: list[Result]) -> str:
     )
 
 
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[str, Callable[[], object]]]:
+    """The address of a cluster of two nodes on this machine, and what kills one of them.
+
+    They are started by a process without JAX, whose threads would not survive the forks.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def kill() -> None:
+            stdin.write("kill\n")
+            stdin.flush()
+            stdout.readline()
+
+        address = stdout.readline().strip()
+        if not address:
+            raise RuntimeError("the cluster did not start; its reason stands above")
+        try:
+            yield address, kill
+        finally:
+            stdin.close()
+
+
 def over_two_nodes(pairs: list[Pair], metric: Any, out: Path, *, kill: bool) -> tuple[list[Result], float]:
     """All results in the folder, and the seconds, without the start of the cluster but with that of its processes."""
     ray = find_ray()
-    cluster = importlib.import_module("ray.cluster_utils").Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    try:
-        node = cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False)
-        started, results = time.perf_counter(), []
-        for part in score_on_cluster(pairs, metric, out):
-            results += part
-            if kill and len(results) > len(pairs) // 2:
-                cluster.remove_node(node, allow_graceful=False)
-                kill = False
-        return results, time.perf_counter() - started
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with two_nodes() as (address, kill_one):
+        ray.init(address=address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        try:
+            started, results = time.perf_counter(), []
+            for part in score_on_cluster(pairs, metric, out):
+                results += part
+                if kill and len(results) > len(pairs) // 2:
+                    kill_one()
+                    kill = False
+            return results, time.perf_counter() - started
+        finally:
+            ray.shutdown()
 
 
 def main(config: Clusters) -> None:

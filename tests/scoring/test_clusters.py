@@ -1,15 +1,15 @@
 """Sets over a cluster: the results of one process, whatever becomes of the nodes."""
 
-import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rlpips_jax as rl
+from benchmarks.clusters import two_nodes
 from rlpips_jax.scoring import AllPairs, Pair, Result, Sampling, Scoring, clusters, score
 from rlpips_jax.scoring.all_pairs import Group
 from rlpips_jax.scoring.file_scores import Scorer
@@ -41,20 +41,14 @@ def expected(pairs: list[Pair], tiny: rl.Lpips) -> list[Result]:
     return list(score(pairs, tiny, workers=0))
 
 
-@contextlib.contextmanager
-def two_nodes() -> Iterator[tuple[Any, Any]]:
-    """A cluster of this machine, and one of its nodes that may be killed."""
+@pytest.fixture
+def connected() -> Iterator[Callable[[], object]]:
+    """A cluster of two nodes; what kills one of them."""
     ray = pytest.importorskip("ray")
-    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
-    head = here | {"include_dashboard": False}
-    cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
-    try:
-        node = cluster.add_node(**here)
-        ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
-        yield cluster, node
-    finally:
+    with two_nodes() as (address, kill):
+        ray.init(address=address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        yield kill
         ray.shutdown()
-        cluster.shutdown()
 
 
 def alike(found: list[Result], expected: list[Result]) -> None:
@@ -67,17 +61,18 @@ def alike(found: list[Result], expected: list[Result]) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_loses_and_doubles_nothing(pairs, expected, tiny, tmp_path, monkeypatch) -> None:
+def test_a_node_that_is_killed_loses_and_doubles_nothing(
+    pairs, expected, tiny, connected, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setattr(clusters, "PAIRS", 32)
-    with two_nodes() as (cluster, node):
-        done = clusters.score_on_cluster(pairs, tiny, tmp_path / "out")
-        first = next(done)
-        cluster.remove_node(node, allow_graceful=False)
-        results = first + [result for part in done for result in part]
-        assert Counter((r.reference, r.image) for r in results) == Counter((r.reference, r.image) for r in expected)
-        # A part that is missing is computed again, the others are read.
-        (tmp_path / "out" / "part-000003.jsonl").unlink()
-        again = [result for part in clusters.score_on_cluster(pairs, tiny, tmp_path / "out") for result in part]
+    done = clusters.score_on_cluster(pairs, tiny, tmp_path / "out")
+    first = next(done)
+    connected()
+    results = first + [result for part in done for result in part]
+    assert Counter((r.reference, r.image) for r in results) == Counter((r.reference, r.image) for r in expected)
+    # A part that is missing is computed again, the others are read.
+    (tmp_path / "out" / "part-000003.jsonl").unlink()
+    again = [result for part in clusters.score_on_cluster(pairs, tiny, tmp_path / "out") for result in part]
     assert sum(result.recorded for result in again) == COUNT - 32
     files = sorted((tmp_path / "out").glob("part-*.jsonl"))
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()[1:]]
@@ -86,12 +81,11 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(pairs, expected, tiny, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("connected")
 def test_a_data_set_of_rays(pairs, expected, tiny) -> None:
-    with two_nodes():
-        rows = [{"reference": p.reference, "image": p.image, "number": at} for at, p in enumerate(pairs)]
-        found = rl.scoring.score_dataset(
-            pytest.importorskip("ray.data").from_items(rows), tiny, actors=(1, 2), batch_size=64
-        ).take_all()
+    rows = [{"reference": p.reference, "image": p.image, "number": at} for at, p in enumerate(pairs)]
+    data = pytest.importorskip("ray.data").from_items(rows)
+    found = rl.scoring.score_dataset(data, tiny, actors=(1, 2), batch_size=64).take_all()
     found.sort(key=lambda row: row["number"])
     results = [
         Result(r["reference"], r["image"], None if r["error"] else r["distance"], r["error"] or None) for r in found
