@@ -109,7 +109,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "weights, .pth": (
         ".pth",
-        lambda path: write_checkpoint(path, {f"{n}": np.zeros(1, np.float32) for n in range(6_000)}),
+        lambda path: write_checkpoint(path, {f"{n}": np.zeros(1, np.float32) for n in range(3_000)}),
         CHECKPOINT,
     ),
     "results, .json": (
