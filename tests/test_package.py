@@ -173,7 +173,7 @@ def test_every_dependency_is_pinned() -> None:
     assert sorted(reached - set(here)) == []
 
 
-@pytest.mark.parametrize(("folder", "extras"), [(PACKAGE, ["viz"]), ("training", ["train"])])
+@pytest.mark.parametrize(("folder", "extras"), [(PACKAGE, ["ray", "viz"]), ("training", ["train"])])
 def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
     """Third-party modules come from distributions that the project names, not from what those happen to bring."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
