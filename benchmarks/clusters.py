@@ -27,7 +27,7 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 
-here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+here = {"num_cpus": 1}
 cluster = Cluster(initialize_head=True, head_node_args=here | {"include_dashboard": False})
 node = cluster.add_node(**here)
 print(cluster.address, flush=True)
@@ -110,7 +110,7 @@ def over_two_nodes(pairs: list[Pair], metric: Any, out: Path, *, kill: bool) -> 
     """All results in the folder, and the seconds, without the start of the cluster but with that of its processes."""
     ray = find_ray()
     with two_nodes() as (address, kill_one):
-        ray.init(address=address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(address=address, log_to_driver=False)
         try:
             started, results = time.perf_counter(), []
             for part in score_on_cluster(pairs, metric, out):

@@ -46,7 +46,7 @@ def connected() -> Iterator[Callable[[], object]]:
     """A cluster of two nodes; what kills one of them."""
     ray = pytest.importorskip("ray")
     with two_nodes() as (address, kill):
-        ray.init(address=address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(address=address, log_to_driver=False)
         yield kill
         ray.shutdown()
 
