@@ -12,6 +12,7 @@ Gradients recompute one tile after the other, and are summed where tiles overlap
 """
 
 import functools
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,10 @@ from rlpips_jax.images import Images, ValueRange
 
 COPIES = 3
 """Bytes that a gradient takes for each byte of one image's activations, roughly; a distance takes a third of that."""
+
+
+Length = Hashable
+"""Pixels along an axis: a number, or an expression in a program for images of any size."""
 
 
 class Cuts(NamedTuple):
@@ -76,7 +81,7 @@ def bounded(metric: Metric | RandomMetric, max_memory: int | None) -> Any:
     return replace(cast(Any, metric), max_memory=max_memory)
 
 
-def tiling_of(metric: Metric, height: int, width: int) -> Tiling | None:
+def tiling_of(metric: Metric, height: Length, width: Length) -> Tiling | None:
     """How the metric has to cut images of a size; None where it need not, or cannot.
 
     Raises:
@@ -84,8 +89,7 @@ def tiling_of(metric: Metric, height: int, width: int) -> Tiling | None:
     """
     if not isinstance(metric, TiledMetric) or metric.max_memory is None or metric.locality is None:
         return None
-    if not (isinstance(height, int) and isinstance(width, int)):
-        raise MetricError("max_memory is for images of a known size: give height and width, or leave it out")
+    height, width = _known(height, width)
     pixels = int(metric.max_memory / bytes_per_pixel(metric))
     if height * width <= pixels:
         return None
@@ -99,12 +103,19 @@ def tiling_of(metric: Metric, height: int, width: int) -> Tiling | None:
     return tiling
 
 
-def pairs_at_once(metric: Metric, height: int, width: int) -> int | None:
+def _known(height: Length, width: Length) -> tuple[int, int]:
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    raise MetricError("max_memory is for images of a known size: give height and width, or leave it out")
+
+
+def pairs_at_once(metric: Metric, height: Length, width: Length) -> int | None:
     """Most pairs of a size that the metric allows in the network together; None for any number."""
     limits = []
     if (most := getattr(metric, "max_batch", None)) is not None:
         limits.append(most)
     if isinstance(metric, TiledMetric) and metric.max_memory is not None:
+        height, width = _known(height, width)
         limits.append(max(1, int(metric.max_memory / (bytes_per_pixel(metric) * height * width))))
     return min(limits, default=None)
 
