@@ -51,6 +51,12 @@ def connected() -> Iterator[Callable[[], object]]:
         ray.shutdown()
 
 
+def result_of(row: dict[str, Any]) -> Result:
+    """The result that a row holds."""
+    error = row.get("error") or None
+    return Result(row["reference"], row["image"], None if error else np.float32(row["distance"]), error)
+
+
 def alike(found: list[Result], expected: list[Result]) -> None:
     assert [(r.reference, r.image, r.error) for r in found] == [(r.reference, r.image, r.error) for r in expected]
     one, other = (
@@ -76,8 +82,7 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(
     assert sum(result.recorded for result in again) == COUNT - 32
     files = sorted((tmp_path / "out").glob("part-*.jsonl"))
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()[1:]]
-    written = [Result(row["reference"], row["image"], row.get("distance"), row.get("error")) for row in lines]
-    alike(written, expected)
+    alike([result_of(row) for row in lines], expected)
 
 
 @pytest.mark.slow
@@ -87,10 +92,7 @@ def test_a_data_set_of_rays(pairs, expected, tiny) -> None:
     data = pytest.importorskip("ray.data").from_items(rows)
     found = rl.scoring.score_dataset(data, tiny, actors=(1, 2), batch_size=64).take_all()
     found.sort(key=lambda row: row["number"])
-    results = [
-        Result(r["reference"], r["image"], None if r["error"] else r["distance"], r["error"] or None) for r in found
-    ]
-    alike(results, expected)
+    alike([result_of(row) for row in found], expected)
 
 
 def test_sets_one_after_the_other_share_programs(pairs, expected, tiny) -> None:
