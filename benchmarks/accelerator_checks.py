@@ -5,6 +5,7 @@ which PyTorch computed in float64, and from this library on the CPU.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -136,8 +137,7 @@ def feed(_: Checks) -> None:
     judgment = rng.uniform(0, 1, 64).astype(np.float32)
     source = MemorySource(rl.evaluation.Triplets(images[0], images[1], images[2], judgment, ("drawn",) * 64))
     stream = batches([source], batch=16, seed=0)
-    for _ in range(8):
-        batch = next(stream)
+    for batch in itertools.islice(stream, 8):
         placed = np.asarray(jnp.asarray(batch["reference"]))
         np.testing.assert_array_equal(placed, images[0][batch["index"]])
     stream.close()
@@ -174,7 +174,7 @@ def resume(_: Checks) -> None:
         folder = Path(name)
         for seed, part in enumerate(("photographs", "validation")):
             for at in range(2):
-                x, _ = pair(1, 160)
+                x = pair(1, 160)[0]
                 noise = np.random.default_rng(10 * seed + at).normal(0, 12, x.shape[1:])
                 rl.save_image(folder / part / f"{at}.png", np.clip(255 * x[0] + noise, 0, 255).astype(np.uint8))
         places = [f"--{part}={folder / part}" for part in ("photographs", "validation")]
