@@ -34,9 +34,9 @@ class Accelerator:
     seconds: float = 480.0
     """Of everything; parts that do not fit any more are left out."""
     shared: Path = Path("../shared")
-    """Folder of the reference data; without it only the metrics that ship are measured."""
+    """Folder of the reference data, whose photographs are taken if it is there."""
     weights_dir: Path | None = None
-    """Folder with the library's weights."""
+    """Folder with the library's weights; by default weights are drawn, which take as long."""
 
 
 class Part(NamedTuple):
@@ -49,13 +49,11 @@ class Part(NamedTuple):
 
 def parts(config: Accelerator) -> list[Part]:
     """What is run, most important first."""
-    weights = [] if config.weights_dir is None else ["--weights-dir", str(config.weights_dir)]
+    weights = ["--weights-dir", str(config.weights_dir or drawn_weights(config.out / "weights"))]
     shared = ["--shared", str(config.shared)]
     small = ["--small"] if config.small else []
     checks = [Part(f"check: {name}", ["accelerator_checks", *small, "--only", name], 120) for name in CHECKS]
     tables = [Part(f"table: {name}", ["accelerator_tables", *small, "--only", name], 60) for name in TABLES]
-    if not (config.shared / "weights").is_dir():
-        return [*checks, *tables]
     sizes = ["2x64"] if config.small else ["50x64", "16x256"]
     networks = ["alex"] if config.small else ["alex", "vgg"]
     rounds = "2" if config.small else "10"
@@ -70,6 +68,18 @@ def parts(config: Accelerator) -> list[Part]:
         Part("table: adversarial step", [*step, *shared, *weights], 90),
         Part("table: memory", [*memory, *weights], 60),
     ]
+
+
+def drawn_weights(folder: Path) -> Path:
+    """The folder, with the weights of the goldens under the names of official ones."""
+    program = (
+        "import sys; from pathlib import Path; import rlpips_jax as rl; from tests.test_goldens import metric_of\n"
+        "for name in ('lpips-alex', 'lpips-vgg'): rl.save(metric_of(name), Path(sys.argv[1]) / f'{name}.safetensors')"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    # On the CPU, so that the accelerator is free for the parts.
+    subprocess.run([sys.executable, "-c", program, str(folder)], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
+    return folder
 
 
 CHECKS = ("goldens", "gradients", "adversarial", "ensemble", "feed", "resume")
