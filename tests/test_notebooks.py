@@ -11,9 +11,23 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
+EVERY = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+LARGEST = 800_000
+"""Bytes of a notebook with its pictures."""
+
+
+@EVERY
+def test_its_outputs_are_committed(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run it from top to bottom"
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the pictures are missing"
+    assert path.stat().st_size < LARGEST
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the kernel's own packages warn
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+@EVERY
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws into the notebook
     one_device = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])  # as its reader has
