@@ -24,7 +24,7 @@ SUBPACKAGES = ("attacks", "evaluation", "ensemble", "geometry", "scoring")
 FETCHED, SEARCH = "https://unpkg.com/iframe-worker/shim", "assets/search.js"
 
 DIRECTIVE = re.compile(r"^::: (rl\.\S+)$", re.MULTILINE)
-NOTEBOOK = re.compile(r"(\]\([^)\s]*notebooks/\w+)\.ipynb\)")
+NOTEBOOK = re.compile(r"(\]\([^)\s]*notebooks/[\w-]+)\.ipynb\)")
 
 
 @functools.cache
