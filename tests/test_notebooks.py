@@ -33,7 +33,7 @@ def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_device = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])  # as its reader has
     monkeypatch.setenv("XLA_FLAGS", one_device)
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
+    NotebookClient(notebook, timeout=900, kernel_name="python3").execute(cwd=str(path.parent))
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs), "the pictures are missing"
     assert not any(output.get("name") == "stderr" for output in outputs), "a cell complains"
