@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import tyro
 
+from benchmarks.contestants import weight_file
+
 LEAST = 10.0
 """Seconds that a part must have left to be started."""
 
@@ -36,7 +38,7 @@ class Accelerator:
     shared: Path = Path("../shared")
     """Folder of the reference data, whose photographs are taken if it is there."""
     weights_dir: Path | None = None
-    """Folder with the library's weights; by default weights are drawn, which take as long."""
+    """Folder with the library's weights; by default made of the reference data, or drawn without it."""
 
 
 class Part(NamedTuple):
@@ -49,7 +51,7 @@ class Part(NamedTuple):
 
 def parts(config: Accelerator) -> list[Part]:
     """What is run, most important first."""
-    weights = ["--weights-dir", str(config.weights_dir or drawn_weights(config.out / "weights"))]
+    weights = ["--weights-dir", str(config.weights_dir or made_weights(config))]
     shared = ["--shared", str(config.shared)]
     small = ["--small"] if config.small else []
     checks = [Part(f"check: {name}", ["accelerator_checks", *small, "--only", name], 120) for name in CHECKS]
@@ -70,18 +72,38 @@ def parts(config: Accelerator) -> list[Part]:
     ]
 
 
-def drawn_weights(folder: Path) -> Path:
-    """The folder, with the weights of the goldens under the names of official ones."""
-    program = (
-        "import sys; from pathlib import Path; import rlpips_jax as rl; from tests.test_goldens import metric_of\n"
-        "for name in ('lpips-alex', 'lpips-vgg'): rl.save(metric_of(name), Path(sys.argv[1]) / f'{name}.safetensors')"
-    )
+def made_weights(config: Accelerator) -> Path:
+    """A folder with the weights of `NETWORKS`: official ones, as the peers have, if the reference data has them.
+
+    Drawn ones take as long, but can only be compared with themselves.
+    """
+    folder = config.out / "weights"
     folder.mkdir(parents=True, exist_ok=True)
-    # On the CPU, so that the accelerator is free for the parts.
-    subprocess.run([sys.executable, "-c", program, str(folder)], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
+    official = {name: weight_file(config.shared, name) for name in NETWORKS}
+    heads = config.shared / "weights" / "lpips_heads"
+    if all(file.is_file() for file in official.values()):
+        commands = [
+            ["-m", "convert", "--weights", str(file), "--heads", str(heads / f"v0.1-{name}.pth"), "--out", str(folder)]
+            for name, file in official.items()
+        ]
+    else:
+        commands = [["-c", DRAW, str(folder), *(f"lpips-{name}" for name in NETWORKS)]]
+    for command in commands:
+        # On the CPU, so that the accelerator is free for the parts.
+        subprocess.run([sys.executable, *command], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
     return folder
 
 
+NETWORKS = ("alex", "vgg")
+DRAW = """
+import sys
+from pathlib import Path
+import rlpips_jax as rl
+from tests.test_goldens import metric_of
+for name in sys.argv[2:]:
+    rl.save(metric_of(name), Path(sys.argv[1]) / f"{name}.safetensors")
+"""
+"""Saves the drawn weights of the goldens under the names of official ones."""
 CHECKS = ("goldens", "gradients", "adversarial", "ensemble", "feed", "resume")
 TABLES = ("pgd", "files", "tiles")
 """Parts of `benchmarks.accelerator_checks` and `benchmarks.accelerator_tables`."""
