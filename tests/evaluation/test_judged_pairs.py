@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,16 @@ def test_a_damaged_workbook_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "csiq.DMOS.xlsx").write_bytes(b"PK and no archive")
     with pytest.raises(rl.TripletsError, match=r"cannot be read as an [.]xlsx file.*a [.]csv or [.]txt file with"):
         read_pairs(tmp_path)
+
+
+def test_a_workbook_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    csiq(tmp_path / "set")
+    path = tmp_path / "set" / "csiq.DMOS.xlsx"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # the name is there twice, and the last counts
+        archive.writestr("xl/worksheets/sheet2.xml", b" " * ((1 << 23) + 1))
+    with pytest.raises(rl.TripletsError, match=r"sheet2[.]xml unpacks to more than 8 MiB"):
+        read_pairs(tmp_path / "set")
 
 
 def test_batches_have_one_size_each(tmp_path: Path) -> None:
