@@ -30,8 +30,9 @@ from rlpips_jax.distances.resized import Resized
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.evaluation.placement import over_all_devices
 from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.weights.parameters import digest
 from training import devices, loop, run_folder
-from training.classifier import Classifier, ResidualNetwork, save
+from training.classifier import Classifier, ResidualNetwork, load, save
 from training.config import NOT_DECISIVE, Run, radius
 from training.data.classes import ClassImages, read_classes
 from training.data.feed import Order, shuffled
@@ -71,8 +72,11 @@ class Classify(Run):
     """Radius of pgd's attack, images in [0, 1]."""
     attack_steps: int | None = None
     """Steps of the attack; by default 7 of pgd, 10 of pat."""
+    start: Path | None = None
+    """File of a classifier to go on from, whose network is taken too. Adversarial training from a naturally trained
+    one needs a fraction of the epochs (Jeddi et al. 2020). By default parameters are drawn."""
     widths: tuple[int, ...] = (32, 64, 128)
-    """Channels of each stage of the network."""
+    """Channels of each stage of the network, where parameters are drawn."""
     blocks: int = 1
     """Blocks of each stage."""
     batch: int = 128
@@ -147,9 +151,9 @@ def train_classifier(config: Classify) -> Path:
             if not per_epoch:
                 raise TrainingError(f"{learnt.name} has {len(learnt)} images, fewer than a batch of {config.batch}")
             metric, bound = _bounding(config, learnt)
+            first = _first(config, learnt)
             run_folder.claim(config.out, config.document(), NOT_DECISIVE)
-        network = ResidualNetwork(len(learnt.classes), config.widths, config.blocks)
-        variables = network.init(jax.random.key(config.seed), jnp.zeros((1, *learnt.images.shape[1:])))
+        parameters, network = first.parameters, first.network
         optimiser = make_optimiser(config, total)
         take_step = make_step(config, network, optimiser)
         bounding = devices.replicate((metric, jnp.float32(bound)), rows)
@@ -169,9 +173,10 @@ def train_classifier(config: Classify) -> Path:
                 "the number of steps": total,
                 "the images it learns from": learnt.identity,
                 "the bound": [getattr(metric, "signature", ""), round(bound, 6)],
+                "the classifier it starts from": digest(parameters) if config.start else "",
             },
         )
-        state = devices.replicate(first_state(variables["params"], optimiser, average=config.average), rows)
+        state = devices.replicate(first_state(parameters, optimiser, average=config.average), rows)
         options: Any = {"keep": config.keep, "export": config.export}
         with loop.finished(task, state, out=config.out, stopping=stopping, **options) as run:
             if jax.process_index() == 0:
@@ -340,6 +345,23 @@ def _bounding(config: Classify, learnt: ClassImages) -> tuple[Any, float]:
         return metric, config.bound
     epsilon = radius(config.epsilon, "--epsilon")
     return metric, noise_size(metric, learnt.images[:CALIBRATION], epsilon, key=jax.random.key(0))
+
+
+def _first(config: Classify, learnt: ClassImages) -> Classifier:
+    """The classifier that training begins with.
+
+    Raises:
+        TrainingError: the file to start from is not one, or of other classes.
+    """
+    if config.start is not None:
+        found = load(config.start)
+        if found.classes != learnt.classes:
+            has, of = (", ".join(classes) for classes in (learnt.classes, found.classes))
+            raise TrainingError(f"--start {config.start} is a classifier of {of}; {learnt.name} has {has}")
+        return found
+    network = ResidualNetwork(len(learnt.classes), config.widths, config.blocks)
+    variables = network.init(jax.random.key(config.seed), jnp.zeros((1, *learnt.images.shape[1:])))
+    return Classifier(variables["params"], network, learnt.classes)
 
 
 def _split(data: ClassImages, held_out: int) -> tuple[ClassImages, ClassImages]:

@@ -188,6 +188,22 @@ def test_a_run_that_is_resumed_ends_with_the_same_bytes(data: Path, tmp_path: Pa
         train_classifier(dataclasses.replace(part, defence="pgd"))
 
 
+def test_training_goes_on_from_a_classifier(data: Path, tmp_path: Path, classifier: Classifier) -> None:
+    start = tmp_path / "start.safetensors"
+    save(start, classifier, {"steps": 0})
+    # At a rate of 0 what comes out is what went in.
+    still = config(data, tmp_path / "still", start=start, rate=0.0, average=0.0, steps=1, widths=(16,))
+    found = load(train_classifier(still))
+    assert found.network == classifier.network
+    jax.tree.map(np.testing.assert_array_equal, found.parameters, classifier.parameters)
+    save(start, jax.tree.map(lambda leaf: leaf + 1, classifier), {"steps": 0})
+    with pytest.raises(TrainingError, match="the classifier it starts from"):
+        train_classifier(dataclasses.replace(still, steps=1))
+    save(start, dataclasses.replace(classifier, classes=("a", "c")), {"steps": 0})
+    with pytest.raises(TrainingError, match=r"is a classifier of a, c; .* has a, b"):
+        train_classifier(dataclasses.replace(still, out=tmp_path / "other"))
+
+
 def test_options_that_make_no_sense_are_refused(data: Path, tmp_path: Path) -> None:
     for options, says in (
         ({"widths": (12,)}, "multiples of 8"),
