@@ -196,6 +196,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_the_second_run_reads_what_the_first_compiled(pictures: list[Path], options: tuple, caches: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
 
@@ -321,6 +322,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_no_device_is_told_in_one_line(pictures: list[Path], options: tuple) -> None:
     nowhere = os.environ | {"JAX_PLATFORMS": "nowhere"}
     run = program("distance", *pictures, *options, stdout=subprocess.PIPE, env=nowhere)
@@ -509,6 +511,7 @@ def test_the_table_of_folders_ends_with_the_mean(rlpips: Rlpips, folders: tuple[
     assert values[-1] == pytest.approx(np.mean(values[:-1]), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", ["LARGEST_BATCH", "BATCH_PIXELS", "PENDING_BYTES"])
 def test_batches_change_no_result(
     rlpips: Rlpips, folders: tuple[Path, Path], options: tuple, monkeypatch, most: str

@@ -75,6 +75,7 @@ def test_linen_with_the_metric_in_the_train_state(images, drawn) -> None:
     assert_learned(losses, state.metric, before)
 
 
+@pytest.mark.slow
 def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
     class Autoencoder(nnx.Module):
         def __init__(self, metric: Lpips, rngs: nnx.Rngs) -> None:
@@ -121,6 +122,7 @@ def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path,
     named.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:
     """The metric is read from disk while a gradient is being traced, then used outside."""
     from rlpips_jax.weights import native

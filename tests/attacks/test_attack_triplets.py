@@ -33,6 +33,7 @@ def test_rankings_are_differences_of_distances(tiny: Any, triplets: Any, side: s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ATTACKED)
 def test_every_side_reverses_the_order(tiny: Any, triplets: Any, of_sides: dict[str, Any], side: str) -> None:
     result = of_sides[side]
@@ -71,6 +72,7 @@ def lost_at_the_reference(objective: Any, images: Any, **options: Any) -> Any:
     return dataclasses.replace(result, adversarial=lost * result.adversarial)
 
 
+@pytest.mark.slow
 def test_a_side_that_is_not_finite_hides_none_that_is(tiny: Any, triplets: Any, of_sides: dict[str, Any]) -> None:
     sides = ("reference", "closer")
     result = attack_triplets(tiny, *triplets, attack=lost_at_the_reference, key=KEY, attacked=sides)

@@ -15,6 +15,7 @@ STEPS = 10
 """With three images and a radius for each, most tests share one program."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.03), ("l2", 0.8)])
 def test_it_stays_in_the_ball_and_measures_farther_than_noise_there(metric, norm: str, epsilon: float) -> None:
     images = pictures(3)

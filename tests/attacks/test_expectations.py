@@ -118,6 +118,7 @@ def test_known_draws_are_no_longer_random(ensemble: Ensemble, triplets: Any) -> 
     np.testing.assert_array_equal(np.asarray(result.success), np.asarray(result.after) > 0)
 
 
+@pytest.mark.slow
 def test_a_transferred_attack_is_that_on_the_surrogate(plain: Lpips, ensemble: Ensemble, triplets: Any) -> None:
     own = attack_triplets(plain, *triplets, attack=ATTACK, key=KEY)
     transferred = attack_triplets(ensemble, *triplets, attack=ATTACK, key=KEY, surrogate=plain, randomness=RANDOMNESS)

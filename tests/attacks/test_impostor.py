@@ -24,6 +24,7 @@ def programs() -> int:
     return cast(Any, importlib.import_module("rlpips_jax.attacks.impostor"))._impostor._cache_size()
 
 
+@pytest.mark.slow
 def test_it_is_within_the_bound_and_farther_than_noise_there(metric) -> None:
     images = (pictures(3) / 255).astype(np.float32)
     bound = np.array([0.02, 0.05, 0.1])
@@ -66,6 +67,7 @@ def test_it_is_no_nearer_than_a_shift_of_brightness(metric) -> None:
     assert np.all(lengths.max(axis=0) > 0)
 
 
+@pytest.mark.slow
 def test_a_bound_of_0_leaves_the_image(metric) -> None:
     images = pictures(2)
     result = rl.attacks.impostor(metric, images, key=KEY, bound=0, steps=3)
@@ -103,6 +105,7 @@ def test_the_range_is_a_matter_of_units(metric) -> None:
     np.testing.assert_allclose(wide.l2, 255 * unit.l2, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_all_batches_are_one_program(metric) -> None:
     before = None
     for seed in range(3):

@@ -97,6 +97,7 @@ def test_it_is_no_larger_than_where_pgd_succeeds() -> None:
         assert cast(Any, search)._cache_size() == programs + (seed == 0)
 
 
+@pytest.mark.slow
 def test_the_first_image_that_reverses_is_kept() -> None:
     objective, closer = triplets()
     epsilon, steps = 0.015, 10

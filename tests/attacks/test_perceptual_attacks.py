@@ -150,6 +150,7 @@ def test_ten_batches_are_one_program(digits, tiny, name) -> None:
     assert all(bounds)
 
 
+@pytest.mark.slow
 def test_a_bound_of_zero_leaves_the_images(tiny) -> None:
     images = np.random.default_rng(0).uniform(0, 1, (1, 31, 31, 3)).astype(np.float32)
 

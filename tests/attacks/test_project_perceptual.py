@@ -117,6 +117,7 @@ def test_conjugate_gradients_stay_finite_along_what_the_map_does_not_see() -> No
     assert np.all(np.asarray(conjugate_gradient(jnp.zeros_like, right, 3)) == 0)
 
 
+@pytest.mark.slow
 def test_projection_brings_images_within_and_leaves_the_others(tiny) -> None:
     originals = pictures(6, 33, 33)
     rng = np.random.default_rng(1)

@@ -70,6 +70,7 @@ def test_the_goal_is_reached_in_a_large_ball_and_kept_from_the_start(metric) -> 
     assert np.all(again.success[reached])
 
 
+@pytest.mark.slow
 def test_a_ball_of_no_size_holds_the_image_alone_and_fails(metric) -> None:
     references, images = pictures(4), pictures(4, seed=1)
     result = rl.attacks.semantic(metric, references, references, key=KEY, epsilon=0, steps=STEPS)
@@ -80,6 +81,7 @@ def test_a_ball_of_no_size_holds_the_image_alone_and_fails(metric) -> None:
     assert np.all(rise.linf <= 0.02 * (1 + 1e-5))
 
 
+@pytest.mark.slow
 def test_all_batches_are_one_program(metric) -> None:
     before = None
     for seed in range(3):

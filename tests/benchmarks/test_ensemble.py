@@ -18,6 +18,7 @@ def config(drawn: Callable[..., Lpips], monkeypatch: pytest.MonkeyPatch, tmp_pat
     return Ensembles(shared=tmp_path, side=36, photographs=2, samples=8, replicates=3, repeats=2)
 
 
+@pytest.mark.slow
 def test_variance(config: Ensembles) -> None:
     rows = ensemble.variance(config).rows
     assert tuple(row[0] for row in rows) == ESTIMATORS

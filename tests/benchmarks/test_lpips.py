@@ -13,6 +13,7 @@ from benchmarks.report import Table
 from rlpips_jax.backbones import TINY
 
 
+@pytest.mark.slow
 def test_float64_is_near_float32_and_nearer_to_itself(drawn, tmp_path) -> None:
     metric = drawn(TINY)
     x, y = images(tmp_path, Size(2, 48))

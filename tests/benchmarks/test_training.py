@@ -220,6 +220,7 @@ def test_who_learns_something_else_is_not_timed(other) -> None:
         training.compare({OURS: fixed(1, 1), PUBLISHED: fixed(*other)})
 
 
+@pytest.mark.slow
 def test_steps_are_measured_and_told(config) -> None:
     absent: dict[str, str] = {}
     measured = training.side_by_side_steps(config, absent)

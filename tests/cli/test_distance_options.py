@@ -165,6 +165,7 @@ def test_pipes_are_images_too(rlpips: Rlpips, pictures: list[Path], tmp_path: Pa
     assert first["distance"] == second["distance"]
 
 
+@pytest.mark.slow
 def test_all_pairs_of_two_folders(rlpips: Rlpips, tmp_path: Path, draw: Draw, tiny: rl.Lpips) -> None:
     sets = [
         [draw(tmp_path / folder / f"{number}.png", seed + number) for number in range(count)]

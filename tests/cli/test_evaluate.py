@@ -271,6 +271,7 @@ def test_certificates(command: Command, data: Path, tmp_path: Path) -> None:
     assert "--radius must be 0 or more" in err
 
 
+@pytest.mark.slow
 def test_the_certificate_of_a_distance(command: Command, pictures: list[Path]) -> None:
     smoothing = ("--metric", "lpips-tiny", "--sigma", 0.02, "--samples", 20, "--alpha", 0.1)
     status, out, err = command("certify", "--images", *pictures[:2], *smoothing, "--radius", 0, "2/255", "36/255")
@@ -314,6 +315,7 @@ def test_own_pictures_are_attacked_within_the_bound(
     assert pulled["distances"][0]["after"] < row["before"]
 
 
+@pytest.mark.slow
 def test_the_order_of_two_pictures_and_one_alone(command: Command, pictures: list[Path], tmp_path: Path) -> None:
     result = attack(command, pictures, tmp_path, "--attacked", "farther")
     distances = result["distances"]

@@ -43,6 +43,7 @@ def test_average_writes_pictures_and_numbers(command: Command, pictures: list[Pa
     assert f"sum of distances to the power of 2, average: {squares['average']:.6f}"[:-1] in printed
 
 
+@pytest.mark.slow
 def test_average_never_ends_worse_than_it_began(command: Command, pictures: list[Path], tmp_path: Path) -> None:
     # Steps that are far too long.
     status, _, _ = command("average", *pictures[:2], "--out", tmp_path, *QUICK, "--begin", 0, "--pace", 1, "--steps", 2)

@@ -71,6 +71,7 @@ def check(results: list[dict], files: Files, expected: list[float], within: floa
 # Lists
 
 
+@pytest.mark.slow
 def test_a_list_as_json_lines(rlpips, pair_list: Path, files: Files, expected: list[float], tiny: rl.Lpips) -> None:
     run = rlpips("--pairs", pair_list, "--jsonl")
     assert (run.status, run.err) == (0, "")
@@ -201,6 +202,7 @@ def test_rows_for_people_begin_with_the_distance(tiny: rl.Lpips) -> None:
 # Files that a run goes on with
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_finished_run_is_left_alone(rlpips, pair_list: Path, files: Files, expected, tmp_path: Path, suffix) -> None:
     out = tmp_path / "new" / f"out{suffix}"
@@ -236,6 +238,7 @@ def test_failures_are_recorded_and_count_again(rlpips, files: Files, tmp_path: P
     assert [row["error"] for row in csv.DictReader(io.StringIO(out.read_text()))] == ["", "absent.png does not exist"]
 
 
+@pytest.mark.slow
 def test_a_file_of_another_list_is_refused(rlpips, pair_list: Path, files: Files, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     rlpips("--pairs", pair_list, "--out", out)

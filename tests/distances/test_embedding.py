@@ -82,6 +82,7 @@ def test_recomputation_changes_no_gradient() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_an_embedding_of_zeros_has_a_distance() -> None:
     zeros = jax.tree.map(jnp.zeros_like, metric(TOWERS[1]))
     x = images(2)
@@ -90,6 +91,7 @@ def test_an_embedding_of_zeros_has_a_distance() -> None:
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @each
 def test_pairs_by_matrix_products(backbone: Any) -> None:
     xs = images(4, 40)
@@ -130,6 +132,7 @@ def test_embedded_vectors_have_the_distance_as_their_square() -> None:
     np.testing.assert_allclose(np.square(one - other).sum(), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_attacks_and_ensembles() -> None:
     tested = metric(TOWERS[0])
     x, y, z = images(3)[:, None]

@@ -155,6 +155,7 @@ def test_blocks_bound_memory(tiny) -> None:
     assert many < 0.5 * held(32, None)
 
 
+@pytest.mark.slow
 def test_blocks_change_no_result(tiny) -> None:
     blocks = dataclasses.replace(tiny, max_batch=2)
     np.testing.assert_allclose(rl.distance(X, Y, blocks), rl.distance(X, Y, tiny), rtol=1e-5)
@@ -174,6 +175,7 @@ def test_blocks_and_recomputed_activations_change_no_gradient(tiny) -> None:
         np.testing.assert_allclose(plain, other, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_memory", [1 << 30, 1], ids=["at once", "in blocks"])
 def test_pairwise_is_every_distance(max_memory, tiny) -> None:
     xs, ys = (photographs(count, 33, 35, 3, seed=seed) for count, seed in ((5, 10), (3, 11)))
@@ -207,6 +209,7 @@ def test_the_gradient_of_pairwise_is_that_of_the_distances(tiny) -> None:
             np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
 def test_pairwise_holds_its_memory(tiny) -> None:
     """Beside images and result, what a thousand images take is near what was allowed, and far below their features."""
 
@@ -236,6 +239,7 @@ def test_pairwise_refuses_what_makes_no_matrix(tiny) -> None:
         tiny.pairwise_between(tiny.features(X[0]), tiny.features(Y))
 
 
+@pytest.mark.slow
 def test_padded_pairs_of_several_sizes_are_at_the_distances_of_the_pairs_alone(metric) -> None:
     sizes = np.array([[40, 45], [33, 31], [31, 44], [38, 38]])
     x, y = (photographs(4, 40, 45, 3, seed=seed) for seed in (8, 9))
@@ -333,6 +337,7 @@ def test_transformations_agree_with_the_plain_call(wrap, tiny) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [False, True], ids=["different", "identical"])
 def test_gradients_through_checkpoint_and_scan_are_the_plain_ones(same, tiny) -> None:
     x = as_floats(X)
@@ -347,6 +352,7 @@ def test_gradients_through_checkpoint_and_scan_are_the_plain_ones(same, tiny) ->
         np.testing.assert_allclose(found, plain, atol=1e-6 + 1e-5 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.slow
 def test_second_derivatives_survive_at_identical_images(tiny) -> None:
     """At x == y the distance is 0 and flat, and curved: its Hessian is 2 J'WJ, not 0."""
     x = jnp.asarray(X[0] / 255, jnp.float32)
@@ -453,6 +459,7 @@ def test_sharded_images_and_a_replicated_metric_give_the_loss_of_one_device(styl
     np.testing.assert_allclose(images, moved, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pmap_as_older_training_code_calls_it(tiny) -> None:
     x, y = (photographs(8, 2, 32, 32, 3, seed=seed) for seed in (6, 7))
     found = jax.pmap(rl.distance, in_axes=(0, 0, None))(x, y, tiny)
@@ -595,6 +602,7 @@ def test_floors_at_zero_are_no_floors(tiny) -> None:
     np.testing.assert_allclose(rl.distance(X, Y, metric), rl.distance(X, Y, tiny), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_floor_damps_faint_noise(tiny) -> None:
     """On dark flat images without biases activations are as faint as the noise, and are made unit vectors of."""
     bare = {"backbone": jax.tree.map(lambda leaf: leaf * (leaf.ndim != 1), tiny.parameters["backbone"])}
@@ -609,6 +617,7 @@ def test_a_floor_damps_faint_noise(tiny) -> None:
     assert strong[1] > 0.9 * strong[0]
 
 
+@pytest.mark.slow
 def test_with_floors_identical_images_are_at_distance_exactly_zero(floored) -> None:
     sizes = np.array([[40, 45]] * 3)
     for distance in (rl.distance, rl.distance_map):
@@ -617,6 +626,7 @@ def test_with_floors_identical_images_are_at_distance_exactly_zero(floored) -> N
     assert np.all(np.asarray(floored.padded_distance(X, X, sizes)) == 0)
 
 
+@pytest.mark.slow
 def test_every_way_to_a_distance_with_floors_agrees(floored) -> None:
     expected = rl.distance(X, Y, floored)
     np.testing.assert_allclose(jax.vmap(rl.distance, in_axes=(0, 0, None))(X, Y, floored), expected, rtol=1e-5)

@@ -63,6 +63,7 @@ def in_numpy(reference: np.ndarray, other: np.ndarray, metric: LpipsPlus) -> flo
     return distance
 
 
+@pytest.mark.slow
 def test_positions_count_as_the_reference_is_active_there(small: LpipsPlus) -> None:
     expected = np.array([[in_numpy(x, y, small) for y in Y] for x in X])
     np.testing.assert_allclose(rl.distance(X, Y, small), expected.diagonal(), rtol=1e-5)

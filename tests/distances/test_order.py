@@ -98,6 +98,7 @@ def test_comparisons_with_one_reference() -> None:
         check(found.distances, [NEAR[0], FAR[0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [METRIC, RANDOM], ids=["metric", "random"])
 def test_averages(metric: Any) -> None:
     found = rl.geometry.average(REFERENCE, metric, key=KEY, descent=Descent(steps=1))

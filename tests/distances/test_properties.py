@@ -165,6 +165,7 @@ def test_gradients_are_finite(metric: Any) -> None:
     assert np.abs(gradients[0]).max() < 1e-4 * np.abs(gradients[-1]).max()
 
 
+@pytest.mark.slow
 def test_gradient_of_gradient(family: str) -> None:
     """The product of the Hessian with a direction, which is that of finite differences of the gradient."""
     with jax.enable_x64(True):

@@ -71,6 +71,7 @@ def test_tiles_are_exact(drawn, backbone: Backbone, height: int, width: int, pix
             np.testing.assert_allclose(found, expected, atol=1e-11 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_batches_lone_images_and_bytes(drawn) -> None:
     whole = drawn(TINY)
     parts = allowing(whole, 165 * 154)

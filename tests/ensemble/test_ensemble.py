@@ -305,6 +305,7 @@ def test_64_bit_mode_changes_no_type(single: Ensemble) -> None:
             assert jax.eval_shape(call, x, y).dtype == np.float32, estimator
 
 
+@pytest.mark.slow
 def test_pairs_on_several_devices(single: Ensemble) -> None:
     """Each device draws as it would for its pair alone; gradients by replicated parameters are summed."""
     x, y = (each[:, :SMALL, :SMALL] for each in pairs(2))

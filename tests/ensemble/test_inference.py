@@ -104,6 +104,7 @@ def test_a_tie_is_seldom_decided(ensemble: Ensemble) -> None:
     assert max(np.bincount(sure, minlength=2)) <= most + 3 * np.sqrt(most * level)
 
 
+@pytest.mark.slow
 def test_all_looks_together_keep_to_the_rate_of_errors(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     """With drawn differences in place of images, enough to tell the rate."""
     rng = np.random.default_rng(0)

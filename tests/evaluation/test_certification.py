@@ -67,6 +67,7 @@ def made(**fields: Any) -> Certificate:
     )
 
 
+@pytest.mark.slow
 def test_the_radius_approaches_the_distance_to_the_plane_and_never_passes_it():
     objective, images = linear(MARGINS)
     gaps = []
@@ -108,6 +109,7 @@ def test_bounds_are_those_of_clopper_and_pearson(samples, alpha):
             assert stats.binom.sf(count - 1, samples, bound) == pytest.approx(alpha, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_bounds_are_wrong_as_often_as_alpha_allows():
     alpha, samples, repetitions = 0.1, 100, 40
     objective, images = linear(np.full(N, SIGMA))

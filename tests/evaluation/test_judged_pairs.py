@@ -387,6 +387,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_attacks_move_images_against_opinions_or_away(noisy: Path) -> None:
     metric, pairs = rl.load("lpips-tiny"), read_pairs(noisy, size=32)
     attack = functools.partial(attacks.pgd, steps=2)
@@ -449,6 +450,7 @@ def test_what_only_triplets_have(command: Command, noisy: Path, tmp_path: Path, 
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_folder_may_hold_triplets_and_pairs(command: Command, tmp_path: Path) -> None:
     """As that of BAPPS does."""
     rng = np.random.default_rng(0)

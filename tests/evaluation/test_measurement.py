@@ -102,6 +102,7 @@ def test_the_worst_of_several_sides(metric: rl.Lpips, triplets: Triplets) -> Non
     np.testing.assert_allclose(margin(("closer", "reference")), best, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_parts_and_radii_are_one_program(metric: rl.Lpips, triplets: Triplets, compilations: list[str]) -> None:
     def run(part: Triplets, epsilon: float, seed: int) -> None:
         attack = functools.partial(noise, epsilon=epsilon)
@@ -156,6 +157,7 @@ def test_scores_by_kind_count_a_triplet_of_two_distortions_for_both(triplets: Tr
     assert reversed_.epsilon == 0.5
 
 
+@pytest.mark.slow
 def test_triplets_that_share_images(metric: rl.Lpips, triplets: Triplets) -> None:
     images = np.concatenate([triplets.reference, triplets.p0, triplets.p1])
     indices = np.arange(COUNT)[:, None] + np.array([0, COUNT, 2 * COUNT])

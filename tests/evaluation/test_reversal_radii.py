@@ -41,6 +41,7 @@ def test_intervals_of_medians_hold_as_often_as_they_say() -> None:
     assert np.mean(held) >= 0.93
 
 
+@pytest.mark.slow
 def test_the_smallest_side_counts_and_parts_do_not() -> None:
     rng = np.random.default_rng(1)
     reference = rng.integers(60, 200, (5, 32, 32, 3), dtype=np.uint8)

@@ -111,6 +111,7 @@ def test_each_pair_shares_one_draw_at_two_strengths(photographs):
     assert step.max() < 0.25 + 2 * rounding
 
 
+@pytest.mark.slow
 def test_one_seed_makes_one_set(photographs, tiny, of_two_kinds):
     assert same(ordinal(photographs, 9, seed=3, size=32), ordinal(photographs, 9, seed=3, size=32))
     assert not same(ordinal(photographs, 9, seed=3, size=32), ordinal(photographs, 9, seed=4, size=32))
@@ -121,6 +122,7 @@ def test_one_seed_makes_one_set(photographs, tiny, of_two_kinds):
     assert {"folder", "count", "seed", "kinds", "size", "version", "sha256"} < again.source.keys()
 
 
+@pytest.mark.slow
 def test_crossed_triplets_have_two_kinds_and_the_teachers_opinion(of_two_kinds, tiny):
     pairs = [label.split("/") for label in of_two_kinds.kinds]
     assert all(first != second for first, second in pairs)
@@ -245,6 +247,7 @@ def test_distances_are_those_of_each_pair(batch, of_one_kind, tiny):
     assert d0[1:].min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 40])
 def test_distances_of_shared_images_are_those_of_each_pair(count, tiny, monkeypatch):
     monkeypatch.setattr(module, "MATRIX", 3)  # 4 x 5 distances are worth 12 triplets, and more are not

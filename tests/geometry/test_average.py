@@ -158,6 +158,7 @@ def test_the_range_of_values_is_the_users(images: np.ndarray) -> None:
     np.testing.assert_allclose(of_bytes.image, of_floats.image, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_under_lpips_it_is_nearer_than_the_mean(metric: rl.Lpips, photographs: np.ndarray) -> None:
     result = descended(geometry.average, photographs, metric, steps=40, coarsest=64)
     of_mean = rl.distance(photographs, np.stack([photographs.mean(axis=0)] * len(photographs)), metric)

@@ -33,6 +33,7 @@ def options(ensemble: Ensemble) -> dict[str, Any]:
     return {"steps": 60, "begin": 2000, "pace": 50, "coarsest": 4, "key": jax.random.key(0)}
 
 
+@pytest.mark.slow
 def test_an_average_goes_between_its_images(
     ensemble: Ensemble, photographs: np.ndarray, options: dict[str, Any]
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_crossfade_is_a_straight_line_whatever_its_ends_are_in(ends: Ends, wro
             geometry.crossfade(a, b, frames)
 
 
+@pytest.mark.slow
 def test_ends_are_fixed_and_frames_in_range(metric: rl.Lpips, photographs: np.ndarray) -> None:
     a, b = 255 * photographs[:2]
     result = descended(geometry.geodesic, a, b, 4, metric, steps=20, value_range=(0, 255))

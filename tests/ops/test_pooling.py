@@ -51,6 +51,7 @@ def test_a_maximum_passes_nan_on() -> None:
         np.testing.assert_array_equal(found, [[True, False, False], [False, True, False], [False] * 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["max", "average"])
 def test_pooling_under_vmap_and_twice_and_jvp(kind: str) -> None:
     pooling = Pooling(kind, 3, 2, ceil=True)  # pyright: ignore[reportArgumentType]

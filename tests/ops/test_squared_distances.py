@@ -51,6 +51,7 @@ def test_more_close_pairs_than_are_recomputed_together() -> None:
     assert np.all(np.asarray(found(rows, rows)) == 0)
 
 
+@pytest.mark.slow
 def test_equal_images_are_at_zero_however_their_vectors_were_rounded() -> None:
     rows = jax.tree.map(jnp.asarray, vectors(3))
     columns = tuple(f * np.float32(1 + 1e-6) for f in rows)

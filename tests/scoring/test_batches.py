@@ -128,6 +128,7 @@ def test_a_distance_that_is_no_number_is_an_error(tmp_path: Path, draw: Draw, ti
     assert "came out as nan" in (result.error or "")
 
 
+@pytest.mark.slow
 def test_pairs_are_taken_as_they_are_needed(
     tmp_path: Path, draw: Draw, tiny: rl.Lpips, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_data_set_of_rays(pairs, expected, tiny) -> None:
     alike([result_of(row) for row in found], expected)
 
 
+@pytest.mark.slow
 def test_sets_one_after_the_other_share_programs(pairs, expected, tiny) -> None:
     scorer = Scorer(tiny)
     alike([result for at in range(0, 96, 32) for result in scorer(pairs[at : at + 32])], expected[:96])

@@ -58,6 +58,7 @@ def test_recorded_results_come_first_and_are_not_computed_again(
     assert all(result.recorded for result in score(files, tiny, out=out, workers=0))
 
 
+@pytest.mark.slow
 def test_results_are_on_disk_when_they_are_given(pictures: list[Path], tiny: rl.Lpips, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
 
@@ -96,6 +97,7 @@ def test_arguments_that_make_no_sense(pictures: list[Path], tiny: rl.Lpips, tmp_
         score([], tiny, out=tmp_path / "scores.txt")
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(pictures: list[Path], tmp_path: Path) -> None:
     """Reading processes do not run the user's program again, as those of `multiprocessing` do."""
     script = tmp_path / "script.py"

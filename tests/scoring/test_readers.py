@@ -205,6 +205,7 @@ def test_a_reader_whose_parent_ends_at_once_says_nothing() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 def test_ending_in_the_middle_of_an_image_does_not_hang(
     paths: list[str], tmp_path: Path, draw: Callable[..., Path]
 ) -> None:

@@ -63,6 +63,7 @@ def perturbation(metric: Lpips, images: adversary.Images, **options: Any) -> np.
     return np.asarray(run(metric, images, JUDGMENT, jax.random.key(1)))
 
 
+@pytest.mark.slow
 def test_published_perturbations_jump_to_corners_and_leave_the_range(tiny, images) -> None:
     found = perturbation(tiny, images, attack_steps=3, epsilon="8/255")
     size, epsilon = np.abs(found), np.float32(8 / 255)
@@ -101,6 +102,7 @@ def test_the_published_attack_moves_images_by_their_place(attacked, places, tiny
         assert float(jnp.abs(seen[0] - recorded[0]["features"][1][0]).max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_corrected_attack_stays_in_ball_and_range_and_never_weakens(norm, tiny, images, monkeypatch) -> None:
     results = []

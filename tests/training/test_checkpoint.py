@@ -212,6 +212,7 @@ def test_the_next_best_takes_the_place_of_a_damaged_best(tmp_path) -> None:
         assert (restored.step, checkpoints.best, checkpoints.last) == (2, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_is_found(folder) -> None:
     count = 0
     for index, name in enumerate(path.relative_to(folder / "3") for path in files(folder / "3")):

@@ -21,6 +21,7 @@ def groups() -> np.ndarray:
     return procedural.images(6, size=32, workers=1).reshape(2, 3, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_group_distances_are_those_of_every_pair(groups, drawn) -> None:
     teacher = drawn(ALEX)
     found = group_distances(teacher, groups, 4)
@@ -31,6 +32,7 @@ def test_group_distances_are_those_of_every_pair(groups, drawn) -> None:
         np.testing.assert_allclose(found[:, pair], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_vanishes_for_the_teacher_itself_and_nowhere_near(groups, drawn) -> None:
     student = drawn(TINY)
     distances = group_distances(student, groups, 4)

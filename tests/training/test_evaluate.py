@@ -61,6 +61,7 @@ def test_many_devices_measure_what_one_does(tiny) -> None:
     np.testing.assert_allclose(uneven[0].distances, alone[0].distances, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_radii_are_halved_and_crossed_triplets_are_not_attacked(tiny, monkeypatch) -> None:
     calls = []
 

@@ -163,6 +163,7 @@ def test_the_first_process_alone_writes(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 def test_records_before_a_kill_are_there(tmp_path) -> None:
     program = """
 import os, signal, sys

@@ -72,6 +72,7 @@ def test_later_leaves_hide_earlier_ones():
     assert 5 < len(seen) < 120  # most of the first are covered
 
 
+@pytest.mark.slow
 def test_images_have_contrast_and_do_not_depend_on_the_number_of_workers(monkeypatch):
     monkeypatch.setattr(procedural, "CHUNK", 8)
     alone = procedural.images(20, size=32, seed=3, workers=1)

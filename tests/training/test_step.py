@@ -117,6 +117,7 @@ def test_six_steps_are_those_of_the_reference_program(shared: Path) -> None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_heads_stay_non_negative_averages_follow_and_nothing_follows_a_loss_that_is_no_number(tiny, groups) -> None:
     """One compiled step serves all three."""
     config = Natural(rate=0.5, average=0.7, initial_heads="drawn", loss="head")
@@ -224,6 +225,7 @@ def test_half_precision_in_parts_comes_close_to_full_precision(tiny) -> None:
     assert 0 < np.linalg.norm(half - full) < 0.1 * np.linalg.norm(full)
 
 
+@pytest.mark.slow
 def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, groups) -> None:
     """Without a difference between p0 and p1 there is no slope, whatever is drawn."""
     ensemble, batch = rl.Ensemble(tiny), groups[JUDGED]

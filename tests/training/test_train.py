@@ -224,6 +224,7 @@ def check_close(out: Path, whole: Path) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.max(other))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_step_once_a_card_and_a_metric_that_changed(whole) -> None:
     records = read(whole / RECORDS)
     kinds = [(record["kind"], record["step"]) for record in records]
@@ -378,6 +379,7 @@ def test_another_run_is_refused_by_what_differs(whole, configure) -> None:
     assert (whole / RECORDS).read_bytes() == records
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_the_same_again(whole, configure, capsys) -> None:
     records, weights = (whole / RECORDS).read_bytes(), native.read(whole / WEIGHTS, with_heads(TINY))
     train(configure(whole, prefetch=0, keep=3))
@@ -425,6 +427,7 @@ def test_two_processes_that_are_stopped_and_go_on_come_to_what_one_does(whole, s
     check_close(out, whole)
 
 
+@pytest.mark.slow
 def test_a_batch_must_be_cut_evenly(configure, tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"6 ordinal triplets of --batch 12 .* 8 device.*multiple of 8"):
         train(configure(tmp_path / "run", batch=12))

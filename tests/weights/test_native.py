@@ -89,6 +89,7 @@ native.write(Path(sys.argv[1]), parameters, with_heads(TINY), **{name: metadata[
 """
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_bytes(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         subprocess.run(
@@ -158,6 +159,7 @@ def test_metadata_can_be_handed_on_but_describe_the_new_file(path: Path) -> None
     assert_same(drawn(), native.read(other, with_heads(MINI))[0])
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_shows(path: Path) -> None:
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")

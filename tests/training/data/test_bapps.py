@@ -53,6 +53,7 @@ def published(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
 
 
+@pytest.mark.slow
 def test_built_from_a_server(server, tree, tmp_path):
     twoafc = prepare(tmp_path, "twoafc", base_url=server.url)
     jnd = prepare(tmp_path, "jnd", base_url=server.url)
@@ -308,6 +309,7 @@ assert not {name for name in sys.modules if name.partition(".")[0] == "tensorflo
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_needed(tree, tmp_path):
     command = [sys.executable, "-W", "error", "-c", WITHOUT_TENSORFLOW, tmp_path, tree]
     root = Path(__file__).parents[3]
