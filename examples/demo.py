@@ -78,6 +78,7 @@ class Demo:
             file.write(render(TITLE, LEAD.format(seconds=seconds), sections).encode())
         print("\n".join(stage.lines))
         print(f"\nPictures: {', '.join(map(str, stage.files))}")
+        print("The commands of the page need: source .venv/bin/activate")
         print(f"Open this page in a browser ({seconds:.0f} s): {page}")
         return 0
 
@@ -90,7 +91,10 @@ def _metrics() -> dict[str, Metric]:
 
 def _next(stage: Stage) -> Section:
     blocks: list[Block] = [
-        Text("With your own pictures. `rlpips SUBCOMMAND --help` has more examples, the README all the rest."),
+        Text(
+            "With your own pictures, after `source .venv/bin/activate`. `rlpips SUBCOMMAND --help` has more examples, "
+            "the README all the rest."
+        ),
         Code(NEXT.splitlines()),
         Text("This page again, also with your own photographs:"),
         Code(["make demo", "make demo IMAGES=photographs/"]),

@@ -40,7 +40,7 @@ def show(stage: Stage) -> Section:
     }
     counts = _counts(shown, names)
     stage.say(
-        f"Six distortions of {len(shown)} photographs. Of {counts['pairs']} pairs that people find easy, right by"
+        f"Six distortions of {len(shown)} photographs. Of {counts['pairs']} pairs of a mild and a harsh one, right by"
     )
     stage.tell([(name, str(counts[name])) for name in ("pixel error", *names)])
     for name, items in shown.items():
@@ -56,12 +56,13 @@ def show(stage: Stage) -> Section:
         rows.append((name, pictures))
     text = (
         f"Each photograph, distorted in six ways, nearest first by `{names[0]}`. The mild changes ({', '.join(MILD)}) "
-        f"have {SURPLUS:g} times the pixel error of the harsh ones ({', '.join(HARSH)}). People find the mild ones "
-        f"closer, so of {counts['pairs']} pairs of a mild and a harsh change all should be in that order."
+        f"have {SURPLUS:g} times the pixel error of the harsh ones ({', '.join(HARSH)}). We take it that people find "
+        f"the mild ones closer (look for yourself): then all {counts['pairs']} pairs of a mild and a harsh change "
+        "should be in that order."
     )
     total = counts["pairs"]
     table = Table(
-        ("measure", "pairs in the order that people see", "share"),
+        ("measure", "pairs with the mild change closer", "share"),
         [
             (
                 name,
@@ -111,7 +112,7 @@ def with_error(original: Photograph, kind: str, target: float, draw: np.ndarray)
 
 
 def _counts(shown: Mapping[str, list[Distorted]], names: list[str]) -> dict[str, int]:
-    """Pairs of a mild and a harsh distortion, and how many of them each measure puts in the order that people see."""
+    """Pairs of a mild and a harsh distortion, and how many of them each measure puts in that order."""
     pairs = [
         (mild, harsh)
         for items in shown.values()

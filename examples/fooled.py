@@ -131,9 +131,9 @@ def _attacked(
     )
     text = (
         f"A good JPEG copy, and the same copy after no value has moved by more than **{SHOWN} of 255** grey levels. "
-        f"Each metric is attacked for itself, by {stage.effort.attack_steps} steps along its gradient. Can you see "
-        f"which of the two was attacked? `{fragile}` is built as LPIPS is and shares its weakness; `{robust}` was "
-        "trained under attack."
+        f"Each metric is attacked for itself, by {stage.effort.attack_steps} steps along its gradient. Could you say "
+        f"which of the two, without the frame? (They lie in `{stage.out / 'copies'}`.) `{fragile}` is built as LPIPS "
+        f"is and shares its weakness; `{robust}` was trained under attack."
     )
     caption = "Above the dotted line the good copy is farther than the bad one: the order of the two is reversed."
     return [
@@ -216,7 +216,7 @@ def certificate(stage: Stage) -> Section:
         if proof.abstained[0]:
             answer, radius = "no answer", "-"
         else:
-            answer = "reversed" if proof.reversed[0] else "as people see it"
+            answer = "the bad copy closer" if proof.reversed[0] else "the good copy closer"
             radius = f"{float(proof.radius[0]):.3f}"
         rows.append((name, answer, f"{share:.3f}", Cell(radius)))
         told.append((name, answer, radius))
@@ -226,12 +226,13 @@ def certificate(stage: Stage) -> Section:
     proven = max((float(radius) for *_, radius in told if radius != "-"), default=0.0)
     times = f", {length / proven:.0f} times the largest radius that is proven here" if proven else ""
     text = (
-        "Attacks show what is broken, never that something holds. Randomised smoothing proves it: where the order of "
-        "the two copies is the same for nearly all draws of noise, **no** change of at most the radius can reverse the "
-        f"order that most draws find. (Images in [0, 1], noise of {SIGMA:g}, {stage.effort.samples} draws, the middle "
-        f"of the photograph, 128 pixels wide; wrong with a probability of at most {smoothing.alpha:g}.) A change of "
-        f"{SHOWN}/255 in all values is {length:.1f} long there{times}: what can be proven today is far less than what "
-        "is hard to break."
+        "Attacks show what is broken, never that something holds. Randomised smoothing proves it: noise is added to "
+        "both copies many times, and each time the metric says which copy is closer. Where nearly all draws agree, "
+        "**no** change of at most the radius, whatever it is, can make most draws say the opposite. If under noise the "
+        "bad copy is the closer one, then that is what is proven. (Images in [0, 1], noise of "
+        f"{SIGMA:g}, {stage.effort.samples} draws, the middle of the photograph, 128 pixels wide; wrong with a "
+        f"probability of at most {smoothing.alpha:g}.) A change of {SHOWN}/255 in all values is {length:.1f} long "
+        f"there{times}: what can be proven today is far less than what is hard to break."
     )
     header = ("metric", "order of the two copies", "draws that agree", "proven l2 radius")
     command = (

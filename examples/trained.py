@@ -27,7 +27,9 @@ BATCH = 32
 
 def show(stage: Stage) -> Section:
     """Trains, and compares what comes of it with the two metrics that ship."""
-    for part, names in parts(list(stage.photographs)).items():
+    of_part = parts(list(stage.photographs))
+    learnt, others = of_part["learnt"], of_part["held-out"]
+    for part, names in of_part.items():
         for name in names:
             stage.keep(f"{part}/{name}.png", stage.photographs[name])
     fragile, robust = stage.pair
@@ -61,12 +63,12 @@ def show(stage: Stage) -> Section:
     source = Source((command, evaluate), tuple(metric.signature for metric in metrics.values()))
     text = (
         f"R-LPIPS trains a metric under attack. Here the heads of `{fragile}`, {heads(metrics[fragile])} numbers, "
-        f"learn for {stage.effort.training_steps} steps from triplets that are made of the photographs on this page; "
-        f"the network stays as it is. `{robust}`, which ships, learnt longer, from more photographs, and with its "
-        f"whole network. Then all three rank {stage.effort.triplets} triplets made of photographs that the "
-        "training has not seen."
+        f"learn for {stage.effort.training_steps} steps from triplets that are made of photographs of this page "
+        f"({', '.join(learnt)}); the network stays as it is. `{robust}`, which ships, learnt longer, from more "
+        f"photographs, and with its whole network. Then all three rank {stage.effort.triplets} triplets made of other "
+        f"photographs ({', '.join(others)})."
     )
-    caption = "Left, how training went; right, what it changed. Bands are intervals of 95 %."
+    caption = "How training went, and what it changed. Bands are intervals of 95 %."
     charts = [_learning(records), _curves(list(metrics), scores)]
     table = Table(header, rows, "Share of triplets that are ranked right, under `pgd` with 20 steps")
     return Section("A minute of training", [Text(text), Charts(charts, caption, source), table])

@@ -17,4 +17,13 @@ import lazy_loader
 from rlpips_jax._version import __version__ as __version__
 
 # JAX takes a second and 100 MB to import: the processes that only read images never do. `__init__.pyi` lists the names.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name == "LPIPS":
+        raise AttributeError(
+            "rlpips_jax has no LPIPS: a metric is rlpips_jax.load('lpips-alex'), called as m(x, y) on "
+            "images (n, h, w, 3) in [0, 1]; docs/coming-from.md has the rest"
+        )
+    return _attribute(name)

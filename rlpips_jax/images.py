@@ -192,7 +192,10 @@ def _check_same_shape(arrays: dict[str, Any]) -> None:
         return
     listing = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
     if len({shape[-3:] for shape in shapes.values()}) > 1:
-        raise ImageError(f"images differ in size: {listing}; resize or crop them to one height and width first")
+        raise ImageError(
+            f"images differ in size: {listing}; resize or crop them to one height and width first "
+            "('rlpips distance' does with --resize 256 --crop 256)"
+        )
     raise ImageError(
         f"leading axes differ: {listing}; pair the images one to one (numpy.broadcast_to), or compute the "
         "features of the lone image once and use Metric.between, which broadcasts"

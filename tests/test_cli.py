@@ -565,6 +565,7 @@ def test_folders_without_a_common_file(rlpips: Rlpips, tmp_path: Path, options: 
 
 def test_no_such_folder(rlpips: Rlpips, folders: tuple[Path, Path], options: tuple) -> None:
     assert "give a folder of images" in one_line(rlpips("distance", "--dirs", folders[0], "absent", *options))
+    assert "absent does not exist" in one_line(rlpips("distance", folders[0], "absent", *options))
 
 
 # rlpips map

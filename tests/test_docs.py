@@ -152,4 +152,4 @@ def test_the_commands_of_a_page_are_accepted(
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
         else:
-            assert words[0] in ("pip", "python", "gcloud", ".ci/run"), words
+            assert words[0] in ("pip", "python", "gcloud", "source", ".ci/run"), words

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
 from rlpips_jax.attacks.procedure import InBall, Point
@@ -59,11 +59,10 @@ def apgd(
     Arguments, result and errors are those of `pgd`.
     """
     images, value_range = as_floats(images, value_range)
-    balls.ball(norm)
     check_counts(steps=steps, restarts=restarts)
     ascent = _Ascent(
         images=images,
-        epsilon=radius_of("epsilon", epsilon, images),
+        epsilon=balls.radius_in(norm, epsilon, images, value_range),
         norm=norm,
         value_range=value_range,
         random_start=random_start,

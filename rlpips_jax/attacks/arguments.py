@@ -41,6 +41,11 @@ def check_counts(**counts: int) -> None:
         whole_number(name, count, error=AttackError)
 
 
+def is_known(radius: Radius) -> bool:
+    """Whether a radius has values already, because it is not traced."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(radius))
+
+
 def radius_of(
     name: str, radius: Radius, images: Float[Array, "n ..."], *, units: str = "value_range"
 ) -> Float[Array, "..."]:
@@ -57,7 +62,7 @@ def radius_of(
         raise AttackError(
             f"{name} must be one number or one for each of the {images.shape[0]} examples, got shape {array.shape}"
         )
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(radius)):
+    if not is_known(radius):
         return array
     # NumPy, because within a jitted function JAX traces even operations on known values.
     values = np.asarray(radius, float)

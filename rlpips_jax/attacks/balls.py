@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 from optax import projections
 
+from rlpips_jax.attacks.arguments import Radius, is_known, radius_of
 from rlpips_jax.attacks.keys import Key
 from rlpips_jax.errors import AttackError
 from rlpips_jax.images import ValueRange
@@ -85,6 +87,27 @@ def ball(norm: str) -> Ball:
     if norm not in BALLS:
         raise AttackError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
     return BALLS[norm]
+
+
+def radius_in(
+    norm: str, epsilon: Radius, images: Float[Array, "n ..."], value_range: ValueRange
+) -> Float[Array, "..."]:
+    """The radius of a ball around images as an array: one number, or one for each example.
+
+    Raises:
+        AttackError: `BALLS` has no such norm; the radius is not one, or in l-inf is more than the whole range of values
+            (both where it is not traced).
+    """
+    ball(norm)
+    radius = radius_of("epsilon", epsilon, images)
+    black, white = value_range
+    width = white - black
+    if norm == "linf" and is_known(epsilon) and np.max(np.asarray(epsilon, float)) > width * (1 + 1e-6):
+        raise AttackError(
+            f"epsilon {epsilon} is more than the whole range of values, {value_range}: 2 grey levels of 255 are "
+            f"{2 * width / 255:.3g} there; epsilon in grey levels goes with value_range=(0, 255)"
+        )
+    return radius
 
 
 def per_example(radius: Shaped[Array, "..."], images: Float[Array, "n ..."]) -> Shaped[Array, "..."]:

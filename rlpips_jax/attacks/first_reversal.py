@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.minimum import Approach, Closeness, MinimumResult, with_goal
 from rlpips_jax.attacks.objectives import Objective
@@ -55,7 +55,7 @@ def first_reversal(
     """
     images, value_range = as_floats(images, value_range)
     check_counts(steps=steps)
-    epsilon = radius_of("epsilon", epsilon, images)
+    epsilon = balls.radius_in("linf", epsilon, images, value_range)
     closeness = Closeness(with_goal(objective, value_range), images, "l2")
     ascent = _UntilReached(closeness=closeness, value_range=value_range, epsilon=epsilon, step_size=epsilon / steps)
     return cast(MinimumResult, search(closeness, images, ascent, key=as_key(key), steps=steps - 1))

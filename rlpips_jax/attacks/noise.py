@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
 from rlpips_jax.attacks.procedure import ByValues, InBall, Point, State
@@ -30,9 +30,8 @@ def noise(
     Arguments, result and errors are those of `pgd`.
     """
     images, value_range = as_floats(images, value_range)
-    balls.ball(norm)
     check_counts(steps=steps)
-    epsilon = radius_of("epsilon", epsilon, images)
+    epsilon = balls.radius_in(norm, epsilon, images, value_range)
     draws = _Draws(images=images, epsilon=epsilon, norm=norm, value_range=value_range)
     # The start is the first point.
     return search(as_pytree(objective, value_range), images, draws, key=as_key(key), steps=steps - 1)

@@ -63,9 +63,8 @@ def pgd(
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     images, value_range = as_floats(images, value_range)
-    balls.ball(norm)
     check_counts(steps=steps, restarts=restarts)
-    epsilon = radius_of("epsilon", epsilon, images)
+    epsilon = balls.radius_in(norm, epsilon, images, value_range)
     ascent = _Ascent(
         images=images,
         epsilon=epsilon,

@@ -13,7 +13,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks import balls
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
 from rlpips_jax.attacks.result import AttackResult
@@ -78,7 +79,7 @@ def recolor(
     """
     images, value_range = as_floats(images, value_range)
     check_counts(steps=steps, restarts=restarts)
-    epsilon = radius_of("epsilon", epsilon, images)
+    epsilon = balls.radius_in("linf", epsilon, images, value_range)
     colours = _Colours(
         images=images,
         epsilon=epsilon,

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts, radius_of
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, as_pytree
 from rlpips_jax.attacks.procedure import ByValues, InBall, Point, State
@@ -61,13 +61,12 @@ def square(
             l-inf and 0.1 in l2, AutoAttack 0.8.
     """
     images, value_range = as_floats(images, value_range)
-    balls.ball(norm)
     check_counts(steps=steps, restarts=restarts)
     if not 0 < initial_share <= 1:
         raise AttackError(f"initial_share must be above 0 and at most 1, a share of an image, got {initial_share!r}")
     windows = _Windows(
         images=images,
-        epsilon=radius_of("epsilon", epsilon, images),
+        epsilon=balls.radius_in(norm, epsilon, images, value_range),
         norm=norm,
         value_range=value_range,
         steps=steps,

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.apgd import apgd
-from rlpips_jax.attacks.arguments import Radius, as_floats, radius_of
+from rlpips_jax.attacks.arguments import Radius, as_floats
 from rlpips_jax.attacks.distort import distort
 from rlpips_jax.attacks.fast_lagrangian import fast_lagrangian
 from rlpips_jax.attacks.first_reversal import first_reversal
@@ -147,7 +148,7 @@ def union(
     perturbation models", 2020): `pgd`, `apgd`, `square` and `recolor` within epsilon in l-inf, and `spatial` within as
     many pixels as `PIXEL` goes into epsilon."""
     images, value_range = as_floats(images, value_range)
-    epsilon = radius_of("epsilon", epsilon, images)
+    epsilon = balls.radius_in("linf", epsilon, images, value_range)
     common = {"steps": steps, "restarts": restarts}
     parts = [functools.partial(attack, epsilon=epsilon, **common) for attack in (pgd, apgd, square, recolor)]
     pixels = epsilon / (PIXEL * (value_range[1] - value_range[0]))

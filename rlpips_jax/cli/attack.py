@@ -19,7 +19,7 @@ from rlpips_jax.attacks.objectives import TracedObjective
 from rlpips_jax.cli import say
 from rlpips_jax.cli.options import Flag, MetricOptions, ReadingOptions, check_files
 from rlpips_jax.cli.results import write_whole
-from rlpips_jax.cli.threats import PictureAttack, epsilon_of
+from rlpips_jax.cli.threats import USUAL, PictureAttack, epsilon_of
 from rlpips_jax.distances.distance import distance
 from rlpips_jax.distances.protocol import Metric
 from rlpips_jax.errors import AttackError
@@ -60,9 +60,7 @@ class Attack(MetricOptions, ReadingOptions):
     ]
     """The reference, and what to compare with it."""
 
-    attack: Annotated[
-        PictureAttack | None, tyro.conf.arg(help_behavior_hint="(default: pgd; for REF alone distort)")
-    ] = None
+    attack: Annotated[PictureAttack, tyro.conf.arg(help_behavior_hint="(default: pgd; for REF alone distort)")] = USUAL
     """The attack. square and noise need no gradients; spatial moves pixels instead of changing them."""
 
     norm: Literal["linf", "l2"] = "linf"
@@ -124,7 +122,10 @@ class Attack(MetricOptions, ReadingOptions):
         )
         if order is not None:
             nearer, other = (rows[place].after for place in order)
-            print(f"The order is {'reversed' if nearer > other else 'unchanged'}.")
+            if nearer > other:
+                print("The order is reversed.")
+            else:
+                print("The order is unchanged; a larger --epsilon, or --attacked farther, may reverse it.")
         print(
             f"{self.images[moved]} was changed by at most {document['linf']:.4g}/255, "
             f"l2 {float(document['l2']):.4g} (images in [0, 1]): {self.out}"
@@ -136,7 +137,7 @@ class Attack(MetricOptions, ReadingOptions):
         alone = len(self.images) == 1
         if not 1 <= len(self.images) <= 3:
             raise AttackError(f"give REF, REF IMAGE or REF IMAGE IMAGE, not {len(self.images)} pictures")
-        name = self.attack or ("distort" if alone else "pgd")
+        name = ("distort" if alone else "pgd") if self.attack == USUAL else self.attack
         attack = table.entry(name)
         if alone != (attack.takes == "distance"):
             raise AttackError(f"{name} takes {'REF and one or two images' if alone else 'REF alone'}; see --help")

@@ -155,7 +155,10 @@ class Certify(TripletOptions):
             needed = {text: draws_needed(r, sigma, alpha) for text, r in zip(self.radius, self._radii, strict=True)}
             if beyond := {text: draws for text, draws in needed.items() if draws > self.samples}:
                 listing = ", ".join(f"{text} needs {draws:,}" for text, draws in beyond.items())
-                say(f"at sigma {sigma:g}, --samples {self.samples} are too few for some radii: {listing}")
+                say(
+                    f"at sigma {sigma:g}, {self.samples} draws are too few for some radii: {listing}; "
+                    "'rlpips certify --samples' sets their number"
+                )
 
     def _smoothing(self, sigma: float) -> Smoothing:
         return Smoothing(

@@ -210,8 +210,12 @@ class Distance(MetricOptions, ReadingOptions):
     @functools.cached_property
     def _folders(self) -> tuple[Path, Path] | None:
         """The two folders whose files are compared by their names, if there are any."""
-        if self.dirs is None and len(self.images) == 2 and all(path.is_dir() for path in self.images):
-            return self.images[0], self.images[1]
+        if self.dirs is None and len(self.images) == 2 and any(path.is_dir() for path in self.images):
+            for path in self.images:
+                if not path.exists():
+                    raise ImageFileError(f"{path} does not exist")
+            if all(path.is_dir() for path in self.images):
+                return self.images[0], self.images[1]
         return self.dirs
 
     @functools.cached_property

@@ -26,7 +26,8 @@ from rlpips_jax.errors import RlpipsError
 from rlpips_jax.loading import load, recipes
 from rlpips_jax.ops.unit_vectors import EPSILON
 from rlpips_jax.weights import store
-from rlpips_jax.weights.inventory import availability, megabytes, places
+from rlpips_jax.weights.download import megabytes
+from rlpips_jax.weights.inventory import availability, places
 from rlpips_jax.weights.parameters import SCALE, SHIFT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "safetensors", "pooch", "tyro")

@@ -13,11 +13,19 @@ from rlpips_jax.cli.findings import Document, Findings, source_of
 from rlpips_jax.cli.results import metric_of
 from rlpips_jax.cli.threats import Threat
 from rlpips_jax.cli.worst_examples import Row, examples_block, reversed_by_attack, wrong_as_they_are
+from rlpips_jax.evaluation import Triplets
 from rlpips_jax.reports.charts import Chart, Curve, Dots, curve_chart, dot_chart
 from rlpips_jax.reports.page import Block, Cell, Charts, Code, Number, Numbers, Section, Table, Text
 
 MOST_KINDS = 16
 """Kinds of distortion in a chart; the table has all."""
+
+MADE = {
+    "ordinal": ", made of your photographs: one distortion at two strengths, of which the weaker one counts as closer. "
+    "Nobody was asked.",
+    "crossed": ", made of your photographs: two distortions, which another metric has judged. Nobody was asked.",
+}
+"""What a caption says of triplets that were made, by how."""
 
 UNITS = {"linf": "l-inf radius in grey levels of 255", "l2": "l2 radius, images in [0, 1]", "pixels": "pixels"}
 UNITS["range"] = UNITS["linf"]
@@ -40,7 +48,11 @@ def sections(found: Findings, *, examples: int, command: str) -> list[Section]:
 def scores(found: Findings) -> Section | None:
     """How each metric agrees with the judgments, as they are and under the first attack."""
     blocks: list[Block] = []
+    asked = False
     for triplets in found.subjects.sets:
+        made = made_how(triplets.source)
+        asked |= made not in MADE
+        one_opinion = isinstance(triplets, Triplets) and triplets.sure is None  # every judgment is clear
         attacks = found.attacks(triplets.name)
         (first, documents) = next(iter(attacks.items()), (("", "", ""), []))
         radii = {one["threat"]["epsilon"]: Threat.of(one["threat"]).radii()[0] for one in documents}
@@ -51,17 +63,27 @@ def scores(found: Findings) -> Section | None:
             plain = [one for one in documents if one["metric"] == label and not _adapted(one)]
             at = {one["threat"]["epsilon"]: one["scores"]["two_afc"] for one in plain}
             natural = found.natural(triplets.name, label)["scores"]
-            columns.append([natural["two_afc"], natural["sure"], *(at.get(radius) for radius in radii)])
-        header = ("metric", "2AFC", "where the judgment is clear", *(f"{first[0]} {text}" for text in radii.values()))
-        caption = f"**{triplets.name}**: {len(triplets)} triplets"
+            clear = () if one_opinion else (natural["sure"],)
+            columns.append([natural["two_afc"], *clear, *(at.get(radius) for radius in radii)])
+        clear = () if one_opinion else ("where the judgment is clear",)
+        header = ("metric", "2AFC", *clear, *(f"{first[0]} {text}" for text in radii.values()))
+        caption = f"**{triplets.name}**: {len(triplets)} triplets{MADE.get(made, '')}"
         blocks.append(Table(header, _best(found.labels, columns), caption, source_of(found.scored(triplets.name))))
     if not blocks:
         return None
     explained = (
         "The 2AFC score is the share of judgments that a metric agrees with: 1 is all of them, 0.5 is what guessing "
-        "gives. Where people disagree among themselves no metric reaches 1. Brackets are intervals of 95 %."
+        "gives."
     )
-    return Section("Scores", [Text(explained), *blocks])
+    if asked:
+        explained += " Where people disagree among themselves no metric reaches 1."
+    return Section("Scores", [Text(f"{explained} Brackets are intervals of 95 %."), *blocks])
+
+
+def made_how(source: Mapping[str, Any]) -> str:
+    """Which function made triplets of photographs, now or before they were kept in a file; "" where people judged."""
+    made = source.get("made", "")
+    return made_how(made) if isinstance(made, Mapping) else made
 
 
 def _at_first_sight(found: Findings, data: str, documents: Sequence[Document], radii: Sequence[float]) -> Numbers:
@@ -111,8 +133,8 @@ def under_attack(found: Findings) -> Section | None:
     if not groups:
         return None
     explained = (
-        "An attack changes images as little as its radius says, and knows the judgment: it moves the image that people "
-        "find closer until the metric finds it farther. Reversed is the share of triplets that were ranked right and "
+        "An attack changes images as little as its radius says, and knows the judgment: it moves the image that was "
+        "judged closer until the metric finds it farther. Reversed is the share of triplets that were ranked right and "
         "are not any more."
     )
     blocks: list[Block] = [Text(explained)]

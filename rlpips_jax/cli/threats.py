@@ -15,13 +15,18 @@ from rlpips_jax.attacks.worst_case import Attack
 from rlpips_jax.errors import AttackError
 
 
-def _choice(*takes: table.Takes) -> Any:
+def _choice(*takes: table.Takes, beside: tuple[str, ...] = ()) -> Any:
     """Makes the type of an option that names an attack; the table is read when a command is called."""
-    return tyro.conf.arg(constructor_factory=lambda: tyro.extras.literal_type_from_choices(table.names(*takes)))
+    return tyro.conf.arg(
+        constructor_factory=lambda: tyro.extras.literal_type_from_choices((*beside, *table.names(*takes)))
+    )
 
 
-PictureAttack = Annotated[str, _choice("objective", "distance")]
-"""Name of an attack on triplets, distances or single images."""
+USUAL = "usual"
+"""In place of an attack's name: the one that fits what is given."""
+
+PictureAttack = Annotated[str, _choice("objective", "distance", beside=(USUAL,))]
+"""Name of an attack on triplets, distances or single images, or `USUAL`."""
 
 TripletAttack = Annotated[str, _choice("objective", "goal", "distance")]
 """Name of an attack on triplets or their references."""

@@ -16,7 +16,8 @@ from rlpips_jax.errors import UnknownMetric, WeightsError, WeightsMismatch, Weig
 from rlpips_jax.files.regular import read_regular
 from rlpips_jax.loading import find, parts, recipes
 from rlpips_jax.weights import native, store
-from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, megabytes, places, verified
+from rlpips_jax.weights.download import megabytes
+from rlpips_jax.weights.inventory import Found, availability, everywhere, first, kind_of, places, verified
 from rlpips_jax.weights.parameters import Parameters, digest, from_pytorch, needed_by
 from rlpips_jax.weights.pytorch import read_checkpoint
 from rlpips_jax.weights.registry import BACKBONE, Part

@@ -1,14 +1,15 @@
 """A family of metrics: the names it has, the files they need, and how one is put together."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.protocol import Metric, RandomMetric
+from rlpips_jax.errors import WeightsNotFound
 from rlpips_jax.weights import store
 from rlpips_jax.weights.parameters import Parameters, digest
-from rlpips_jax.weights.registry import Recipe
+from rlpips_jax.weights.registry import Part, Recipe
 
 
 @dataclass(frozen=True)
@@ -74,5 +75,18 @@ def read_parameters(
     found: Parameters = dict(parameters or {})
     for part in recipe.parts:
         if not set(part.holds) <= found.keys():
-            found = store.obtain(part, weights_dir)[0] | found
+            try:
+                found = store.obtain(part, weights_dir)[0] | found
+            except WeightsNotFound as error:
+                if part.official is None:
+                    raise
+                others = recipe.parts[recipe.parts.index(part) + 1 :]
+                raise WeightsNotFound(f"{error}{_advice(recipe.name, others, weights_dir)}") from None
     return found
+
+
+def _advice(name: str, others: Sequence[Part], weights_dir: str | os.PathLike[str] | None) -> str:
+    """What else is missing, and what needs no download."""
+    needed = [other.official for other in others if other.official and store.locate(other, weights_dir) is None]
+    also = "".join(f"; {one.url} is needed too (sha256 {one.sha256}, {one.size} bytes)" for one in needed)
+    return f"{also}; '{'rlpips' if name.startswith('rlpips') else 'lpips'}-tiny' needs no download"

@@ -127,7 +127,7 @@ class CsvRows:
         )
         image, reference, signature, error = map(self._unquoted, (image, reference, signature, error))
         if signature != self._signature:
-            raise ValueError(f"of {signature}, not of {self._signature}")
+            raise _OtherMetric(signature, self._signature)
         if bool(value) == bool(error):
             raise ValueError("it has neither a distance nor an error")
         found = dict(zip(self._measures, map(_measure, measures), strict=True)) if value else {}
@@ -167,6 +167,10 @@ def form_of(path: Path, *, csv_safe: bool = False) -> Callable[..., RecordForm]:
     return functools.partial(CsvRows, safe=True)
 
 
+class _OtherMetric(ValueError):
+    """A record has the signature of another metric: that, and the one that it should have."""
+
+
 def recorded_results(journal: Journal, form: RecordForm, pairs: Iterator[Pair]) -> Iterator[Result]:
     """The results that a file holds, compared with the pairs that they should be of, which are taken from `pairs`.
 
@@ -178,6 +182,9 @@ def recorded_results(journal: Journal, form: RecordForm, pairs: Iterator[Pair]) 
     for number, record in enumerate(journal.recorded(form.records, form.whole), start=2):
         try:
             found = form.parse(record)
+        except _OtherMetric as error:
+            found, wanted = error.args
+            raise journal.refusal(number, f"a result by {found}", f"one by {wanted}") from error
         except ValueError as error:
             raise journal.refusal(number, f"damaged, changed or of another run ({error})", "a result") from error
         pair = next(pairs, None)

@@ -232,7 +232,8 @@ def _complete(wanted: _Wanted, partial: Path, progress: bool) -> None:
 
     terminal = sys.stderr is not None and sys.stderr.isatty()
     if progress and not terminal:
-        _say(f"downloading {wanted.url}{_megabytes(wanted.size)} to {wanted.final}")
+        size = "" if wanted.size is None else f" ({megabytes(wanted.size)})"
+        _say(f"downloading {wanted.url}{size} to {wanted.final}")
     # A transfer that begins here is trusted to be of one piece; what an earlier call left may be anything.
     inherited = _length(partial) > 0
     failures = 0
@@ -298,7 +299,9 @@ def _continue(wanted: _Wanted, partial: Path, bar: Any, deadline: float) -> None
     except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
         if isinstance(error, ValueError):  # Not an address at all.
             raise _not_found(wanted, str(error)) from error
-        raise _Interrupted(str(error)) from error
+        # Where no connection was made, its reason is wrapped in several errors, which repeat the address.
+        reason = getattr(error.args[0] if error.args else None, "reason", None)
+        raise _Interrupted(str(reason or error)) from error
 
 
 def _extent(wanted: _Wanted, response: Any, there: int, partial: Path) -> tuple[int, int | None]:
@@ -399,8 +402,9 @@ def _length(path: Path) -> int:
     return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
-def _megabytes(size: int | None) -> str:
-    return "" if size is None else f" ({size / 1e6:.1f} MB)"
+def megabytes(size: int) -> str:
+    """A size in bytes, in words."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlpips_jax.errors import WeightsCorrupt, WeightsError
 from rlpips_jax.weights import native, store
-from rlpips_jax.weights.download import sha256_of
+from rlpips_jax.weights.download import megabytes, sha256_of
 from rlpips_jax.weights.pickle_reader import printable
 from rlpips_jax.weights.registry import Official, Part, Recipe
 
@@ -177,8 +177,3 @@ def _trained_on(metadata: Mapping[str, str]) -> str:
 def _verified_once(found: Found, modified: int) -> str:
     """`verified` of a file as it was at a time: several metrics share a network."""
     return verified(found)
-
-
-def megabytes(size: int) -> str:
-    """A size in bytes, in words."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"

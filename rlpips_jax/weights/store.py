@@ -166,11 +166,10 @@ def fetch(part: Part) -> tuple[Parameters, dict[str, str]]:
         except WeightsNotFound as error:
             others = "".join(f" ({path} is another file: its sha256 differs)" for path in passed_over(part))
             raise WeightsNotFound(
-                f"no weights for '{part.name}' on this machine{others}, and the download failed: {error}. Fetch "
-                f"{official.url} by hand (sha256 {official.sha256}) and put it into {torch_cache_folder()}, "
-                f"or (as {official.path}) into a folder passed as weights_dir or named by ${WEIGHTS_DIR}; "
-                "'lpips-tiny' needs no download"
-            ) from error
+                f"no weights for '{part.name}' on this machine{others}, and the download failed: {error}; fetched by "
+                f"hand, it may also lie in {torch_cache_folder()}, or, as {official.path}, in a folder passed as "
+                f"weights_dir or named by ${WEIGHTS_DIR}"
+            ) from None  # It says all that its causes say.
         parameters, metadata = _extract(path, part, official)
         with contextlib.suppress(OSError):  # Without room for it, the official file stays for the next time.
             native.write(_kept(part), parameters, part.layout, **metadata)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from rlpips_jax import attacks
+from rlpips_jax.attacks import table
 from rlpips_jax.errors import AttackError, ImageError
 
 KEY = jax.random.key(7)
@@ -35,7 +36,7 @@ def drawn(shape: tuple[int, ...], value_range: tuple[float, float], seed: int = 
 @given(
     case=st.sampled_from(CASES),
     seed=st.integers(0, 1000),
-    relative=st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 2.0)), min_size=3, max_size=3),
+    relative=st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), min_size=3, max_size=3),
 )
 def test_stays_in_its_ball_and_in_the_range(
     attack: Any, objective: Any, case: Any, seed: int, relative: list[float]
@@ -198,6 +199,14 @@ def test_no_slope_and_no_random_start_change_nothing(attack: Any, objective: Any
 
 def nothing(images: Any) -> Any:
     return jnp.zeros(images.shape[0])
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "noise", "recolor", "union"])
+def test_a_radius_in_grey_levels_is_not_taken_for_one_in_floats(name: str) -> None:
+    attack = table.entry(name).function
+    images = np.zeros((1, 6, 5, 3), np.uint8)
+    with pytest.raises(AttackError, match=r"epsilon 8 is more than the whole range of values, .*=\(0, 255\)"):
+        attack(nothing, images, key=KEY, epsilon=8, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_shifts_and_photographs(command: Command, photographs: Path, tmp_path: P
     )
     assert status == 0
     assert [line.split()[:3] for line in out.splitlines() if "cropped shift pixels" in line] == [
-        ["photographs0", kind, "lpips-tiny"] for kind in ("ordinal", "ordinal", "crossed", "crossed")
+        [photographs.name, kind, "lpips-tiny"] for kind in ("ordinal", "ordinal", "crossed", "crossed")
     ]
     assert "2 px" in out
 

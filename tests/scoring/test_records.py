@@ -204,3 +204,13 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path, metric: rl.Lpips, suf
     with Journal(path, FORMS[suffix](metric).header):
         assert "another run" in refused(path, metric)
     record(path, metric)
+
+
+def test_results_of_another_metric_are_told_from_damage(tmp_path: Path, metric: rl.Lpips, suffix: str) -> None:
+    path = tmp_path / f"results{suffix}"
+    record(path, metric)
+    other = replace(metric, dtype="bfloat16")
+    with pytest.raises(RlpipsError, match="bfloat16") as caught:
+        record(path, other)
+    assert "damaged" not in str(caught.value)
+    assert metric.signature in str(caught.value)
