@@ -892,6 +892,17 @@ def test_fetch_without_a_network(rlpips: Rlpips, downloads: list[str]) -> None:
     assert "by hand" in message
 
 
+def test_a_metric_without_a_network_asks_for_all_its_files(
+    rlpips: Rlpips, downloads: list[str], pictures: list[Path]
+) -> None:
+    message = one_line(rlpips("distance", *pictures[:2], "--metric", "lpips-vgg"))
+    assert "/vgg.pth" in message
+    assert "vgg16-397923af.pth is needed too (sha256 397923af" in message
+    assert message.rstrip().endswith("'lpips-tiny' needs no download")
+    message = one_line(rlpips("distance", *pictures[:2], "--metric", "rlpips-vgg"))
+    assert message.rstrip().endswith("'rlpips-tiny' needs no download")
+
+
 def test_fetch_asks_for_known_metrics_only(rlpips: Rlpips, downloads: list[str]) -> None:
     assert "lpips-alex" in one_line(rlpips("weights", "fetch", "lpips-squeeze", "lpips-alx"))
     assert "name the metrics" in one_line(rlpips("weights", "fetch"))
