@@ -153,7 +153,8 @@ class Tile:
 def contact_sheet(
     rows: Sequence[Sequence[Tile]], *, title: str = "", notes: Sequence[str] = (), size: int = 160
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows of captioned pictures, each fitted into a square; small ones are enlarged by repeating pixels.
+    """Rows of captioned pictures, each fitted into a square; small ones are enlarged by repeating pixels. A row is as
+    high as its highest picture.
 
     Args:
         rows: at least one, with at least one tile each; they may differ in length.
@@ -164,14 +165,14 @@ def contact_sheet(
     Raises:
         ImageError: there is no picture.
     """
-    from PIL import Image
-
     if not rows or not all(rows):
         raise ImageError("a contact sheet needs rows of one picture or more")
     columns = max(len(row) for row in rows)
     head = (_line(TEXT) if title else 0) + _line(SMALL) * len(notes) + (GAP // 2 if title or notes else 0)
     captions = [max(len(tile.caption) for tile in row) for row in rows]
-    heights = [size + 4 + _line(SMALL) * lines + GAP for lines in captions]
+    pictures = [[_in_square(tile.picture, size) for tile in row] for row in rows]
+    highest = [max(picture.height for picture in row) for row in pictures]
+    heights = [high + 4 + _line(SMALL) * lines + GAP for high, lines in zip(highest, captions, strict=True)]
     sheet = _Sheet(2 * MARGIN + columns * size + (columns - 1) * GAP, 2 * MARGIN - GAP + head + sum(heights))
     room = sheet.width - 2 * MARGIN
     top = MARGIN
@@ -182,20 +183,27 @@ def contact_sheet(
         sheet.write(note, MARGIN, top, room, SMALL, FAINT)
         top += _line(SMALL)
     top = MARGIN + head
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
+    for row, fitted, high, height in zip(rows, pictures, highest, heights, strict=True):
+        for column, (tile, picture) in enumerate(zip(row, fitted, strict=True)):
             left = MARGIN + column * (size + GAP)
-            picture = Image.fromarray(as_bytes(tile.picture))
-            times = size // max(picture.size)
-            if times > 1:
-                picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-            picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-            sheet.paste(picture, left + (size - picture.width) // 2, top + (size - picture.height) // 2)
+            sheet.paste(picture, left + (size - picture.width) // 2, top + (high - picture.height) // 2)
             for number, line in enumerate(tile.caption):
                 ink = FAINT if number else INK
-                sheet.write(line, left, top + size + 4 + number * _line(SMALL), size, SMALL, ink)
+                sheet.write(line, left, top + high + 4 + number * _line(SMALL), size, SMALL, ink)
         top += height
     return sheet.pixels()
+
+
+def _in_square(picture: Picture, size: int) -> "Image":
+    """A picture fitted into a square, a small one enlarged by repeating pixels."""
+    from PIL import Image
+
+    fitted = Image.fromarray(as_bytes(picture))
+    times = size // max(fitted.size)
+    if times > 1:
+        fitted = fitted.resize((fitted.width * times, fitted.height * times), Image.Resampling.NEAREST)
+    fitted.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return fitted
 
 
 class _Sheet:
