@@ -73,13 +73,15 @@ def triplets(path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    """A worksheet of many cells, compressed."""
+    """A worksheet of many cells and as many shared strings, compressed."""
     cells = b'<row r="1">' + b'<c r="A1"><v>1</v></c>' * 370_000 + b"</row>"
     space = b"http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.writestr(
             "xl/worksheets/sheet1.xml", b'<worksheet xmlns="%s"><sheetData>%s</sheetData></worksheet>' % (space, cells)
         )
+        strings = b"<si><t>a</t></si>" * 490_000
+        archive.writestr("xl/sharedStrings.xml", b'<sst xmlns="%s">%s</sst>' % (space, strings))
         relations = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
         archive.writestr(
             "xl/workbook.xml",

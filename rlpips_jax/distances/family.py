@@ -89,4 +89,5 @@ def _advice(name: str, others: Sequence[Part], weights_dir: str | os.PathLike[st
     """What else is missing, and what needs no download."""
     needed = [other.official for other in others if other.official and store.locate(other, weights_dir) is None]
     also = "".join(f"; {one.url} is needed too (sha256 {one.sha256}, {one.size} bytes)" for one in needed)
-    return f"{also}; '{'rlpips' if name.startswith('rlpips') else 'lpips'}-tiny' needs no download"
+    kind = next((kind for kind in ("rlpips", "elpips") if name.startswith(kind)), "lpips")
+    return f"{also}; '{kind}-tiny' needs no download"
