@@ -73,8 +73,8 @@ class Classify(Run):
     attack_steps: int | None = None
     """Steps of the attack; by default 7 of pgd, 10 of pat."""
     start: Path | None = None
-    """File of a classifier to go on from, whose network is taken too. Adversarial training from a naturally trained
-    one needs a fraction of the epochs (Jeddi et al. 2020). By default parameters are drawn."""
+    """File of a classifier to go on from, whose network is taken too. Adversarial training of a naturally
+    trained one takes a few epochs in Jeddi et al. 2020. By default parameters are drawn."""
     widths: tuple[int, ...] = (32, 64, 128)
     """Channels of each stage of the network, where parameters are drawn."""
     blocks: int = 1

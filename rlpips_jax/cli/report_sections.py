@@ -52,7 +52,7 @@ def scores(found: Findings) -> Section | None:
     for triplets in found.subjects.sets:
         made = made_how(triplets.source)
         asked |= made not in MADE
-        one_opinion = isinstance(triplets, Triplets) and triplets.sure is None  # every judgment is clear
+        all_clear = isinstance(triplets, Triplets) and triplets.sure is None
         attacks = found.attacks(triplets.name)
         (first, documents) = next(iter(attacks.items()), (("", "", ""), []))
         radii = {one["threat"]["epsilon"]: Threat.of(one["threat"]).radii()[0] for one in documents}
@@ -63,9 +63,9 @@ def scores(found: Findings) -> Section | None:
             plain = [one for one in documents if one["metric"] == label and not _adapted(one)]
             at = {one["threat"]["epsilon"]: one["scores"]["two_afc"] for one in plain}
             natural = found.natural(triplets.name, label)["scores"]
-            clear = () if one_opinion else (natural["sure"],)
+            clear = () if all_clear else (natural["sure"],)
             columns.append([natural["two_afc"], *clear, *(at.get(radius) for radius in radii)])
-        clear = () if one_opinion else ("where the judgment is clear",)
+        clear = () if all_clear else ("where the judgment is clear",)
         header = ("metric", "2AFC", *clear, *(f"{first[0]} {text}" for text in radii.values()))
         caption = f"**{triplets.name}**: {len(triplets)} triplets{MADE.get(made, '')}"
         blocks.append(Table(header, _best(found.labels, columns), caption, source_of(found.scored(triplets.name))))
