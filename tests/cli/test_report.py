@@ -85,6 +85,9 @@ def test_the_page_shows_what_is_in_the_documents(command: Command, data: Path, t
         assert f"[{score['low']:.3f}, {score['high']:.3f}]" in page.words
         assert document["signature"] in page.words
     assert {"Scores", "Under attack", "By kind of distortion", "Repeat it"} <= set(page.words)
+    # The triplets were made of photographs, and all are clear.
+    assert any("Nobody was asked." in words for words in page.words)
+    assert not any("people disagree" in words or "judgment is clear" in words for words in page.words)
     # Of this name nothing may be taken for a tag.
     assert "b" not in page.tags or "triplets <b>.npz ordinal" in page.words
 
