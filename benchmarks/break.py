@@ -71,6 +71,8 @@ COMMANDS = {
     "lin": f"-m training lin {TRAINING} --epsilon 1/255 --attack-steps 2",
     "tune": f"-m training tune {TRAINING} --epsilon 1/255 --attack-steps 2",
     "natural": f"-m training natural {TRAINING}",
+    "classifier": "-m training classifier --data {data}-classes --defence pgd --held-out 4 --batch 4 --steps 6 "
+    "--widths 8 --checkpoint-every 1 --evaluate-every 3 --evaluation-steps 1 --attack-steps 2 --out {out}",
     "distance": f"{RLPIPS} distance --pairs {{data}}/pairs.csv --metric lpips-tiny --workers 2 --out {{out}}/s.jsonl",
     "evaluate": f"{RLPIPS} evaluate {SETS} --attack pgd --steps 4 --batch 8",
     "certify": f"{RLPIPS} certify {SETS} --samples 64 --selection-samples 16",
@@ -115,14 +117,18 @@ class Target:
 
 
 def draw_photographs(folder: Path) -> Path:
-    """Pictures of smooth patches with grain."""
+    """Pictures of smooth patches with grain; small parts of them, in two classes, in the folder `NAME-classes`."""
     folder.mkdir(parents=True, exist_ok=True)
+    classes = [folder.with_name(f"{folder.name}-classes") / name for name in ("even", "odd")]
+    for path in classes:
+        path.mkdir(parents=True, exist_ok=True)
     for index in range(12):
         rng = np.random.default_rng(index)
         small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
         smooth = np.asarray(small.resize((128, 128), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{index}.png")
+        Image.fromarray(noisy[:16, :16]).save(classes[index % 2] / f"{index}.png")
     rows = (f"{folder}/{x}.png,{folder}/{y}.png\n" for x in range(12) for y in range(12))
     (folder / "pairs.csv").write_text("".join(rows))
     return folder

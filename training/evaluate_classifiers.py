@@ -1,15 +1,15 @@
 """Accuracy of classifiers as they are and under attack: l-inf and l2 balls, flows, colours, and perceptual distances.
 
-Perceptual attacks are made twice, bounded by a published metric (PPGD, LPA) and by a robust one (R-PPGD, R-LPA). What
-size is fair is answered in two ways: each bound is as large, by its own metric, as noise of --epsilon at every number
-(`noise_size`); and the table has the size in pixels that each attack used, so that --scales, which multiplies both
-bounds, gives curves to be compared at equal pixels.
+Only images that a classifier gets right are attacked. Perceptual attacks are made twice, bounded by a published metric
+(PPGD, LPA) and by a robust one (R-PPGD, R-LPA). What size is fair is answered in two ways: each bound is as large, by
+its own metric, as noise of --epsilon at every number (`noise_size`); and the table has the size in pixels that each
+attack used, so that --scales, which multiplies both bounds, gives curves to be compared at equal pixels.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlpips_jax import reports
 from rlpips_jax.attacks import AttackResult, apgd, classification, lagrangian, perceptual_pgd, recolor, spatial
@@ -110,36 +110,28 @@ class Threat:
     """An attack on classifiers.
 
     Attributes:
-        make: `classifier, images, labels, key -> result`; of several results the worse one counts for each image.
+        make: `classifier, images, labels, key -> results`; each image needs to be fooled by one of them.
         scale: of a perceptual bound.
     """
 
-    make: Callable[[Classifier, Array, Array, Array], list[AttackResult]]
+    make: Callable[[Classifier, Array, Array, Array], Iterable[AttackResult]]
     scale: float = 1.0
 
 
 def _balls(config: EvaluateClassifiers, norm: str, epsilon: float) -> Threat:
     """`apgd` on the cross-entropy and on the margin."""
 
-    def make(classifier: Classifier, images: Array, labels: Array, key: Array) -> list[AttackResult]:
-        return [
-            apgd(
-                classification(classifier, labels, loss=loss),
-                images,
-                key=key,
-                epsilon=epsilon,
-                norm=norm,
-                steps=config.steps,
-            )
-            for loss in ("cross_entropy", "margin")
-        ]
+    def make(classifier: Classifier, images: Array, labels: Array, key: Array) -> Iterator[AttackResult]:
+        for loss in ("cross_entropy", "margin"):
+            objective = classification(classifier, labels, loss=loss)
+            yield apgd(objective, images, key=key, epsilon=epsilon, norm=norm, steps=config.steps)
 
     return Threat(make)
 
 
 def _margin(attack: Callable[..., AttackResult], **options: Any) -> Threat:
-    def make(classifier: Classifier, images: Array, labels: Array, key: Array) -> list[AttackResult]:
-        return [attack(classification(classifier, labels), images, key=key, **options)]
+    def make(classifier: Classifier, images: Array, labels: Array, key: Array) -> Iterator[AttackResult]:
+        yield attack(classification(classifier, labels), images, key=key, **options)
 
     return Threat(make)
 
@@ -160,7 +152,7 @@ def _perceptual(attack: Callable[..., AttackResult], robust: bool) -> Callable[.
 
 
 ATTACKS: Mapping[str, Callable[[EvaluateClassifiers, tuple[Bounding, Bounding]], list[Threat]]] = {
-    "none": lambda config, boundings: [Threat(lambda *_: [])],
+    "none": lambda config, boundings: [Threat(lambda *_: ())],
     "linf": lambda config, boundings: [_balls(config, "linf", radius(config.epsilon, "--epsilon"))],
     "l2": lambda config, boundings: [_balls(config, "l2", config.epsilon_l2)],
     "spatial": lambda config, boundings: [_margin(spatial, epsilon=config.pixels, steps=config.steps)],
@@ -176,10 +168,10 @@ ATTACKS: Mapping[str, Callable[[EvaluateClassifiers, tuple[Bounding, Bounding]],
 
 
 class Columns(NamedTuple):
-    """The outcome of an attack on each image.
+    """The outcome of an attack on each image that the classifier gets right.
 
     Attributes:
-        right: whether the classifier is right.
+        right: whether it still is.
         linf: the largest change of a value; images in [0, 1].
         rms: the root of the mean squared change.
         published: the perceptual distance by --metric.
@@ -200,7 +192,7 @@ def evaluate_classifiers(config: EvaluateClassifiers) -> str:
     """Attacks the classifiers, and returns the table, which is in `table.txt` of the folder too.
 
     Raises:
-        TrainingError: a classifier or the data cannot be read, or do not fit together.
+        TrainingError: a classifier or the data cannot be read, or do not fit together, or a classifier is never right.
     """
     from tqdm import tqdm
 
@@ -213,33 +205,39 @@ def evaluate_classifiers(config: EvaluateClassifiers) -> str:
     for label, classifier in classifiers.items():
         if classifier.classes != data.classes:
             raise TrainingError(f"{label} knows the classes {classifier.classes}, but the data have {data.classes}")
+    attacked = {label: _right(classifier, data, config.batch) for label, classifier in classifiers.items()}
+    for label, rows in attacked.items():
+        if not len(rows):
+            raise TrainingError(f"{label} is wrong on all {len(data)} images: there is nothing to attack")
     boundings = (_bounding(config, config.metric, data), _bounding(config, config.robust_metric, data))
     names = config.attack or tuple(ATTACKS)
     threats = [(name, threat) for name in names for threat in ATTACKS[name](config, boundings)]
     rows: list[tuple[str, ...]] = []
     with (
         interrupts.deferred(),
-        tqdm(total=len(classifiers) * len(threats) * len(data), unit="image", disable=None) as bar,
+        tqdm(total=len(threats) * sum(map(len, attacked.values())), unit="image", disable=None) as bar,
     ):
         for label, classifier in classifiers.items():
-            safe = np.ones(len(data), bool)
+            part = data.select(attacked[label])
+            safe = np.ones(len(part), bool)
             for name, threat in threats:
                 title = name if threat.scale == 1 else f"{name} x {threat.scale:g}"
                 bar.set_description(f"{label} {title}")
                 recording = _recording(config, data, label, classifier, name=title, boundings=boundings)
                 columns = _columns(
                     config,
-                    data,
+                    part,
                     classifier=classifier,
                     threat=threat,
                     recording=recording,
                     boundings=boundings,
+                    of=len(data),
                     done=bar.update,
                 )
                 if threat.scale == 1:
                     safe &= columns.right
-                rows.append((label, title, *_cells(columns)))
-            rows.append((label, "union", _share(safe), *[""] * 4))
+                rows.append((label, title, *_cells(columns, len(data))))
+            rows.append((label, "union", _share(safe, len(data)), *[""] * 4))
     header = ("classifier", "attack", "accuracy", "l-inf /255", "rms /255", config.metric, config.robust_metric)
     text = reports.table(header, rows)
     write_whole(config.out / "table.txt", text + "\n")
@@ -254,9 +252,10 @@ def _columns(
     threat: Threat,
     recording: Recording,
     boundings: tuple[Bounding, Bounding],
+    of: int,
     done: Callable[[int], Any],
 ) -> Columns:
-    """The columns of all images, recorded batch by batch."""
+    """The columns of the images, all of them right, of so many; recorded batch by batch."""
     started = time.monotonic()
 
     def compute(start: int) -> Iterator[Columns]:
@@ -271,17 +270,32 @@ def _columns(
             yield Columns(*(np.asarray(column)[: len(data) - begin] for column in found))
 
     columns = Columns(*recording.collect(len(data), compute, done))
-    recording.finish({"accuracy": np.float64(columns.right.mean())}, time.monotonic() - started)
+    recording.finish({"accuracy": np.float64(columns.right.sum() / of)}, time.monotonic() - started)
     return columns
 
 
-def _worst(classifier: Classifier, images: Array, labels: Array, results: list[AttackResult]) -> Array:
-    """For each image, the first adversarial one that fools the classifier; otherwise the last."""
-    chosen = images
+def _worst(classifier: Classifier, images: Array, labels: Array, results: Iterable[AttackResult]) -> Array:
+    """For each image, the first adversarial one that fools the classifier; otherwise the last.
+
+    Results are taken one by one until all images are fooled.
+    """
+    chosen, fooled = images, jnp.zeros(len(images), bool)
     for result in results:
-        fooled = jnp.argmax(classifier(chosen), axis=1) != labels
         chosen = jnp.where(fooled[:, None, None, None], chosen, result.adversarial)
+        fooled = jnp.argmax(classifier(chosen), axis=1) != labels
+        if fooled.all():
+            break
     return chosen
+
+
+def _right(classifier: Classifier, data: ClassImages, batch: int) -> Int[np.ndarray, " rows"]:
+    """The rows of the images that the classifier gets right."""
+    logits = jax.jit(classifier)
+    found = [
+        np.argmax(logits(data.images[begin : begin + batch] / np.float32(255)), axis=1)
+        for begin in range(0, len(data), batch)
+    ]
+    return np.flatnonzero(np.concatenate(found) == data.labels)
 
 
 @jax.jit
@@ -334,12 +348,15 @@ def _label(path: Path) -> str:
     return folder.resolve().name
 
 
-def _cells(columns: Columns) -> Iterator[str]:
-    yield _share(columns.right)
+def _cells(columns: Columns, of: int) -> Iterator[str]:
+    yield _share(columns.right, of)
     for column, scale in zip(columns[1:], (255, 255, 1, 1), strict=True):
         yield f"{scale * column.mean():.3g}"
 
 
-def _share(right: Bool[np.ndarray, " n"]) -> str:
-    interval = credit_interval(right.astype(np.float64))
-    return f"{right.mean():.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _share(right: Bool[np.ndarray, " n"], of: int) -> str:
+    """The share that is right, of so many images; the others were wrong without an attack."""
+    credits = np.zeros(of)
+    credits[: right.sum()] = 1
+    interval = credit_interval(credits)
+    return f"{credits.mean():.3f} [{interval.low:.3f}, {interval.high:.3f}]"
