@@ -8,6 +8,7 @@ Needs torch and, without its dependencies, pyautoattack 0.2.0.
 # pyautoattack is not among what the project is developed with.
 # pyright: reportMissingImports=false
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import tyro
 from jaxtyping import Float
 
 import rlpips_jax as rl
+from benchmarks.bisection import bisected
 from convert.reference import Reference, Variant, rename, variant
 from rlpips_jax import attacks, reports
 from rlpips_jax.distances.lpips import Lpips
@@ -90,19 +92,6 @@ def compare(
     return np.asarray(ours.after), np.asarray(objective(jnp.asarray(np.clip(moved, 0, 1))))
 
 
-def bisected(objective: Any, images: Any, *, norm: str, largest: float, rounds: int, steps: int) -> np.ndarray:
-    """The smallest radius at which `pgd` succeeds, by bisection for each example; infinite where it never does."""
-    low, high = np.zeros(len(images), np.float32), np.full(len(images), np.inf, np.float32)
-    for index in range(rounds):
-        radius = np.where(np.isfinite(high), (low + np.minimum(high, largest)) / 2, np.float32(largest))
-        key = jax.random.fold_in(jax.random.key(0), index)
-        result = attacks.pgd(objective, images, key=key, epsilon=radius, norm=norm, steps=steps)
-        # What it took counts, not what was allowed.
-        high = np.where(result.success, np.minimum(high, getattr(result, norm)), high)
-        low = np.where(result.success, low, np.maximum(low, radius))
-    return high
-
-
 def kodak(path: Path, count: int) -> Ranked:
     """The first ordinal triplets of the fixed test set."""
     with np.load(path) as file:
@@ -141,7 +130,16 @@ def main(config: Config) -> None:
     rows = []
     for norm, largest in (("linf", 8 / 255), ("l2", 2.0)):
         for rounds, steps in ((3, 10), (8, 12)):
-            bisection = bisected(objective, triplets.closer, norm=norm, largest=largest, rounds=rounds, steps=steps)
+            options = {"norm": norm, "steps": steps}
+            bisection, _ = bisected(
+                lambda radii, key, options=options: attacks.pgd(
+                    objective, triplets.closer, key=key, epsilon=radii, **options
+                ),
+                len(triplets.closer),
+                largest=largest,
+                rounds=rounds,
+                took=operator.attrgetter(norm),
+            )
             found = attacks.minimum(objective, triplets.closer, key=jax.random.key(0), norm=norm, steps=rounds * steps)
             medians = (np.median(radius) for radius in (found.radius, bisection))
             rows.append((norm, str(rounds * steps), f"{rounds} x {steps}", *(f"{median:.5f}" for median in medians)))

@@ -229,6 +229,35 @@ def test_any_callable_will_do() -> None:
     np.testing.assert_allclose(result.after, 0.2, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_classifier_of_plain_functions_is_attacked_by_every_call(tiny) -> None:
+    """Three colours, judged by a function and a matrix, without a module of any library."""
+    weights = 8 * jnp.eye(3) - 4
+
+    def apply(parameters: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.mean(images, axis=(1, 2)) @ parameters
+
+    coarse = np.random.default_rng(0).uniform(0.35, 0.65, (6, 8, 8, 3)).astype(np.float32)
+    images = np.array(jax.image.resize(coarse, (6, 32, 32, 3), "linear"))
+    labels = np.argmax(apply(weights, jnp.asarray(images)), axis=1)
+    objective = attacks.classification(lambda points: apply(weights, points), labels)
+    common: Any = {"key": jax.random.key(0), "steps": 6}
+    perceptual: Any = {"metric": tiny, "bound": 0.3}
+    for attack, options in (
+        (attacks.apgd, {"epsilon": 16 / 255}),
+        (attacks.apgd, {"epsilon": 4.0, "norm": "l2"}),
+        (attacks.recolor, {"epsilon": 0.2}),
+        (attacks.spatial, {"epsilon": 2.0}),
+        (attacks.perceptual_pgd, perceptual),
+        (attacks.lagrangian, perceptual),
+    ):
+        result = attack(objective, images, **common, **options)
+        fooled = np.argmax(apply(weights, result.adversarial), axis=1) != labels
+        np.testing.assert_array_equal(result.success, fooled)
+        # A flow hardly changes mean colours; everything else does.
+        assert attack is attacks.spatial or fooled.all(), attack
+
+
 def test_misuse_is_told(tiny, wrong_types) -> None:
     def apply(images: jax.Array) -> jax.Array:
         return images[:, 0, 0]

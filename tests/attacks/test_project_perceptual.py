@@ -146,6 +146,47 @@ def test_every_example_has_its_bound_and_every_image_is_held_to_it(small) -> Non
     assert np.all(after[1] > 0.05)
 
 
+class Linear:
+    """Images times a matrix, whose distances and slopes are one line of dense algebra."""
+
+    name = signature = "linear"
+    minimum_size = 1
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix = matrix
+
+    def features(self, images: jax.Array, *, value_range: Any = (0, 1)) -> Any:
+        return [jnp.einsum("ij,nj->ni", self.matrix, images.reshape(len(images), -1), precision="highest")]
+
+    def between(self, features: Any, others: Any) -> jax.Array:
+        return jnp.sum((features[0] - others[0]) ** 2, axis=1)
+
+    def embedded(self, features: Any) -> Any:
+        return features
+
+
+def test_projection_is_the_dense_solution() -> None:
+    rng = np.random.default_rng(3)
+    matrix, bound = rng.normal(size=(20, 12)) / 4, 0.02
+    originals = rng.uniform(0.4, 0.6, (5, 2, 2, 3)).astype(np.float32)
+    images = originals + 0.05 * rng.normal(size=originals.shape).astype(np.float32)
+    metric: Any = Linear(matrix.astype(np.float32))
+    change = (np.float64(images) - originals).reshape(5, -1)
+    expected = change.copy()
+    for row in expected:
+        while (distance := np.linalg.norm(matrix @ row)) > bound:
+            slope = matrix.T @ matrix @ row / distance
+            row -= (distance - 0.99 * bound) * slope / (slope @ slope)
+    ball = ball_around(metric, originals, bound)
+    newton = (np.asarray(ball.project(jnp.asarray(images))) - originals).reshape(5, -1)
+    np.testing.assert_allclose(newton, expected, atol=1e-6)
+    # Along a segment the distance of a linear map is proportional to the share.
+    flat = Flat(ball.metric, ball.originals, ball.features, ball.bound, ball.value_range)
+    bisected = (np.asarray(flat.project(jnp.asarray(images))) - originals).reshape(5, -1)
+    share = bound / np.linalg.norm(change @ matrix.T, axis=1, keepdims=True)
+    np.testing.assert_allclose(bisected, share * change, atol=2**-12 * np.abs(change).max())
+
+
 class Flat(PerceptualBall):
     """A distance without a slope: Newton's method stays where it is."""
 

@@ -1,0 +1,60 @@
+"""Adversarial images at equal success, small."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlpips_jax as rl
+from benchmarks import classifier_gallery
+from benchmarks.bisection import bisected
+from rlpips_jax.attacks import AttackResult
+from training.classifier import Classifier, ResidualNetwork, save
+
+
+def test_the_smallest_radius_that_succeeds() -> None:
+    needed = np.array([0.3, 0.05, 2.0], np.float32)
+
+    def attack(radii: np.ndarray, key: jax.Array) -> AttackResult:
+        none = jnp.zeros(3)
+        images = jnp.asarray(radii)[:, None, None, None] * jnp.ones((3, 1, 1, 3))
+        return AttackResult(images, none, none, jnp.minimum(radii, needed), none, radii >= needed, none[None])
+
+    radii, images = bisected(attack, 3, largest=1.0, rounds=8)
+    assert np.all((radii[:2] >= needed[:2]) & (radii[:2] <= needed[:2] + 1 / 128))
+    assert np.isinf(radii[2])
+    np.testing.assert_array_equal(images[:2, 0, 0, 0], radii[:2])
+    # What it took counts: found at the first try.
+    radii, _ = bisected(attack, 3, largest=1.0, rounds=1, took=lambda result: result.linf)
+    np.testing.assert_array_equal(radii, [*needed[:2], np.inf])
+
+
+@pytest.mark.slow
+def test_a_picture_and_the_sizes_of_all_attacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        path = tmp_path / "test" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rl.save_image(path, rng.integers(100, 140, (16, 16, 3), np.uint8))
+    network = ResidualNetwork(2, (8,), 1)
+    parameters = network.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))["params"]
+    save(tmp_path / "classifier.safetensors", Classifier(parameters, network, ("a", "b")), {})
+    config = classifier_gallery.Gallery(
+        classifier=tmp_path,
+        data=str(tmp_path),
+        out=tmp_path / "gallery.png",
+        metric="lpips-tiny",
+        robust_metric="rlpips-tiny",
+        metric_size=32,
+        count=2,
+        shown=1,
+        steps=2,
+        rounds=2,
+    )
+    classifier_gallery.main(config)
+    printed = capsys.readouterr().out
+    for name in ("l-inf", "l2", "spatial", "recolor", "PPGD", "R-PPGD", "LPA", "R-LPA"):
+        assert printed.count(f"\n{name}") + printed.startswith(name) == 2
+    assert np.ptp(rl.load_image(config.out)) > 200
