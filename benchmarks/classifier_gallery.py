@@ -14,18 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 import rlpips_jax as rl
 from benchmarks.bisection import bisected
+from examples.photographs import photographs
 from rlpips_jax import attacks, reports
 from rlpips_jax.attacks import AttackResult, Objective
 from rlpips_jax.attacks.project_perceptual import perceptual_distance
 from rlpips_jax.reports import Tile, contact_sheet
-from training.classifier import load
+from training.classifier import Classifier, load
 from training.classify import FILE, bounding_metric
-from training.data.classes import read_classes
+from training.data.classes import ClassImages, read_classes
 
+SIDE = 32
+"""Height and width of photographs, as those of CIFAR-10."""
 LIGHTER = 4
 """Factor of the changes that are shown, around grey."""
 
@@ -36,8 +40,9 @@ class Gallery:
 
     classifier: Path
     """Folder of `python -m training classifier`."""
-    data: str = "cifar10"
-    """Labelled images; their part test."""
+    data: str | None = None
+    """Labelled images, of whose part test those are attacked that the classifier gets right. By default scikit-image's
+    photographs, reduced to 32x32, and whatever the classifier says of them."""
     out: Path = Path("gallery.png")
     """File of the picture; a table is printed."""
     metric: str = "baseline-alex"
@@ -49,9 +54,9 @@ class Gallery:
     weights_dir: Path | None = None
     """Folder to look for weights in first."""
     count: int = 20
-    """Images that are attacked, of those that the classifier gets right."""
+    """Most images that are attacked."""
     shown: int = 4
-    """Images in the picture."""
+    """Most images in the picture."""
     steps: int = 40
     """Of each attack; of LPA 5 rounds of a fifth."""
     rounds: int = 7
@@ -96,10 +101,7 @@ def attacks_of(config: Gallery, metrics: Mapping[str, Any]) -> dict[str, tuple[A
 def main(config: Gallery) -> None:
     """Attacks, prints the sizes and writes the picture."""
     classifier = load(config.classifier / FILE)
-    data = read_classes(config.data, "test")
-    data = data.select(np.linspace(0, len(data) - 1, min(len(data), 3 * config.count)).astype(int))
-    logits = np.asarray(jax.jit(classifier)(data.images / np.float32(255)))
-    data = data.select(np.flatnonzero(logits.argmax(axis=1) == data.labels)[: config.count])
+    data = attacked(config, classifier)
     images = data.images / np.float32(255)
     objective = attacks.classification(classifier, jnp.asarray(data.labels))
     metrics = {
@@ -120,7 +122,7 @@ def main(config: Gallery) -> None:
         print(f"{name}: fooled {np.isfinite(radii).sum()} of {len(radii)}", flush=True)
     rows = [(name, *(f"{np.median(size):.3g}" for size in columns)) for name, columns in sizes.items()]
     print(reports.table(("attack", "l-inf /255", "rms /255", *metrics), rows))
-    said = {name: np.asarray(jax.jit(classifier)(pictures)).argmax(axis=1) for name, pictures in found.items()}
+    said = {name: _answers(classifier, pictures) for name, pictures in found.items()}
     tiles = []
     for row in range(min(config.shown, len(images))):
         names = [data.classes[data.labels[row]], *(data.classes[said[name][row]] for name in found)]
@@ -142,6 +144,26 @@ def main(config: Gallery) -> None:
     )
     rl.save_image(config.out, sheet)
     print(config.out)
+
+
+def attacked(config: Gallery, classifier: Classifier) -> ClassImages:
+    """The images that are attacked, all of which the classifier calls what their labels say."""
+    if config.data is None:
+        resized = [
+            Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            for picture in list(photographs(None).values())[: config.count]
+        ]
+        images = np.stack([np.array(picture) for picture in resized])
+        labels = _answers(classifier, images / np.float32(255)).astype(np.int32)
+        return ClassImages("photographs", images, labels, classifier.classes)
+    data = read_classes(config.data, "test")
+    data = data.select(np.linspace(0, len(data) - 1, min(len(data), 3 * config.count)).astype(int))
+    right = _answers(classifier, data.images / np.float32(255)) == data.labels
+    return data.select(np.flatnonzero(right)[: config.count])
+
+
+def _answers(classifier: Classifier, images: Float[np.ndarray, "n h w 3"]) -> Int[np.ndarray, " n"]:
+    return np.asarray(jax.jit(classifier)(images)).argmax(axis=1)
 
 
 def _pixels(change: Float[np.ndarray, "n h w 3"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:

@@ -81,7 +81,8 @@ class TorchClassifier(nn.Module):
 
         def convolve(x: torch.Tensor) -> torch.Tensor:
             kernel = self.tensors[f"Conv_{next(convolutions)}"]["kernel"].permute(3, 2, 0, 1)
-            return functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+            side = kernel.shape[-1]
+            return functional.conv2d(x, kernel, stride=2 if side == 6 else 1, padding=(side - 1) // 2)
 
         def normalised(x: torch.Tensor) -> torch.Tensor:
             part = self.tensors[f"GroupNorm_{next(normalisations)}"]
@@ -89,7 +90,7 @@ class TorchClassifier(nn.Module):
 
         x = convolve((x - 0.5) / 0.25)
         for stage, width in enumerate(self.network.widths):
-            x = functional.avg_pool2d(x, 2) if stage else x
+            x = functional.max_pool2d(x, 2) if stage else x
             for _ in range(self.network.blocks):
                 inner = normalised(x)
                 short = x if x.shape[1] == width else convolve(inner)

@@ -1,8 +1,9 @@
 """A compact residual network that classifies small images, and its file.
 
-Convolutions are 3x3; a stage has blocks of two, each after a group normalisation and a ReLU (He et al. 2016), and
-begins with an average pooling by 2, except the first. There is no batch normalisation: what the network says of an
-image depends on that image alone, also while it is trained and attacked.
+The first convolution is 6x6 with a stride of 2, so that the stages work on a quarter of the pixels. Each stage but the
+first begins with a max pooling by 2, and has blocks of two 3x3 convolutions, each after a group normalisation and a ReLU
+(He et al. 2016). There is no batch normalisation: what the network says of an image depends on
+that image alone, also while it is trained and attacked.
 """
 
 import dataclasses
@@ -25,9 +26,10 @@ from rlpips_jax.files.atomic import replacing
 from rlpips_jax.files.json_object import json_object, json_value
 from rlpips_jax.files.regular import open_regular
 from rlpips_jax.ops.convolution import convolution
+from rlpips_jax.ops.pooling import Pooling, pool
 from rlpips_jax.weights.native import encoded
 
-FORMAT = "rlpips-jax classifier/1"
+FORMAT = "rlpips-jax classifier/2"
 GROUP = 8
 """Channels of a group of the normalisation."""
 
@@ -42,7 +44,7 @@ class ResidualNetwork(nn.Module):
     """
 
     classes: int
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (48, 96, 192)
     blocks: int = 1
 
     @nn.compact
@@ -50,14 +52,14 @@ class ResidualNetwork(nn.Module):
         """Logits of images in [0, 1]."""
 
         def conv(width: int, side: int = 3, **options: Any) -> nn.Conv:
-            padding = ((side // 2, side // 2),) * 2
+            padding = (((side - 1) // 2,) * 2,) * 2
             plain = {"use_bias": False, "padding": padding, "conv_general_dilated": convolution}
             return nn.Conv(width, (side, side), **plain, **options)
 
-        x = conv(self.widths[0])((images - 0.5) / 0.25)
+        x = conv(self.widths[0], side=6, strides=2)((images - 0.5) / 0.25)
         for stage, width in enumerate(self.widths):
             if stage:
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = pool(x, Pooling("max", 2, 2))
             for _ in range(self.blocks):
                 inner = nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP)(x))
                 short = x if x.shape[-1] == width else conv(width, side=1)(inner)

@@ -75,7 +75,7 @@ class Classify(Run):
     start: Path | None = None
     """File of a classifier to go on from, whose network is taken too. Adversarial training of a naturally
     trained one takes a few epochs in Jeddi et al. 2020. By default parameters are drawn."""
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (48, 96, 192)
     """Channels of each stage of the network, where parameters are drawn."""
     blocks: int = 1
     """Blocks of each stage."""
@@ -85,7 +85,7 @@ class Classify(Run):
     """Passes over the data; the rate rises over the first fifth, then falls to 0."""
     steps: int | None = None
     """Steps, in place of whole epochs."""
-    rate: float = 0.1
+    rate: float = 0.05
     """Highest learning rate of SGD with Nesterov's momentum 0.9."""
     decay: float = 5e-4
     """Decay of the weights."""
