@@ -86,8 +86,8 @@ class Autoencoder(nn.Module):
         """Images in [0, 1], reconstructed."""
 
         def conv(x: Array, width: int, side: int = 3, stride: int = 1) -> Array:
-            padding = (((side - 1) // 2,) * 2,) * 2
-            return nn.Conv(width, (side, side), (stride, stride), padding, conv_general_dilated=convolution)(x)
+            options: Any = {"padding": (((side - 1) // 2,) * 2,) * 2, "conv_general_dilated": convolution}
+            return nn.Conv(width, (side, side), (stride, stride), **options)(x)
 
         x = 2 * images - 1
         for width in self.widths:
@@ -115,7 +115,8 @@ def by_metric(made: Array, images: Array, metric: Any, key: Array) -> Array:
 
 def distances(x: Any, y: Any, metric: Any, key: Array) -> Float[Array, " n"]:
     """Distances of images in [0, 1] by a metric that may be randomised."""
-    return rl.distance(x, y, metric, value_range=(0, 1), **({"key": key} if is_random(metric) else {}))
+    drawn: Any = {"key": key} if is_random(metric) else {}
+    return rl.distance(x, y, metric, value_range=(0, 1), **drawn)
 
 
 def parts(name: str) -> tuple[Loss, ...]:
@@ -228,9 +229,8 @@ def main(config: Study) -> None:
         numbers = judged(found[name], images, metrics)
         rows.append((name, *(f"{number:.4g}" for number in numbers.values())))
         print(*rows[-1], flush=True)
-        text = reports.table(("loss", *numbers), rows)
-        write_whole(config.out / "table.txt", text + "\n")
-    print(text)
+        write_whole(config.out / "table.txt", reports.table(("loss", *numbers), rows) + "\n")
+    print((config.out / "table.txt").read_text())
     tiles = [
         [
             Tile(images[row], ("photograph",)),

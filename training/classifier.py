@@ -1,9 +1,9 @@
 """A compact residual network that classifies small images, and its file.
 
 The first convolution is 6x6 with a stride of 2, so that the stages work on a quarter of the pixels. Each stage but the
-first begins with a max pooling by 2, and has blocks of two 3x3 convolutions, each after a group normalisation and a ReLU
-(He et al. 2016). There is no batch normalisation: what the network says of an image depends on
-that image alone, also while it is trained and attacked.
+first begins with a max pooling by 2. A stage has blocks of two 3x3 convolutions, each after a group normalisation and a
+ReLU (He et al. 2016). There is no batch normalisation: what the network says of an image depends on that image alone,
+also while it is trained and attacked.
 """
 
 import dataclasses

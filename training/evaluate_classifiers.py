@@ -206,8 +206,8 @@ def evaluate_classifiers(config: EvaluateClassifiers) -> str:
         if classifier.classes != data.classes:
             raise TrainingError(f"{label} knows the classes {classifier.classes}, but the data have {data.classes}")
     attacked = {label: _right(classifier, data, config.batch) for label, classifier in classifiers.items()}
-    for label, rows in attacked.items():
-        if not len(rows):
+    for label, right in attacked.items():
+        if not len(right):
             raise TrainingError(f"{label} is wrong on all {len(data)} images: there is nothing to attack")
     boundings = (_bounding(config, config.metric, data), _bounding(config, config.robust_metric, data))
     names = config.attack or tuple(ATTACKS)

@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def contest() -> Any:
     """A drawn classifier, right on all images, and an unweighted LPIPS over the small network."""
-    from benchmarks.perceptual_advex import Contest
+    from benchmarks.perceptual_attacks import Contest
     from tests.attacks.test_autoattack import tiny
 
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def contest() -> Any:
 def test_both_have_the_same_classifier_and_distance(contest: Any) -> None:
     import torch
 
-    from benchmarks.perceptual_advex import TorchClassifier, TorchFeatures, published
+    from benchmarks.perceptual_attacks import TorchClassifier, TorchFeatures, published
 
     images = torch.from_numpy(contest.images).permute(0, 3, 1, 2).contiguous()
     logits = TorchClassifier(contest.classifier)(images).numpy()

@@ -243,14 +243,15 @@ def test_a_classifier_of_plain_functions_is_attacked_by_every_call(tiny) -> None
     objective = attacks.classification(lambda points: apply(weights, points), labels)
     common: Any = {"key": jax.random.key(0), "steps": 6}
     perceptual: Any = {"metric": tiny, "bound": 0.3}
-    for attack, options in (
+    calls: list[tuple[Any, dict[str, Any]]] = [
         (attacks.apgd, {"epsilon": 16 / 255}),
         (attacks.apgd, {"epsilon": 4.0, "norm": "l2"}),
         (attacks.recolor, {"epsilon": 0.2}),
         (attacks.spatial, {"epsilon": 2.0}),
         (attacks.perceptual_pgd, perceptual),
         (attacks.lagrangian, perceptual),
-    ):
+    ]
+    for attack, options in calls:
         result = attack(objective, images, **common, **options)
         fooled = np.argmax(apply(weights, result.adversarial), axis=1) != labels
         np.testing.assert_array_equal(result.success, fooled)

@@ -1,6 +1,7 @@
 """Adversarial images at equal success, small."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ def test_the_smallest_radius_that_succeeds() -> None:
     def attack(radii: np.ndarray, key: jax.Array) -> AttackResult:
         none = jnp.zeros(3)
         images = jnp.asarray(radii)[:, None, None, None] * jnp.ones((3, 1, 1, 3))
-        return AttackResult(images, none, none, jnp.minimum(radii, needed), none, radii >= needed, none[None])
+        return AttackResult(
+            images, none, none, jnp.minimum(radii, needed), none, jnp.asarray(radii >= needed), none[None]
+        )
 
     radii, images = bisected(attack, 3, largest=1.0, rounds=8)
     assert np.all((radii[:2] >= needed[:2]) & (radii[:2] <= needed[:2] + 1 / 128))
@@ -58,7 +61,7 @@ def test_what_is_attacked_was_right(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_picture_and_the_sizes_of_all_attacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"metric": "lpips-tiny", "robust_metric": "rlpips-tiny", "metric_size": 32, "count": 2, "shown": 1}
+    small: Any = {"metric": "lpips-tiny", "robust_metric": "rlpips-tiny", "metric_size": 32, "count": 2, "shown": 1}
     config = Gallery(classifier=folder, out=folder / "gallery.png", steps=2, rounds=2, **small)
     classifier_gallery.main(config)
     printed = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.perceptual_advex --classifier runs/none`: PPGD and LPA here, beside perceptual-advex's own.
+"""`python -m benchmarks.perceptual_attacks --classifier runs/none`: PPGD and LPA here, beside perceptual-advex's own.
 
 Both attack the same classifier on the same images, within the same bound on the same unweighted LPIPS of AlexNet, with
 as many steps, and take turns while they are timed. An image counts as fooled if it is also within the bound, to 1 %.
@@ -233,4 +233,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.perceptual_advex"))
+    main(tyro.cli(Config, prog="python -m benchmarks.perceptual_attacks"))
