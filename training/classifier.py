@@ -107,7 +107,7 @@ def save(path: Path, classifier: Classifier, card: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Classifier:
-    """Reads a classifier that `save` wrote.
+    """Reads a classifier that `save` wrote; half precision becomes float32.
 
     Raises:
         TrainingError: the file is missing, damaged or of something else.
@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         for name, tensor in tensors.items():
             *folders, leaf = name.split(".")
             inner = functools.reduce(lambda found, step: found.setdefault(step, {}), folders, tree)
-            inner[leaf] = jnp.asarray(tensor)
+            inner[leaf] = jnp.asarray(tensor, jnp.float32)
         expected = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
         if jax.tree.map(jnp.shape, tree) != jax.tree.map(jnp.shape, expected):
             raise ValueError("its tensors do not fit its network")
