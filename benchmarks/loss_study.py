@@ -191,8 +191,8 @@ def judged(made: Pictures, images: Pictures, metrics: dict[str, Any]) -> dict[st
     for name, metric in metrics.items():
         rows = [slice(at, at + EVALUATED) for at in range(0, len(images), EVALUATED)]
         unit = [(images[row] / np.float32(255), made[row] / np.float32(255)) for row in rows]
-        parts = [compare(*pair, metric, jax.random.key(1)) for pair in unit]
-        found[name] = float(np.concatenate(parts).mean())
+        values = [compare(*pair, metric, jax.random.key(1)) for pair in unit]
+        found[name] = float(np.concatenate(values).mean())
     return found
 
 

@@ -1,7 +1,7 @@
 """Every attack of the table with few steps, to be held to what every attack promises."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -137,3 +137,14 @@ def triplets() -> tuple[Any, Any, Any]:
         return jnp.clip(reference + strength * jnp.asarray(rng.normal(size=reference.shape), jnp.float32), 0, 1)
 
     return reference, noisy(0.08), noisy(0.11)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads wait for each other where other programs run."""
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)

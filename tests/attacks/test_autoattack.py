@@ -1,7 +1,6 @@
 """APGD and Square beside AutoAttack's own, on the same triplets, network and budget."""
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,19 +13,9 @@ from rlpips_jax.backbones.tiny import TINY
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="needs pyautoattack 0.2.0"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """PyTorch's threads wait for each other where other programs run."""
-    import torch
-
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 def tiny() -> Any:

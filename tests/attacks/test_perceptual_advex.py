@@ -1,7 +1,6 @@
 """PPGD and LPA beside perceptual-advex's own, on the same classifier, images, metric and bound."""
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,20 +16,10 @@ from training.classifier import Classifier, ResidualNetwork
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(importlib.util.find_spec("perceptual_advex") is None, reason="needs perceptual_advex 0.2.6"),
 ]
 COUNT = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """PyTorch's threads wait for each other where other programs run."""
-    import torch
-
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 @pytest.fixture(scope="module")
