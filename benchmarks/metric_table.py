@@ -42,7 +42,7 @@ CERTIFIED = ("36/255", "72/255", "108/255")
 """l2 radii of certificates, images in [0, 1]."""
 
 LARGE = ("lpips-vgg", "rlpips-vgg", "dists", "stlpips-alex", "stlpips-vgg")
-"""Metrics with large networks, which are certified with fewer draws."""
+"""Metrics with large networks, for which there are fewer triplets and draws."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,18 @@ class MetricTable:
     """Folder with weights."""
     out: Path = Path("metric-table")
     """Folder for the results."""
-    triplets: int = 100
+    triplets: int = 50
     """Ordinal triplets to attack, the first of the set."""
-    certified: int = 30
+    certified: int = 12
     """Ordinal triplets to certify, the first of the set."""
     draws: int = 10_000
     """Draws of a certificate."""
     large: tuple[str, ...] = LARGE
-    """Metrics that are certified with --large-draws."""
+    """Metrics for which the next three numbers count instead."""
+    large_triplets: int = 20
+    """Ordinal triplets to attack, with a large network."""
+    large_certified: int = 6
+    """Ordinal triplets to certify, with a large network."""
     large_draws: int = 3_000
     """Draws of a certificate of a large network; at sigma 0.15 they are enough for 108/255."""
     steps: int = 20
@@ -89,8 +93,12 @@ class Stage(NamedTuple):
 
 def stages(config: MetricTable, ordinal: Path, crossed: Path, large: bool) -> list[Stage]:
     """All commands, for a metric with a large network or a small one."""
-    attacked = ("evaluate", "--data", ordinal, "--limit", config.triplets, "--steps", config.steps)
-    draws = config.large_draws if large else config.draws
+    triplets, certified, draws = (
+        (config.large_triplets, config.large_certified, config.large_draws)
+        if large
+        else (config.triplets, config.certified, config.draws)
+    )
+    attacked = ("evaluate", "--data", ordinal, "--limit", triplets, "--steps", config.steps)
     return [
         Stage("agreement", ("evaluate", "--data", crossed)),
         Stage("materials", ("evaluate", "--data", config.shared / "judgments" / "materials")),
@@ -101,7 +109,7 @@ def stages(config: MetricTable, ordinal: Path, crossed: Path, large: bool) -> li
         Stage(
             "certify",
             (
-                *("certify", "--data", ordinal, "--limit", config.certified, "--sigma", 0.15, "--samples", draws),
+                *("certify", "--data", ordinal, "--limit", certified, "--sigma", 0.15, "--samples", draws),
                 *("--radius", *CERTIFIED),
             ),
             random=False,
