@@ -323,8 +323,7 @@ def bounding_metric(name: str, size: int, *, weights_dir: Path | None, precision
     Raises:
         TrainingError: the metric is not a squared Euclidean distance.
     """
-    # The attacks need derivatives along directions.
-    metric: Any = rl.load(name, weights_dir=weights_dir, precision=precision, forward_mode=True)
+    metric: Any = rl.load(name, weights_dir=weights_dir, precision=precision)
     if not isinstance(metric, EmbeddedMetric):
         raise TrainingError(f"{name} is not a squared Euclidean distance and cannot bound attacks: give an LPIPS")
     return Resized(metric, size, size)

@@ -1,5 +1,6 @@
 """Fast-LPA, the fast Lagrangian perceptual attack (Laidlaw et al., "Perceptual adversarial robustness", 2021)."""
 
+import math
 from typing import cast
 
 from rlpips_jax.attacks.arguments import Radius, check_counts
@@ -41,7 +42,7 @@ def fast_lagrangian(
         step_size=ball.bound if step_size is None else ball.lengths("step_size", step_size),
         steps=steps,
         weights=WEIGHTS,
-        enough=float("inf"),
+        enough=math.inf,
         random_start=random_start,
     )
     objective = as_pytree(objective, ball.value_range)

@@ -1,5 +1,6 @@
 """LPA, the Lagrangian perceptual attack (Laidlaw et al., "Perceptual adversarial robustness", 2021)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -80,35 +81,45 @@ def lagrangian(
         steps: gradients that are computed in each round.
         step_size: in perceptual distance; None for the bound.
         confidence: how far above its goal an objective counts (0 is the goal of margins and rankings; without a goal
-            it always counts). An image beyond that only moves back towards the bound while it is outside.
+            it always counts). An image beyond that only moves back towards the bound while it is outside; when all
+            have been beyond it within their bounds, the attack stops.
         restarts: starts that are computed side by side, in as many times the memory.
         random_start: start with a little noise (standard deviation 0.01 of the range), else at the image.
         value_range: black and white of the images; adversarial images stay within.
 
     Returns:
         A `PerceptualAttackResult`; its images are floats in `value_range`. Its trajectory has `outer_steps * steps + 1`
-        values, -inf where the iterate was outside the bound.
+        values, -inf where the iterate was outside the bound; after a stop the best value is repeated.
 
     Raises:
         AttackError: an argument makes no sense; the message says which one and what would be right.
         ImageError: the images break the convention of `rlpips_jax.images`.
     """
     check_counts(outer_steps=outer_steps, steps=steps, restarts=restarts)
-    if not confidence >= 0:
-        raise AttackError(f"confidence must be a number, 0 or more, in the units of the objective, got {confidence!r}")
     ball = PerceptualBall.checked(metric, images, bound, value_range)
     objective = as_pytree(objective, ball.value_range)
-    goal = getattr(objective, "goal", None)
     ascent = LagrangianAscent(
         ball=ball,
         step_size=ball.bound if step_size is None else ball.lengths("step_size", step_size),
         steps=steps,
         weights=WEIGHTS,
-        enough=float("inf") if goal is None else goal + float(confidence),
+        enough=enough_for(objective, confidence),
         random_start=random_start,
     )
     result = search(objective, ball.originals, ascent, key=as_key(key), steps=outer_steps * steps, restarts=restarts)
     return cast(PerceptualAttackResult, result)
+
+
+def enough_for(objective: Objective, confidence: float | int) -> float:
+    """The value above which an objective counts no more: this far above its goal, infinite if it has no goal.
+
+    Raises:
+        AttackError: the confidence is negative or not a number.
+    """
+    if not confidence >= 0:
+        raise AttackError(f"confidence must be a number, 0 or more, in the units of the objective, got {confidence!r}")
+    goal = getattr(objective, "goal", None)
+    return math.inf if goal is None else goal + float(confidence)
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +132,7 @@ class LagrangianAscent(Procedure):
         step_size: `(n, ...)`, in perceptual distance, at the start of a round.
         steps: those of a round.
         weights: how lambda changes.
-        enough: an objective above this counts no more, so that the penalty alone decides.
+        enough: an objective above this counts no more, so that the penalty alone decides; infinite: it always counts.
         random_start: whether to start with a little noise, or at the images.
     """
 

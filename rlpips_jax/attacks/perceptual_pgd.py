@@ -1,5 +1,6 @@
 """PPGD, perceptual projected gradient ascent (Laidlaw et al., "Perceptual adversarial robustness", 2021)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import Radius, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
+from rlpips_jax.attacks.lagrangian import enough_for
 from rlpips_jax.attacks.objectives import Objective, as_pytree
 from rlpips_jax.attacks.procedure import Point, Procedure, State
 from rlpips_jax.attacks.project_perceptual import (
@@ -37,6 +39,7 @@ def perceptual_pgd(
     steps: int = 40,
     step_size: Radius | None = None,
     iterations: int = 5,
+    confidence: float | int = math.inf,
     restarts: int = 1,
     random_start: bool = True,
     value_range: ValueRange = UNIT_RANGE,
@@ -59,12 +62,15 @@ def perceptual_pgd(
         steps: gradients of the objective that are computed.
         step_size: in perceptual distance; None for 2 bound / steps.
         iterations: of the conjugate gradients, each a forward and a backward pass through the metric.
+        confidence: how far above its goal an objective counts (0 is the goal of margins and rankings; without a goal
+            it always counts). When all are beyond that, the attack stops. Published code has 1 for margins.
         restarts: starts that are computed side by side, in as many times the memory.
         random_start: start with a little noise (standard deviation 0.01 of the range), else at the image.
         value_range: black and white of the images; adversarial images stay within.
 
     Returns:
-        A `PerceptualAttackResult`; its images are floats in `value_range`.
+        A `PerceptualAttackResult`; its images are floats in `value_range`. After a stop its trajectory repeats the best
+        value.
 
     Raises:
         AttackError: an argument makes no sense; the message says which one and what would be right.
@@ -73,8 +79,8 @@ def perceptual_pgd(
     check_counts(steps=steps, iterations=iterations, restarts=restarts)
     ball = PerceptualBall.checked(metric, images, bound, value_range)
     step_size = 2 * ball.bound / steps if step_size is None else ball.lengths("step_size", step_size)
-    ascent = _Ascent(ball, step_size, iterations, random_start)
     objective = as_pytree(objective, ball.value_range)
+    ascent = _Ascent(ball, step_size, iterations, random_start, enough_for(objective, confidence))
     return cast(
         PerceptualAttackResult,
         search(objective, ball.originals, ascent, key=as_key(key), steps=steps, restarts=restarts),
@@ -88,6 +94,7 @@ class _Ascent(Procedure):
     step_size: Float[Array, "n ..."]
     iterations: int = field(metadata={"static": True})
     random_start: bool = field(metadata={"static": True})
+    enough: float = field(metadata={"static": True})
 
     def start(self, key: Key) -> Float[Array, "n ..."]:
         return self.ball.project(self.ball.start(key)) if self.random_start else self.ball.originals

@@ -1,5 +1,6 @@
 """The pieces of an attack that `rlpips_jax.attacks.search` puts together: start, gradient, step, project."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -109,6 +110,9 @@ class Procedure:
     Arrays in its fields are arguments of the compiled loop, so that it is compiled once for all batches; fields with
     `metadata={"static": True}` are compiled in.
     """
+
+    enough: float = math.inf
+    """Where the best objective of every example is above this, the search stops."""
 
     def start(self, key: Key) -> Variable:
         """Where a search begins."""

@@ -11,7 +11,7 @@ itself is flat: at the original. A metric with such an embedding has a method `e
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -179,19 +179,20 @@ class PerceptualBall:
     ) -> tuple[Callable[[Array], Features], Callable[[Features], Array]]:
         """v -> J v and u -> J'u with the Jacobian J of phi at the images; their common part is computed once.
 
-        Both derive from one program, so that each is the other's transpose also where maxima are tied.
+        J v is the transpose of u -> J'u, which is linear. So both derive from one program, and each is the other's
+        transpose also where maxima are tied; and both have the gradients that are fast on CPU.
         """
-        metric = self.metric
-        if is_dataclass(metric) and hasattr(metric, "forward_mode"):
-            # With custom gradients JAX could not take the derivative along v.
-            metric = replace(metric, forward_mode=True)
 
         def phi(images: Array) -> Features:
-            return metric.embedded(metric.features(images, value_range=self.value_range))
+            return self.metric.embedded(self.metric.features(images, value_range=self.value_range))
 
-        _, forward = jax.linearize(phi, images)
-        transposed = jax.linear_transpose(forward, images)
-        return forward, lambda vectors: transposed(vectors)[0]
+        embedded, pull = jax.vjp(phi, images)
+
+        def backward(vectors: Features) -> Array:
+            return pull(vectors)[0]
+
+        _, push = jax.vjp(backward, jax.tree.map(jnp.zeros_like, embedded))
+        return lambda vectors: push(vectors)[0], backward
 
     def advance(
         self,

@@ -1,6 +1,7 @@
 """The loop that all attacks share: evaluate, remember the best, step; one `lax.scan`, restarts by `vmap`."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ def _climb(
         variable, value = best
         return (variable, jnp.where(jnp.isfinite(value), here.value(variable), value)) if random else best
 
-    def body(carry: Any, inputs: Any) -> tuple[Any, Float[Array, " n"]]:
+    def advance(carry: Any, inputs: Any) -> tuple[Any, Float[Array, " n"]]:
         variable, state, best = carry
         index, (drawn, own) = inputs
         here = under(drawn)
@@ -93,7 +94,13 @@ def _climb(
         best = _where(improved, (variable, at.counted.astype(best[1].dtype)), best)
         point = Point(variable, at, index, own, best[0], improved, here.value if random else None)
         state, variable = procedure.step(state, point)
-        return (procedure.project(variable), state, best), at.counted
+        return (procedure.project(variable), state, best), at.counted.astype(best[1].dtype)
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, Float[Array, " n"]]:
+        if math.isinf(procedure.enough):
+            return advance(carry, inputs)
+        _, _, (_, found) = carry
+        return jax.lax.cond(jnp.all(found > procedure.enough), lambda carry, _: (carry, found), advance, carry, inputs)
 
     begin, _, draws = jax.random.split(key, 3)
     keys = jax.random.split(draws, (steps, 2))

@@ -41,8 +41,8 @@ def contest() -> Any:
     # Otherwise one class would be the answer to all images.
     classifier.parameters["Dense_0"]["bias"] = jnp.asarray(-logits.mean(axis=0))
     labels = (logits - logits.mean(axis=0)).argmax(axis=1)
-    metric = Resized(rl.load("lpips-tiny", unweighted=True, forward_mode=True), 32, 32)
-    return Contest(classifier, metric, tiny(), images, labels, 0.05, 5)
+    metric = Resized(rl.load("lpips-tiny", unweighted=True), 32, 32)
+    return Contest(classifier, metric, tiny(), images, labels, 0.05, 5, 5)
 
 
 def test_both_have_the_same_classifier_and_distance(contest: Any) -> None:

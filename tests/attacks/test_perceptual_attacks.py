@@ -12,6 +12,7 @@ from flax import linen, nnx
 from jax.tree_util import Partial
 
 import rlpips_jax as rl
+from benchmarks.pixel_metrics import L2
 from rlpips_jax import attacks
 from rlpips_jax.backbones import ALEX
 from rlpips_jax.distances.lpips import Lpips
@@ -257,6 +258,33 @@ def test_a_classifier_of_plain_functions_is_attacked_by_every_call(tiny) -> None
         np.testing.assert_array_equal(result.success, fooled)
         # A flow hardly changes mean colours; everything else does.
         assert attack is attacks.spatial or fooled.all(), attack
+
+
+@jax.tree_util.register_static
+class PixelLength(L2):
+    """The mean squared difference, with its embedding."""
+
+    def embedded(self, features: Any) -> Any:
+        return features / float(np.prod(features.shape[-3:])) ** 0.5
+
+
+@pytest.mark.parametrize("attack", [attacks.perceptual_pgd, attacks.lagrangian])
+def test_an_attack_stops_when_all_are_confidently_fooled(attack) -> None:
+    """The objective is 4 (mean - 0.6), from -0.4 up; the mean rises by the bound at most."""
+    objective = attacks.classification(
+        lambda x: 4 * jnp.stack([0.6 - x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0]], axis=1), np.zeros(2, int)
+    )
+    images = np.full((2, 8, 8, 3), 0.5, np.float32)
+    options: Any = {"key": jax.random.key(0), "metric": PixelLength(), "steps": 40, "confidence": 0.1}
+    stopped = attack(objective, images, bound=0.3, **options)
+    going_on = attack(objective, images, bound=np.array([0.3, 0.05], np.float32), **options)
+    assert stopped.success.tolist() == [True, True]
+    assert going_on.success.tolist() == [True, False]
+    reached = (stopped.trajectory > 0.1).all(axis=1)
+    assert 0 < reached.argmax() < 20
+    assert (stopped.trajectory[reached][1:-1] == stopped.trajectory[reached][1]).all()
+    assert len(np.unique(going_on.trajectory[:, 1])) > 20
+    assert (stopped.perceptual <= 0.3 * 1.0001).all()
 
 
 def test_misuse_is_told(tiny, wrong_types) -> None:

@@ -125,7 +125,7 @@ def test_a_step_learns_from_images_within_the_threat(
     options = config(data, tmp_path, defence=defence, attack_steps=3)
     learnt = read_classes(data, "train").select(slice(0, 8))
     images = jnp.asarray(learnt.images) / jnp.float32(255)
-    metric = Resized(rl.load("lpips-tiny", forward_mode=True), 32, 32)
+    metric = Resized(rl.load("lpips-tiny"), 32, 32)
     bound = 0.3
     # Every other one is right.
     batch = Batch(images, (jnp.argmax(classifier(images), axis=1) + jnp.arange(8)) % 2)
