@@ -44,7 +44,7 @@ COUNTS = (
 )
 """Options that must be 1 or more."""
 NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
-RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight", "first_layer")
+RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight", "noise", "first_layer")
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,9 @@ class Training(Run):
     natural_weight: float | None = None
     """Weight of the loss on judged triplets as they are, beside 1 for the attacked ones; by default 2, of tune
     1.5; published 0."""
+    noise: float = 0.0
+    """Above 0: learn also to judge every triplet with Gaussian noise on p0 and p1, of a standard deviation drawn up to
+    this in units of [-1, 1], so that smoothed rankings (`rlpips certify`) are right more often."""
     ordinal_share: float = 0.5
     """Share of a batch that is ordinal, where there are both sorts."""
     dropout: float | None = None

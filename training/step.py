@@ -1,6 +1,7 @@
 """A training step as one compiled function: attack, loss, gradient, update.
 
-    min over heads (ranking head, floors, backbone) of  E max over |delta| <= epsilon of L(attacked) + w E L(as is)
+    min over heads (ranking head, floors, backbone) of
+        E max over |delta| <= epsilon of L(attacked) + w E L(as is) [+ E L(under noise)]
 
 with L the cross-entropy of people's judgment with what the two distances say. Images are floats in [-1, 1].
 """
@@ -246,6 +247,9 @@ def _loss(config: Training, trained: Trained, metric: Any, groups: Groups, key: 
             d0, d1 = _distances(config, metric, images, dropping)
             total += natural_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
             natural = _agreement(d0, d1, batch.judgment)
+        if config.noise:
+            noisy = _under_noise(images, config.noise, jax.random.fold_in(dropping, 1))
+            total += _judgment_loss(config, trained, *_distances(config, metric, noisy, dropping), batch.judgment)
         if attacked_weight:
             d0, d1 = attacked_distances(
                 config, trained_part(metric), images=images, judgment=batch.judgment, key=attacking
@@ -258,6 +262,15 @@ def _loss(config: Training, trained: Trained, metric: Any, groups: Groups, key: 
 
 def _as_floats(batch: Batch) -> Images:
     reference, p0, p1 = (array.astype(jnp.float32) / 127.5 - 1 for array in batch[:3])
+    return reference, p0, p1
+
+
+def _under_noise(images: Images, most: float, key: Any) -> Images:
+    """Triplets with Gaussian noise on p0 and p1, as `certify` adds it: unclipped, of one deviation for both."""
+    reference, *others = images
+    deviation = jax.random.uniform(key, (len(reference), 1, 1, 1), maxval=most)
+    keys = (jax.random.fold_in(key, place) for place in (1, 2))
+    p0, p1 = (other + deviation * jax.random.normal(own, other.shape) for other, own in zip(others, keys, strict=True))
     return reference, p0, p1
 
 

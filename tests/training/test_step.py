@@ -242,6 +242,20 @@ def test_the_heads_of_an_ensemble_learn_from_one_draw_for_both_images(tiny, grou
     assert same(with_trained(ensemble, state.trained).metric.parameters["heads"], state.trained["heads"])
 
 
+@pytest.mark.slow
+def test_noise_adds_a_loss_on_noisy_triplets(tiny, groups) -> None:
+    """Where p0 and p1 are the same image, each loss is log 2, unless noise makes them differ."""
+    same_images = {JUDGED: groups[JUDGED]._replace(p1=groups[JUDGED].p0)}
+    found = []
+    for most in (0.0, 1e-7, 1.0):
+        step, state = begin(Natural(noise=most), tiny)
+        found.append(float(step(state, tiny, same_images)[1].loss))
+    without, little, much = found
+    assert without == pytest.approx(np.log(2), rel=1e-6)
+    assert little == pytest.approx(2 * np.log(2), rel=1e-4)
+    assert much != pytest.approx(2 * np.log(2), rel=1e-4)
+
+
 def test_heads_alone_are_trained_where_nothing_else_is_asked_for(tiny) -> None:
     _, state = begin(Lin(), tiny)
     assert state.trained.keys() == {"heads"}
