@@ -113,7 +113,7 @@ def by_metric(made: Array, images: Array, metric: Any, key: Array) -> Array:
     return jnp.mean(distances(images, made, metric, key, samples=1))
 
 
-def distances(x: Any, y: Any, metric: Any, key: Array, *, samples: int = 32) -> Float[Array, " n"]:
+def distances(x: Any, y: Any, metric: Any, key: Array, *, samples: int | None = None) -> Float[Array, " n"]:
     """Distances of images in [0, 1] by a metric that may be randomised."""
     drawn: Any = {"key": key, "samples": samples} if is_random(metric) else {}
     return rl.distance(x, y, metric, value_range=(0, 1), **drawn)

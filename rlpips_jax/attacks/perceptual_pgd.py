@@ -62,8 +62,8 @@ def perceptual_pgd(
         steps: gradients of the objective that are computed.
         step_size: in perceptual distance; None for 2 bound / steps.
         iterations: of the conjugate gradients, each a forward and a backward pass through the metric.
-        confidence: how far above its goal an objective counts (0 is the goal of margins and rankings; without a goal
-            it always counts). When all are beyond that, the attack stops. Published code has 1 for margins.
+        confidence: the attack stops when the objective of every example has been this far above its goal (0 is the
+            goal of margins and rankings; without a goal it never stops). By default it takes all steps.
         restarts: starts that are computed side by side, in as many times the memory.
         random_start: start with a little noise (standard deviation 0.01 of the range), else at the image.
         value_range: black and white of the images; adversarial images stay within.
