@@ -5,14 +5,15 @@ time under another loss. Its decoder enlarges by repeating pixels, so that a gri
 A mixture adds pixel L2, each part divided by the length of its gradient at the start. On photographs that were not
 learnt from, in `table.txt`: PSNR, SSIM, each metric's distance, and the grid, the energy that the error has at periods
 of 2 and 4 pixels, the stride of AlexNet's first layer, as a multiple of the energy at the periods beside them; 1 is no
-grid. `sheet.png` shows them side by side. A loss that is done is not trained again.
+grid. `sheet.png` shows what each makes of scikit-image's photographs, or one's own. A loss that is done is not trained
+again.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,10 +24,11 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 
 import rlpips_jax as rl
+from examples.photographs import photographs
 from rlpips_jax import reports
 from rlpips_jax.cli.results import write_whole
 from rlpips_jax.distances.protocol import is_random
-from rlpips_jax.evaluation.patches import patches
+from rlpips_jax.evaluation.patches import halve, patches
 from rlpips_jax.ops.convolution import convolution
 from rlpips_jax.reports import Tile, contact_sheet
 from rlpips_jax.scoring.pixel_measures import psnr, ssim
@@ -69,8 +71,10 @@ class Study:
     """Height and width of the patches."""
     count: int = 64
     """Patches to judge on."""
-    shown: int = 4
-    """Of them in the picture."""
+    pictures: Path | None = None
+    """Folder of photographs of your own for the picture; by default scikit-image's."""
+    shown: int = 3
+    """Photographs in the picture."""
     seed: int = 0
     """Of parameters, patches and their order."""
 
@@ -180,6 +184,10 @@ def grid(made: Pictures, images: Pictures) -> float:
     return float(np.mean(ratios))
 
 
+compare = jax.jit(distances)
+"""Compiled once for all losses."""
+
+
 def judged(made: Pictures, images: Pictures, metrics: dict[str, Any]) -> dict[str, float]:
     """PSNR, SSIM, the grid and the mean distance by each metric."""
     found = {
@@ -187,7 +195,6 @@ def judged(made: Pictures, images: Pictures, metrics: dict[str, Any]) -> dict[st
         "ssim": float(np.mean([ssim(*pair) for pair in zip(images, made, strict=True)])),
         "grid": grid(made, images),
     }
-    compare = jax.jit(distances)
     for name, metric in metrics.items():
         rows = [slice(at, at + EVALUATED) for at in range(0, len(images), EVALUATED)]
         unit = [(images[row] / np.float32(255), made[row] / np.float32(255)) for row in rows]
@@ -196,22 +203,33 @@ def judged(made: Pictures, images: Pictures, metrics: dict[str, Any]) -> dict[st
     return found
 
 
-def made_under(name: str, metric: Any, data: tuple[Pictures, Pictures], config: Study) -> Pictures:
-    """The reconstructions of the second pictures after training on the first, from `NAME.npz` if that is there."""
+class Made(NamedTuple):
+    """Reconstructions of what is judged, and of what is shown."""
+
+    judged: Pictures
+    shown: Pictures
+
+
+def made_under(name: str, metric: Any, learnt: Pictures, others: Made, config: Study) -> Made:
+    """The reconstructions of other photographs after training on the learnt ones, from `NAME.npz` if that is there."""
     path = config.out / f"{name}.npz"
     settings = asdict(config) | {"losses": name, "out": "", "weights_dir": "", "shown": 0}
     document = json.dumps(settings | {"signature": getattr(metric, "signature", "")}, sort_keys=True, default=str)
     if path.exists():
         with np.load(path) as file:
             if str(file["settings"]) == document:
-                return file["made"]
-    parameters = trained(name, metric, data[0], config)
+                return Made(*(file[part] for part in Made._fields))
+    parameters = trained(name, metric, learnt, config)
     make: Any = jax.jit(Autoencoder().apply)
-    rows = [data[1][at : at + EVALUATED] for at in range(0, len(data[1]), EVALUATED)]
-    made = np.concatenate([make(parameters, images / np.float32(255)) for images in rows])
-    pictures = np.rint(255 * made).astype(np.uint8)
-    np.savez(path, made=pictures, settings=np.array(document))
-    return pictures
+
+    def reconstructed(pictures: Pictures) -> Pictures:
+        rows = [pictures[at : at + EVALUATED] for at in range(0, len(pictures), EVALUATED)]
+        made = np.concatenate([make(parameters, images / np.float32(255)) for images in rows])
+        return np.rint(255 * made).astype(np.uint8)
+
+    made = Made(*map(reconstructed, others))
+    np.savez(path, **made._asdict(), settings=np.array(document))
+    return made
 
 
 def main(config: Study) -> None:
@@ -223,23 +241,26 @@ def main(config: Study) -> None:
         patches(folder, count, size=config.size, rng=np.random.default_rng(config.seed))
         for folder, count in ((config.photographs, 4096), (config.validation, config.count))
     )
+    shown = np.stack([halve(photograph) for photograph in photographs(config.pictures).values()])
     rows, found = [], {}
     for name in config.losses:
-        found[name] = made_under(name, metrics.get(name.removesuffix(MIXED)), (learnt, images), config)
-        numbers = judged(found[name], images, metrics)
+        metric = metrics.get(name.removesuffix(MIXED))
+        made = made_under(name, metric, learnt, Made(images, shown), config)
+        numbers = judged(made.judged, images, metrics)
         rows.append((name, *(f"{number:.4g}" for number in numbers.values())))
+        found[name] = made.shown
         print(*rows[-1], flush=True)
         write_whole(config.out / "table.txt", reports.table(("loss", *numbers), rows) + "\n")
     print((config.out / "table.txt").read_text())
     tiles = [
         [
-            Tile(images[row], ("photograph",)),
-            *(Tile(made[row], (name, f"PSNR {psnr(images[row], made[row]):.1f}")) for name, made in found.items()),
+            Tile(shown[row], ("photograph",)),
+            *(Tile(made[row], (name, f"PSNR {psnr(shown[row], made[row]):.1f}")) for name, made in found.items()),
         ]
-        for row in range(min(config.shown, len(images)))
+        for row in range(min(config.shown, len(shown)))
     ]
     title = f"One decoder, {config.steps} steps under each loss"
-    rl.save_image(config.out / "sheet.png", contact_sheet(tiles, title=title, size=3 * config.size))
+    rl.save_image(config.out / "sheet.png", contact_sheet(tiles, title=title, size=2 * shown.shape[1]))
 
 
 if __name__ == "__main__":

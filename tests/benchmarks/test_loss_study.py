@@ -37,6 +37,7 @@ def test_losses_are_trained_once_and_shown(tmp_path: Path, monkeypatch: pytest.M
         photographs=tmp_path / "photographs",
         validation=tmp_path / "photographs",
         out=tmp_path / "out",
+        pictures=tmp_path / "photographs",
         losses=("l2", "rlpips-tiny", "elpips-tiny", "rlpips-tiny+l2"),
         size=32,
         steps=2,
