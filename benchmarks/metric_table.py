@@ -28,7 +28,7 @@ from rlpips_jax.evaluation import read_npz, write_npz
 METRICS = (
     *("benchmarks.pixel_metrics:L2", "benchmarks.pixel_metrics:SSIM"),
     *("lpips-alex", "lpips-squeeze", "lpips-vgg", "lpips+-alex", "stlpips-alex", "dists", "elpips-squeeze"),
-    *("rlpips-alex", "rlpips-squeeze", "rlpips-vgg", "rlpips-tiny"),
+    *("rlpips-alex", "rlpips-squeeze", "rlpips-vgg", "rlpips-stalex", "rlpips-tiny"),
 )
 """What is compared where nothing else is asked for."""
 
@@ -41,8 +41,8 @@ VALUES = 64 * 64 * 3
 CERTIFIED = ("36/255", "72/255", "108/255")
 """l2 radii of certificates, images in [0, 1]."""
 
-LARGE = ("lpips-vgg", "rlpips-vgg", "dists", "stlpips-alex", "stlpips-vgg")
-"""Metrics with large networks, for which there are fewer triplets and draws."""
+LARGE = ("lpips-vgg", "rlpips-vgg", "dists", "stlpips-alex", "stlpips-vgg", "rlpips-stalex", "elpips-squeeze")
+"""Metrics that take long, for which there are fewer triplets and draws."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def stages(config: MetricTable, ordinal: Path, crossed: Path, large: bool) -> li
     attacked = ("evaluate", "--data", ordinal, "--limit", triplets, "--steps", config.steps)
     return [
         Stage("agreement", ("evaluate", "--data", crossed)),
-        Stage("materials", ("evaluate", "--data", config.shared / "judgments" / "materials")),
+        # An ensemble transforms both images of every pair anew: hours on a CPU.
+        Stage("materials", ("evaluate", "--data", config.shared / "judgments" / "materials"), random=False),
         Stage("shift", ("evaluate", "--data", crossed, "--shift", 1, 2, 4)),
         Stage("pgd", (*attacked, "--attack", "pgd", "--epsilon", *RADII)),
         Stage("union", (*attacked, "--attack", "union", "--epsilon", *RADII)),

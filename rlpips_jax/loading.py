@@ -174,7 +174,7 @@ def _load(
                 f"{path} is one part of a metric, not a whole one; load the metric by name, with "
                 f"weights_dir={path.parent}"
             )
-        family, recipe = _find(metadata["metric"])
+        family, recipe = written(metadata["metric"], metadata.get("architecture", ""))
         at_hand, recipe = native.read(path, recipe.layout)[0], replace(recipe, name=path.stem)
     else:
         (family, recipe), at_hand = _find(name), None
@@ -250,6 +250,17 @@ def find(name: str) -> Recipe:
         UnknownMetric: no such metric; names the nearest.
     """
     return _find(name)[1]
+
+
+def written(name: str, network: str) -> tuple[Family, Recipe]:
+    """What a file holds that says it is this metric: the version of it with the file's network, or the current one.
+
+    Raises:
+        UnknownMetric: no such metric; names the nearest.
+    """
+    family, recipe = _find(name)
+    versions = (other for known, other in family.recipes.items() if known.startswith(f"{recipe.name}@"))
+    return family, next((one for one in (recipe, *versions) if one.backbone.name == network), recipe)
 
 
 def _find(name: str) -> tuple[Family, Recipe]:

@@ -180,7 +180,7 @@ def train_classifier(config: Classify) -> Path:
         options: Any = {"keep": config.keep, "export": config.export}
         with loop.finished(task, state, out=config.out, stopping=stopping, **options) as run:
             if jax.process_index() == 0:
-                card = {"trained": config.document(), "data": learnt.name, "bound": round(bound, 6)}
+                card = {"trained": config.card(), "data": learnt.name, "bound": round(bound, 6)}
                 _finish(run, path, Classifier(run.state.result, network, learnt.classes), card)
     return path
 

@@ -38,6 +38,9 @@ NOT_DECISIVE = (
 )
 """Options that change places and speed, but not the result."""
 
+PLACES = ("data", "votes", "validation", "photographs", "metric", "start")
+"""Options that may be the path of a file or a folder."""
+
 COUNTS = (
     *("batch", "accumulate", "triplets", "validation_triplets", "size", "checkpoint_every", "keep"),
     *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples", "metric_size"),
@@ -148,6 +151,11 @@ class Run:
         fields = {name: value for name, value in self.settings.items() if name not in NOT_DECISIVE}
         return json.loads(json.dumps({"mode": type(self).__name__.lower(), **fields}, default=str))
 
+    def card(self) -> dict[str, Any]:
+        """`document` for a model card: files and folders by name, without their paths."""
+        document = self.document()
+        return {name: Path(value).name if value and name in PLACES else value for name, value in document.items()}
+
     def check_counts(self, options: Mapping[str, Any]) -> None:
         """Raises a TrainingError for numbers among these options that are too small."""
         for name, value in options.items():
@@ -177,7 +185,7 @@ class Training(Run):
     """Triplets to evaluate on, or photographs to make them from; by default, with --data bapps, its validation splits,
     else none."""
     triplets: int = 8000
-    """Triplets of each sort to make from photographs."""
+    """Triplets of each sort to make from photographs, and the most to take of --votes."""
     validation_triplets: int | None = None
     """The most triplets to use of each validation set; by default all, and of photographs 600 of each sort."""
     teacher: str = "lpips-alex"
@@ -189,6 +197,8 @@ class Training(Run):
     split: tuple[str, ...] = ()
     """Splits to train on: of BAPPS, by default train_traditional, train_cnn and train_mix; of a folder of votes, by
     default train."""
+    votes: Path | None = None
+    """Folder of people's votes to learn from too, resized to --size: at most --triplets of its training split."""
     size: int | None = None
     """Height and width of the images, by default 64; those of an .npz file are taken as they are."""
 
@@ -311,6 +321,8 @@ class Training(Run):
             raise TrainingError("without attack, --natural-weight must be more than 0")
         if self.photographs is not None and self.data != "photographs":
             raise TrainingError(f"--photographs is for --data photographs, not for --data {self.data}")
+        if self.votes is not None and self.data == "bapps":
+            raise TrainingError("--votes is not for --data bapps, whose triplets are people's votes already")
         if self.photographs is not None and self.split:
             raise TrainingError("--split is for BAPPS and folders of votes; photographs have none")
         if not 0 < self.ordinal_share < 1:

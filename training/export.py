@@ -12,13 +12,16 @@ import rlpips_jax as rl
 from rlpips_jax.distances import lpips
 from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import TrainingError, WeightsError
-from rlpips_jax.loading import parts, recipes
+from rlpips_jax.loading import parts, recipes, written
 from rlpips_jax.weights import native, store
 from rlpips_jax.weights.parameters import digest, to_pytorch
 from rlpips_jax.weights.pytorch import write_checkpoint
 from training.step import AnyMetric, trained_part, with_parameters
 
 PAIRS_AT_ONCE = 32
+
+FIRST = "@1"
+"""Ends the name of a metric's first version; a file needs no version, as its network tells it."""
 
 
 def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
@@ -28,15 +31,14 @@ def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
         TrainingError: no published metric has such a network.
     """
     part = trained_part(metric)
-    family = part.backbone.name
     sort = "elpips" if is_random(metric) else "rlpips" if robust else "lpips"
-    for name in (f"{sort}-{family}",) if is_random(metric) else (f"{sort}-{family}", metric.name):
-        recipe = recipes().get(name)
-        if recipe and (recipe.backbone, recipe.settings["version"]) == (part.backbone, part.version):
-            return folder / f"{name}.safetensors"
+    for name, recipe in recipes().items():
+        facts = recipe.backbone, recipe.settings.get("version")
+        if (name.startswith(f"{sort}-") or name == metric.name) and facts == (part.backbone, part.version):
+            return folder / f"{name.removesuffix(FIRST)}.safetensors"
     raise TrainingError(
-        f"a metric trained from {metric.name} (network {family}, version {part.version}) could not be loaded by any "
-        f"name; start from another metric, such as lpips-{family}"
+        f"a metric trained from {metric.name} (network {part.backbone.name}, version {part.version}) could not be "
+        f"loaded by any name; start from another metric, such as lpips-alex"
     )
 
 
@@ -70,7 +72,7 @@ def export(metric: AnyMetric, path: Path, *, with_backbone: bool, card: dict[str
     metric, name = trained_part(metric), path.stem
     parameters = jax.device_get(metric.parameters)
     # A network that nobody publishes travels with its heads.
-    recipe = recipes()[name]
+    _, recipe = written(name, metric.backbone.name)
     published = any("backbone" in part.holds for part in recipe.parts)
     if not with_backbone and published:
         parameters = {half: tensors for half, tensors in parameters.items() if half != "backbone"}

@@ -13,6 +13,7 @@ from training.config import Lin, Natural, Tune
 from training.distill import Distill, distill
 from training.evaluate_classifiers import EvaluateClassifiers, evaluate_classifiers
 from training.train import train
+from training.widen import Widen, widen
 
 PROGRAM = "python -m training"
 PROGRAMS: dict[str, tuple[type, Callable[[Any], object]]] = {
@@ -20,6 +21,7 @@ PROGRAMS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "tune": (Tune, train),
     "natural": (Natural, train),
     "distill": (Distill, distill),
+    "widen": (Widen, widen),
     "classifier": (Classify, train_classifier),
     "evaluate-classifiers": (EvaluateClassifiers, lambda config: print(evaluate_classifiers(config))),
 }

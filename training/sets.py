@@ -108,13 +108,14 @@ def load_sets(config: Training) -> Sets:
     groups: dict[str, tuple[Source, ...]] = {}
     origins = []
     file = {"file_sha256": sha256_of(Path(config.data))} if Path(config.data).is_file() else {}
-    for triplets in _learnt(config):
+    learnt = [(triplets, file) for triplets in _learnt(config)] + [(triplets, {}) for triplets in _votes(config)]
+    for triplets, of_file in learnt:
         # One distortion at two strengths: the order is beyond doubt in every triplet.
         certain = triplets.sure is None and bool(np.isin(triplets.judgment, (0, 1)).all())
         ordinal = certain and set(triplets.kinds) <= DISTORTIONS.keys()
         group = ORDINAL if ordinal else JUDGED
         groups[group] = (*groups.get(group, ()), MemorySource(triplets))
-        described = {"triplets": f"{len(triplets)} of {triplets.name}", "source": _by_names(triplets.source)} | file
+        described = {"triplets": f"{len(triplets)} of {triplets.name}", "source": _by_names(triplets.source)} | of_file
         origins.append(Origin(group, described, _identity(triplets)))
     return Sets(groups, _validation(config), tuple(origins))
 
@@ -169,6 +170,13 @@ def _learnt(config: Training) -> Sequence[AnyTriplets]:
     if config.photographs is None:
         raise TrainingError("--data photographs needs --photographs, a folder of them; or give --data bapps or a path")
     return _made(config, config.photographs, config.triplets, config.seed)
+
+
+def _votes(config: Training) -> list[AnyTriplets]:
+    """What --votes adds to the judged triplets."""
+    if config.votes is None:
+        return []
+    return [_at_most(triplets, config.triplets) for triplets in read(config.votes, size=config.size, split="train")]
 
 
 def _validation(config: Training) -> dict[str, AnyTriplets]:

@@ -231,7 +231,7 @@ def finish(config: Training, start: AnyMetric, sets: Sets, path: Path, run: loop
         evaluate.nested(record) for record in (run.record("reference", 0), run.record("evaluation", run.step))
     )
     card = {
-        "trained": config.document(),
+        "trained": config.card(),
         "data": sets.described,
         "steps": run.step,
         "start": start.signature,

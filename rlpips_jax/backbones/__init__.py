@@ -20,7 +20,7 @@ from rlpips_jax.backbones.sequential import INPUT, BlurPool, Convolution, Fire, 
 from rlpips_jax.backbones.squeeze import ELPIPS_SQUEEZE, SQUEEZE, SQUEEZE_FLOOR
 from rlpips_jax.backbones.stalex import STALEX
 from rlpips_jax.backbones.stvgg import STVGG
-from rlpips_jax.backbones.tiny import TINY
+from rlpips_jax.backbones.tiny import TINY, TINY_WIDE
 from rlpips_jax.backbones.vgg import ELPIPS_VGG, VGG
 from rlpips_jax.backbones.vgg19 import VGG19
 from rlpips_jax.backbones.vit import CLIP_VIT_B16, CLIP_VIT_B32, OPENCLIP_VIT_B16, OPENCLIP_VIT_B32
@@ -33,6 +33,7 @@ BACKBONES: dict[str, Backbone] = {
         VGG,
         SQUEEZE,
         TINY,
+        TINY_WIDE,
         VGG19,
         RESNET18,
         RESNET50,
@@ -69,6 +70,7 @@ __all__ = [
     "STALEX",
     "STVGG",
     "TINY",
+    "TINY_WIDE",
     "VGG",
     "VGG19",
     "Backbone",

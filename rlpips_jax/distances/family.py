@@ -47,13 +47,19 @@ def pinned(name: str, parameters: Parameters) -> str:
 
 
 def _published(recipe: Recipe, parameters: Parameters) -> bool:
-    """Whether no part of the parameters is known to differ from the published one."""
+    """Whether no part of the parameters is known to differ from the published one.
+
+    A part of which an earlier one has taken a group's place cannot be told: only the hash of the whole is known.
+    """
+    earlier: set[str] = set()
     for part in recipe.parts:
-        others = {group for other in recipe.parts if other is not part for group in other.holds}
+        holds = set(part.holds)
+        others = {group for other in recipe.parts if other is not part for group in other.holds} - holds
         groups = {path.partition(".")[0] for path in part.layout.shapes} - others
         held = {group: each for group, each in parameters.items() if group in groups}
-        if part.parameters_sha256 not in (None, digest(held)):
+        if not holds & earlier and part.parameters_sha256 not in (None, digest(held)):
             return False
+        earlier |= holds
     return True
 
 

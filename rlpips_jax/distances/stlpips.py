@@ -1,8 +1,13 @@
-"""ST-LPIPS: LPIPS over networks that were made, and trained, to be tolerant of shifts (Ghildyal and Liu 2022)."""
+"""ST-LPIPS: LPIPS over networks that were made, and trained, to be tolerant of shifts (Ghildyal and Liu 2022).
+
+`rlpips-stalex` has heads that were trained under attack over the network of `stlpips-alex`.
+"""
+
+from dataclasses import replace
 
 from rlpips_jax.backbones import STALEX, STVGG, Backbone
 from rlpips_jax.distances.family import Family
-from rlpips_jax.distances.lpips import Lpips, build
+from rlpips_jax.distances.lpips import Lpips, build, heads_part
 from rlpips_jax.files.official import Official
 from rlpips_jax.weights.parameters import with_heads
 from rlpips_jax.weights.registry import Part, Recipe
@@ -45,6 +50,11 @@ RECIPES = {
     )
 }
 """Every ST-LPIPS by name."""
+
+_ROBUST = heads_part("rlpips-stalex", STALEX, "146a1105ff125701b3b992be5fb9661f30c67525bcd3e093be785f726d928118")
+RECIPES["rlpips-stalex"] = replace(
+    RECIPES["stlpips-alex"], name="rlpips-stalex", parts=(_ROBUST, *RECIPES["stlpips-alex"].parts)
+)
 
 FAMILY = Family(RECIPES, build, Lpips)
 """ST-LPIPS, whose metrics are `Lpips` over another backbone."""

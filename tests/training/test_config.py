@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,12 @@ def test_the_document_holds_what_decides_and_nothing_else() -> None:
     # It decides between which checkpoints the best is.
     assert Lin(evaluate_every=7).document() != Lin().document()
     assert Tune().document()["mode"] == "tune"
+
+
+def test_a_card_names_files_without_their_paths() -> None:
+    config = Lin(data="/of/one/machine/learn.npz", validation=Path("/of/one/machine/choose.npz"), epsilon="2/255")
+    named = {"data": "learn.npz", "validation": "choose.npz"}
+    assert config.card() == config.document() | named
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["lin", "--help"]])

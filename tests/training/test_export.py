@@ -11,7 +11,7 @@ import pytest
 
 import rlpips_jax as rl
 from convert.program import main as convert
-from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY
+from rlpips_jax.backbones import ELPIPS_SQUEEZE, SQUEEZE, TINY, TINY_WIDE
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TrainingError
 from rlpips_jax.weights import native
@@ -92,6 +92,17 @@ def test_a_network_that_nobody_publishes_travels_with_its_heads(tiny, tmp_path) 
     path = path_of(tiny, tmp_path, robust=True)
     assert export(tiny, path, with_backbone=False, card=CARD) == [path]
     equal(native.read(path, with_heads(TINY))[0], jax.device_get(tiny.parameters))
+
+
+@pytest.mark.parametrize("backbone", [TINY, TINY_WIDE], ids=lambda backbone: backbone.name)
+def test_both_networks_of_a_name_are_read_back(drawn, tmp_path, backbone) -> None:
+    metric = drawn(backbone)
+    path = path_of(metric, tmp_path, robust=True)
+    assert path.name == "rlpips-tiny.safetensors"
+    export(metric, path, with_backbone=True, card=CARD)
+    loaded = rl.load(path)
+    assert loaded.backbone == backbone
+    equal(jax.device_get(loaded.parameters), jax.device_get(metric.parameters))
 
 
 def test_what_an_ensemble_learnt_is_loaded_as_one(drawn, tmp_path) -> None:

@@ -180,3 +180,22 @@ def test_what_is_missing_is_named(tmp_path) -> None:
         load_sets(Lin())
     with pytest.raises(TripletsError, match="nowhere"):
         load_sets(Lin(data=str(tmp_path / "nowhere.npz")))
+
+
+def test_votes_are_learnt_from_beside_other_triplets(photographs, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    arrays = {"names": np.array(["a.png", "b.png"])}
+    for split, count in (("train", 9), ("test", 1)):
+        arrays |= {f"{split}/triplets": np.int16([[0, 1, 1]] * count), f"{split}/votes": np.int16([[1, 3]] * count)}
+    np.savez(tmp_path / "triplets.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    sets = load_sets(Lin(photographs=photographs, votes=tmp_path, **TINY))
+    assert [len(source) for source in sets.sources[JUDGED]] == [6, 6]
+    (_, votes) = sets.sources[JUDGED]
+    assert images(votes).shape == (6, 3, 32, 32, 3)
+    assert float(votes[0]["judgment"]) == 0.75
+    assert len(sets.sources[ORDINAL]) == 1
+    with pytest.raises(TrainingError, match="--votes is not for --data bapps"):
+        Lin(data="bapps", votes=tmp_path)
