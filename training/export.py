@@ -32,7 +32,7 @@ def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
     """
     part = trained_part(metric)
     sort = "elpips" if is_random(metric) else "rlpips" if robust else "lpips"
-    for name, recipe in recipes().items():
+    for name, recipe in sorted(recipes().items(), key=lambda item: not item[0].startswith(f"{sort}-")):
         facts = recipe.backbone, recipe.settings.get("version")
         if (name.startswith(f"{sort}-") or name == metric.name) and facts == (part.backbone, part.version):
             return folder / f"{name.removesuffix(FIRST)}.safetensors"

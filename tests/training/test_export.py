@@ -96,7 +96,7 @@ def test_a_network_that_nobody_publishes_travels_with_its_heads(tiny, tmp_path) 
 
 @pytest.mark.parametrize("backbone", [TINY, TINY_WIDE], ids=lambda backbone: backbone.name)
 def test_both_networks_of_a_name_are_read_back(drawn, tmp_path, backbone) -> None:
-    metric = drawn(backbone)
+    metric = dataclasses.replace(drawn(backbone), name="lpips-tiny")
     path = path_of(metric, tmp_path, robust=True)
     assert path.name == "rlpips-tiny.safetensors"
     export(metric, path, with_backbone=True, card=CARD)
