@@ -189,7 +189,10 @@ def test_votes_are_learnt_from_beside_other_triplets(photographs, tmp_path) -> N
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
     arrays = {"names": np.array(["a.png", "b.png"])}
     for split, count in (("train", 9), ("test", 1)):
-        arrays |= {f"{split}/triplets": np.int16([[0, 1, 1]] * count), f"{split}/votes": np.int16([[1, 3]] * count)}
+        arrays |= {
+            f"{split}/triplets": np.array([[0, 1, 1]] * count, np.int16),
+            f"{split}/votes": np.array([[1, 3]] * count, np.int16),
+        }
     np.savez(tmp_path / "triplets.npz", **arrays)  # pyright: ignore[reportArgumentType]
     sets = load_sets(Lin(photographs=photographs, votes=tmp_path, **TINY))
     assert [len(source) for source in sets.sources[JUDGED]] == [6, 6]
