@@ -23,15 +23,13 @@ import tyro
 from jaxtyping import Array, Float
 
 import rlpips_jax as rl
-from examples.photographs import photographs
+from examples.photographs import SIZE, photographs
+from rlpips_jax.errors import RlpipsError
 from rlpips_jax.evaluation.distortions import apply, draw
 from rlpips_jax.evaluation.patches import halve
 
 EXTENT = 8 / 255
 """Largest change along each direction, images in [0, 1]."""
-
-SHOWN = (128, 128)
-"""Height and width of the photographs."""
 
 Surface = Float[np.ndarray, "n n"]
 
@@ -93,6 +91,8 @@ def smoothness(values: Surface) -> float:
 
 def main(config: LossSurface) -> None:
     """Computes the surfaces and writes the picture."""
+    if config.points % 2 == 0:
+        raise RlpipsError(f"--points must be odd, or no point is the image as it is; got {config.points}")
     rng = np.random.default_rng(config.seed)
     named = dict(list(photographs(config.images).items())[: config.count])
     triplets = {}
@@ -101,7 +101,7 @@ def main(config: LossSurface) -> None:
         drawn = draw(kind, image.shape, rng)
         changed = [apply(image, kind, strength, drawn) for strength in config.strengths]
         triplets[f"{name}, {kind}"] = tuple(jnp.asarray(each / np.float32(255)) for each in (image, *changed))
-    direction = jnp.asarray(2 * rng.integers(2, size=(*SHOWN, 3)) - 1, jnp.float32)
+    direction = jnp.asarray(2 * rng.integers(2, size=(SIZE // 2, SIZE // 2, 3)) - 1, jnp.float32)
     found: dict[str, dict[str, Surface]] = {}
     for name in config.metrics:
         metric = rl.load(name, weights_dir=config.weights_dir)

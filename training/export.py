@@ -38,7 +38,7 @@ def path_of(metric: AnyMetric, folder: Path, *, robust: bool) -> Path:
             return folder / f"{name.removesuffix(FIRST)}.safetensors"
     raise TrainingError(
         f"a metric trained from {metric.name} (network {part.backbone.name}, version {part.version}) could not be "
-        f"loaded by any name; start from another metric, such as lpips-alex"
+        "loaded by any name; start from another metric, such as lpips-alex"
     )
 
 

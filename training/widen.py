@@ -7,6 +7,7 @@ lies behind it sees the first third alone until it is trained.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import tyro
@@ -35,19 +36,24 @@ def widen(config: Widen) -> None:
     Raises:
         TrainingError: it is of another network.
     """
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     rl.save(widened(rl.load(config.metric)), config.out)
     print(f"written: {config.out}")
 
 
-def widened(metric: Lpips) -> Lpips:
-    """A metric with a first layer three times as wide.
+def widened(metric: Any) -> Lpips:
+    """A metric with a first layer three times as wide, over `TINY_WIDE`.
+
+    Args:
+        metric: an LPIPS over `TINY`, with or without floors.
 
     Raises:
         TrainingError: it is of another network.
     """
-    if metric.backbone != TINY:
-        raise TrainingError(f"{metric.name} has the network {metric.backbone.name}; only tiny becomes tiny-wide")
+    if not isinstance(metric, Lpips) or metric.backbone != TINY:
+        raise TrainingError(
+            f"only an LPIPS over the network tiny is made wider, and {metric.name} is not one; start from lpips-tiny, "
+            "rlpips-tiny@1 or what tune made of them"
+        )
     first, second = (layer_name(layer) for layer in TINY.layers[:3:2])
     parameters = metric.parameters
     kernel, bias = parameters["backbone"][first]["kernel"], parameters["backbone"][first]["bias"]

@@ -47,6 +47,8 @@ def test_the_file_is_loaded_as_the_metric_with_the_wide_network(first, tmp_path:
     jax.tree.map(np.testing.assert_array_equal, found.parameters, widened(first).parameters)
 
 
-def test_another_network_is_refused(drawn) -> None:
-    with pytest.raises(TrainingError, match="has the network alex; only tiny becomes tiny-wide"):
-        widened(drawn(ALEX))
+@pytest.mark.parametrize("name", ["alex", "elpips-tiny"])
+def test_another_network_and_ensembles_are_refused(drawn, name: str) -> None:
+    metric = drawn(ALEX) if name == "alex" else rl.load("elpips-tiny")
+    with pytest.raises(TrainingError, match="is not one; start from lpips-tiny"):
+        widened(metric)
