@@ -12,7 +12,7 @@ import itertools
 import json
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ import tyro
 
 import rlpips_jax as rl
 from benchmarks.report import Table
+from rlpips_jax.cli.results import write_whole
 from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.errors import TripletsError
 from rlpips_jax.evaluation import triplet_files
@@ -222,26 +223,30 @@ def _finished(options: TradeOff, sets: Mapping[str, AnyTriplets]) -> list[Point]
     points = []
     for path in sorted(options.out.glob("*/rlpips-*.safetensors")):
         card = json.loads(native.read_metadata(path)["card"])
-        scores = _measured(path, options, sets) if sets else card["scores"]["trained"]
+        if sets:
+            scores = measured(rl.load(path, weights_dir=options.weights_dir), sets, path.parent / "test.json")
+        else:
+            scores = card["scores"]["trained"]
         points.append(Point(card["trained"], scores))
     return points
 
 
-def _measured(path: Path, options: TradeOff, sets: Mapping[str, AnyTriplets]) -> evaluate.Scores:
-    """The scores of a metric on test sets, computed once and kept beside it."""
-    metric = rl.load(path, weights_dir=options.weights_dir)
-    key = [metric.signature, [str(triplets.source.get("sha256")) for triplets in sets.values()]]
-    kept = path.parent / "test.json"
-    if kept.exists() and (found := json.loads(kept.read_text()))["of"] == key:
-        return found["scores"]
-    found = {"of": key, "scores": evaluate.scores(Lin(evaluation_epsilons=EPSILONS), metric, sets)}
-    temporary = kept.with_suffix(".partial")
-    temporary.write_text(json.dumps(found, indent=1))
-    temporary.replace(kept)
-    return found["scores"]
+def measured(metric: Any, sets: Mapping[str, AnyTriplets], path: Path) -> evaluate.Scores:
+    """The scores of a metric on test sets, computed once and kept in a file."""
+    of = [metric.signature, [str(triplets.source.get("sha256")) for triplets in sets.values()]]
+    return kept(path, of, lambda: evaluate.scores(Lin(evaluation_epsilons=EPSILONS), metric, sets))
 
 
-def _columns(scores: evaluate.Scores) -> dict[str, float]:
+def kept(path: Path, of: Any, find: Callable[[], Any]) -> Any:
+    """What a file says about something; found and written to it where it says nothing or is about something else."""
+    if path.exists() and (document := json.loads(path.read_text()))["of"] == of:
+        return document["scores"]
+    document = {"of": of, "scores": find()}
+    write_whole(path, json.dumps(document, indent=1))
+    return document["scores"]
+
+
+def columns(scores: evaluate.Scores) -> dict[str, float]:
     """The numbers of a point."""
     (ordinal,) = (one for one in scores.values() if "sure" not in one)
     (crossed,) = (one for one in scores.values() if "sure" in one)
@@ -254,7 +259,7 @@ def _curves(points: Sequence[Point]) -> dict[tuple[Any, ...], dict[float, list[d
     for point in points:
         way = tuple(point.options.get(name) for name in WAYS)
         along = curves.setdefault(way, {})
-        along.setdefault(point.options["natural_weight"], []).append(_columns(point.scores))
+        along.setdefault(point.options["natural_weight"], []).append(columns(point.scores))
     return {way: dict(sorted(along.items())) for way, along in sorted(curves.items(), key=str)}
 
 
@@ -263,16 +268,22 @@ def _table(points: Sequence[Point]) -> Table:
     rows = []
     for way, along in _curves(points).items():
         for weight, members in along.items():
-            cells = []
-            for name in members[0]:
-                values = [one[name] for one in members]
-                spread = f" ± {_deviation(values):.3f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.3f}{spread}")
+            cells = summary(members)
             rows.append((*(str(option) for option in way), f"{weight:g}", str(len(members)), *cells))
     return Table("Robustness against agreement (mean and standard deviation over seeds)", header, rows)
 
 
-def _deviation(values: Sequence[float]) -> float:
+def summary(members: Sequence[Mapping[str, float]]) -> list[str]:
+    """Each number of several seeds as a cell of a table: its mean, and its standard deviation."""
+    cells = []
+    for name in members[0]:
+        values = [one[name] for one in members]
+        spread = f" ± {deviation(values):.3f}" if len(values) > 1 else ""
+        cells.append(f"{np.mean(values):.3f}{spread}")
+    return cells
+
+
+def deviation(values: Sequence[float]) -> float:
     """The standard deviation over seeds; 0 for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
@@ -291,7 +302,7 @@ def _draw(points: Sequence[Point], path: Path) -> None:
                 [[one[name] for one in seeds] for seeds in along.values()] for name in ("agreement", epsilon)
             )
             means = [np.mean(values) for values in agreements], [np.mean(values) for values in attacked]
-            spreads = [_deviation(values) for values in agreements], [_deviation(values) for values in attacked]
+            spreads = [deviation(values) for values in agreements], [deviation(values) for values in attacked]
             option = dict(zip(WAYS, way, strict=True))
             line = {"marker": MARKERS[option["mode"]], "linestyle": "-" if option["floor"] else "--"}
             axes.errorbar(*means, *reversed(spreads), label=labels[way], markersize=5, elinewidth=0.8, **line)
