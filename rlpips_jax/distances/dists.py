@@ -13,9 +13,9 @@ As they sum to 1, the 1 can be shared out among the channels, and every share is
 So it is computed, without the loss of digits of a difference from 1, and so the share of each tap is defined.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,18 @@ from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.files.official import Official
 from rlpips_jax.images import Images, ValueRange, to_unit
+from rlpips_jax.ops.automatic_axes import automatic_axes
+from rlpips_jax.ops.close_pairs import close_again
 from rlpips_jax.ops.inside import inside
 from rlpips_jax.ops.pooling import Pooling
+from rlpips_jax.ops.total import total
 from rlpips_jax.weights.parameters import Layout, Parameters, Weight
 from rlpips_jax.weights.registry import BACKBONE_PARTS, Part, Recipe
 
 C = 1e-6
+
+CLOSE = 0.02
+"""Distances below this lose digits as matrix products, and are computed again."""
 
 VGG_L2 = replace(VGG, pooling=Pooling("l2", 3, 2))
 """VGG16 with L2 pooling."""
@@ -59,6 +65,21 @@ class Moments(NamedTuple):
     variance: Float[Array, "... c"]
     other_variance: Float[Array, "... c"]
     variance_of_difference: Float[Array, "... c"]
+
+
+class Centred(NamedTuple):
+    """A tap's channels in several images: means, variances, and activations less the mean, laid out for products."""
+
+    mean: Float[Array, "n c"]
+    variance: Float[Array, "n c"]
+    activations: Float[Array, "c n p"]
+
+
+class Rows(NamedTuple):
+    """Images prepared for comparison: their pixels, for equal ones are at 0, and all taps."""
+
+    pixels: Float[Array, "n k"]
+    taps: tuple[Centred, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,6 +111,21 @@ class Dists(NetworkMetric):
         """The share of each tap in a pair's distance, from the statistics of all parts along the first axis."""
         weights = self._alphas_and_betas(statistics[0].mean.dtype)
         return jnp.stack([_unlike(_merged(tap), *each) for tap, each in zip(statistics, weights, strict=True)])
+
+    def pairwise_between(self, features: Features, others: Features) -> Float[Array, "n m"]:
+        """Distances of all images of one set to all of another, by matrix products; exactly 0 for equal images."""
+        self._check_pair(features, others)
+        return _pairwise_between(self, features, others)
+
+    def rows(self, features: Features, images: Images, value_range: ValueRange) -> Rows:
+        """Features of a batch, prepared for `rows_between`."""
+        return _rows(features)
+
+    def rows_between(
+        self, rows: Rows, others: Features, images: Images, value_range: ValueRange
+    ) -> Float[Array, "n m"]:
+        """Distances of prepared rows from the features of other images; exactly 0 for equal images."""
+        return _matrix(self, rows, _rows(others))
 
     @property
     def _channels(self) -> tuple[int, ...]:
@@ -123,6 +159,63 @@ class Dists(NetworkMetric):
 
 
 register_metric(Dists)
+
+
+@jax.jit
+@automatic_axes("features")
+def _pairwise_between(metric: Dists, features: Features, others: Features) -> Float[Array, "n m"]:
+    return _matrix(metric, _rows(features), _rows(others))
+
+
+def _rows(features: Features) -> Rows:
+    taps = []
+    for feature in features:
+        flat = feature.reshape(len(feature), -1, feature.shape[-1])
+        mean = jnp.mean(flat, axis=1)
+        centred = jnp.transpose(flat - mean[:, None], (2, 0, 1))
+        taps.append(Centred(mean, jnp.mean(jnp.square(centred), axis=2).T, centred))
+    return Rows(features[0].reshape(len(features[0]), -1), tuple(taps))
+
+
+def _matrix(metric: Dists, rows: Rows, columns: Rows) -> Float[Array, "n m"]:
+    """All distances by matrix products, of which those that are small are computed again from differences."""
+    weights = tuple(metric._alphas_and_betas(rows.pixels.dtype))
+    each_row, each_column = np.s_[:, None], np.s_[None]
+
+    def by_products(f: Centred, g: Centred) -> Float[Array, "n m c"]:
+        products = jax.lax.dot_general(f.activations, g.activations, (((2,), (2,)), ((0,), (0,))), precision="highest")
+        variances = f.variance[each_row] + g.variance[each_column]
+        return variances - 2 * jnp.moveaxis(products, 0, -1) / f.activations.shape[-1]
+
+    def direct(i: Int[Array, " k"], j: Int[Array, " k"]) -> Float[Array, " k"]:
+        def by_differences(f: Centred, g: Centred) -> Float[Array, "k c"]:
+            return jnp.mean(jnp.square(f.activations[:, i] - g.activations[:, j]), axis=-1).T
+
+        fixed, others, their_weights = jax.lax.stop_gradient((rows, columns, weights))
+        i = jnp.minimum(i, len(fixed.pixels) - 1)
+        found = _of_pairs(fixed, others, their_weights, i, j, by_differences)
+        return jnp.where(jnp.all(fixed.pixels[i] == others.pixels[j], axis=-1), 0, found)
+
+    matrix = _of_pairs(rows, columns, weights, each_row, each_column, by_products)
+    length = sum(tap.activations[:, 0].size for tap in rows.taps)
+    return close_again(matrix, matrix < CLOSE, direct, length=length)
+
+
+def _of_pairs(
+    rows: Rows,
+    columns: Rows,
+    weights: Sequence[tuple[Array, Array]],
+    i: Any,
+    j: Any,
+    of_difference: Callable[[Centred, Centred], Float[Array, "... c"]],
+) -> Float[Array, "..."]:
+    """Distances of the rows at `i` from the columns at `j`, whose differences have these variances."""
+    parts = []
+    for f, g, (alpha, beta) in zip(rows.taps, columns.taps, weights, strict=True):
+        number = jnp.asarray(f.activations.shape[-1], f.mean.dtype)
+        moments = Moments(number, f.mean[i], g.mean[j], f.variance[i], g.variance[j], of_difference(f, g))
+        parts.append(_unlike(moments, alpha, beta))
+    return total(parts)
 
 
 def _moments(

@@ -11,16 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from rlpips_jax.ops.close_pairs import Direct, close_again
+
 CLOSE = 0.1
 """A distance below this fraction of the two norms is recomputed; float32 gives the others at least five digits."""
 
 EQUAL = 1e-3
 """So is a distance below this fraction of the norms about the origin: rounding may separate the vectors of equal images
 by as much, also in bfloat16."""
-
-RECOMPUTED_TOGETHER = 64
-RECOMPUTED_NUMBERS = 1 << 22
-"""The largest number of pairs, and of components of one set, that are recomputed at once."""
 
 
 class Rows(NamedTuple):
@@ -82,30 +80,19 @@ def squared_distances(
         products += norms - 2 * inner
         scale += norms
     close = products < jnp.maximum(CLOSE * scale, EQUAL * (scale + whole))
-    value = _recomputed(*lax.stop_gradient((rows, columns, images, products, close)))
-    return value + (products - lax.stop_gradient(products))
-
-
-def _recomputed(
-    rows: Rows, columns: tuple[Array, ...], images: Array | None, products: Array, close: Array
-) -> Float[Array, "n m"]:
-    """Returns the products, with those that are `close` recomputed from the differences of the vectors."""
-    n, m = products.shape
     length = sum(column.shape[1] for column in columns)
-    together = max(1, min(RECOMPUTED_TOGETHER, RECOMPUTED_NUMBERS // length))
-    (places,) = jnp.nonzero(close.ravel(), size=n * m, fill_value=n * m)
-    places = jnp.concatenate([places, jnp.full(together, n * m, places.dtype)])
+    return close_again(products, close, _direct(*lax.stop_gradient((rows, columns, images))), length=length)
 
-    def some(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        done, value = state
-        pairs = lax.dynamic_slice(places, (done,), (together,))
-        i, j = jnp.divmod(pairs, m)
-        direct = jnp.zeros((), value.dtype)
+
+def _direct(rows: Rows, columns: tuple[Array, ...], images: Array | None) -> Direct:
+    """Distances from the differences of the vectors."""
+
+    def distances(i: Array, j: Array) -> Array:
+        total = jnp.zeros((), columns[0].dtype)
         for f, w, g in zip(rows.vectors, rows.weights, columns, strict=True):
-            direct += jnp.sum(jnp.square(f.at[i].get(mode="clip") - g[j]) * w[None], axis=1)
-        if rows.images is not None and images is not None:
-            direct = jnp.where(jnp.all(rows.images.at[i].get(mode="clip") == images[j], axis=1), 0, direct)
-        return done + together, value.at[pairs].set(direct, mode="drop")
+            total += jnp.sum(jnp.square(f.at[i].get(mode="clip") - g[j]) * w[None], axis=1)
+        if rows.images is None or images is None:
+            return total
+        return jnp.where(jnp.all(rows.images.at[i].get(mode="clip") == images[j], axis=1), 0, total)
 
-    start = jnp.zeros((), places.dtype), products.ravel()
-    return lax.while_loop(lambda state: state[0] < jnp.sum(close), some, start)[1].reshape(n, m)
+    return distances

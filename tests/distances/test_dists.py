@@ -83,6 +83,25 @@ def test_it_is_the_published_formula(small: Dists) -> None:
     np.testing.assert_allclose(matrix, [[in_numpy(x, y, small) for y in Y[:2]] for x in X], rtol=1e-5)
 
 
+def test_products_lose_no_digits(small: Dists) -> None:
+    """Equal images, some near and some far: the matrix and its gradient are those of the pairs one by one."""
+    near = np.clip(X[:2] + RNG.normal(scale=1e-3, size=X[:2].shape), 0, 1).astype(np.float32)
+    columns = jnp.asarray([X[0], *near, Y[0]])
+    weights = RNG.uniform(-1, 1, (len(X), len(columns)))
+
+    def one_by_one(columns: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x: rl.distance(jnp.broadcast_to(x, columns.shape), columns, small))(jnp.asarray(X))
+
+    found = jax.jit(lambda columns: rl.pairwise(X, columns, small))(columns)
+    assert found[0, 0] == 0
+    np.testing.assert_allclose(found, one_by_one(columns), rtol=2e-4)
+    gradients = [
+        jax.grad(lambda columns, of=of: jnp.sum(weights * of(columns)))(columns)
+        for of in (lambda columns: rl.pairwise(X, columns, small), one_by_one)
+    ]
+    np.testing.assert_allclose(*gradients, atol=1e-4 * np.abs(gradients[1]).max())
+
+
 def test_a_pair_is_the_same_alone_and_beside_larger_ones(small: Dists) -> None:
     sizes = np.array([(11, 14), (8, 9), (1, 2)])
     found = small.padded_distance(X, Y, sizes)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlpips_jax.ops.squared_distances import RECOMPUTED_TOGETHER, prepared, squared_distances
+from rlpips_jax.ops.close_pairs import TOGETHER
+from rlpips_jax.ops.squared_distances import prepared, squared_distances
 
 RNG = np.random.default_rng(0)
 LENGTHS = (300, 70)
@@ -46,7 +47,7 @@ def test_distances_great_and_small() -> None:
 def test_more_close_pairs_than_are_recomputed_together() -> None:
     rows = tuple(np.repeat(f, 20, axis=0) for f in vectors(1))
     columns = tuple(f * np.float32(1.0001) for f in rows)
-    assert 2 * RECOMPUTED_TOGETHER < 20 * 20
+    assert 2 * TOGETHER < 20 * 20
     np.testing.assert_allclose(found(rows, columns), by_hand(rows, columns), rtol=1e-5)
     assert np.all(np.asarray(found(rows, rows)) == 0)
 
