@@ -32,6 +32,7 @@ from rlpips_jax.distances.network import (
     Weights,
     accumulator_dtype,
     activations,
+    as_arrays,
     parameters_of,
     position_mean,
 )
@@ -268,10 +269,8 @@ def build(recipe: Recipe, parameters: Parameters, options: Options) -> Dists:
     """DISTS of a recipe and its parameters as they were read; `unweighted` sets every alpha and beta to 1."""
     if options.unweighted:
         parameters = parameters | {name: np.ones_like(parameters[name]) for name in ("alpha", "beta")}
-    with jax.ensure_compile_time_eval():
-        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
     name = f"{recipe.name} (unweighted)" if options.unweighted else recipe.name
-    return Dists(parameters, name, recipe.backbone, **options.of_network)
+    return Dists(as_arrays(parameters), name, recipe.backbone, **options.of_network)
 
 
 OFFICIAL = Official(

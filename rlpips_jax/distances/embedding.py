@@ -9,19 +9,17 @@ of its numbers away from e first, as DreamSim does (Fu et al. 2023; R-CLIP: Croc
 """
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rlpips_jax._version import __version__
 from rlpips_jax.backbones import CLIP_VIT_B32, OPENCLIP_VIT_B32, Computation, EmbeddingBackbone
-from rlpips_jax.distances.distance import Called
-from rlpips_jax.distances.family import Family, pinned
+from rlpips_jax.distances.family import Family
+from rlpips_jax.distances.network import ParameterMetric, accumulator_dtype, as_arrays, parameters_of
 from rlpips_jax.distances.options import Options
 from rlpips_jax.distances.registration import register_metric
 from rlpips_jax.errors import MetricError
@@ -39,39 +37,18 @@ Features = Float[Array, "... d"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Embedding(Called):
-    """The cosine distance of embeddings by a network: parameters and how to use them. Made by `rlpips_jax.load`.
+class Embedding(ParameterMetric):
+    """The cosine distance of embeddings by a network. `ParameterMetric` has the other attributes.
 
-    A pytree whose leaves are the parameters, as `Lpips` is. It has no layers, no map and no mask: an embedding is of
-    the whole image.
+    It has no layers, no map and no mask: an embedding is of the whole image.
 
     Attributes:
-        parameters: `{"backbone": {...}}`, float32; the leaves of the pytree.
-        name: what it was loaded as.
         backbone: the network, to whose size images are resized.
         centred: whether the mean of its numbers is taken away from an embedding.
-        dtype: what the network computes in; norms, differences and sums are never below float32.
-        precision: of the convolutions and products, as `jax.lax.Precision` names it.
-        max_batch: most images that are in the network at once; None for no limit.
-        remat: whether the gradient recomputes activations instead of keeping them.
-        forward_mode: whether `jax.jvp` works.
-        frozen: whether gradients by the parameters are 0.
     """
 
-    parameters: Parameters
-    name: str
     backbone: EmbeddingBackbone
     centred: bool = False
-    dtype: str = "float32"
-    precision: str = "highest"
-    max_batch: int | None = None
-    remat: bool = False
-    forward_mode: bool = False
-    frozen: bool = False
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[3:])
-        return f"Embedding({self.name!r}, backbone={self.backbone.name!r}, {options})"
 
     def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
         """Embeddings of length 1, to compare one image with many by `between`.
@@ -113,24 +90,13 @@ class Embedding(Called):
         return squared_distances(rows, (others,), _values(self, images, value_range))
 
     @property
-    def signature(self) -> str:
-        """A line that pins a number: library version, metric, network, parameters, dtype, precision.
-
-        The parameters are followed by "unofficial" where those published under the metric's name are others.
-
-        Raises:
-            MetricError: the parameters are traced or abstract, and so have no values to hash.
-        """
-        centred = " centred" if self.centred else ""
-        return (
-            f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{centred} "
-            f"{pinned(self.name, self.parameters)} dtype={self.dtype} precision={self.precision}"
-        )
-
-    @property
     def minimum_size(self) -> int:
         """Smallest height and width of an image, in pixels: all are resized."""
         return 1
+
+    @property
+    def _details(self) -> str:
+        return " centred" if self.centred else ""
 
 
 register_metric(Embedding)
@@ -145,9 +111,7 @@ def build(recipe: Recipe, parameters: Parameters, options: Options) -> Embedding
     if options.unweighted:
         raise MetricError(f"{recipe.name} compares embeddings and has no heads: leave out unweighted")
     assert isinstance(recipe.backbone, EmbeddingBackbone)
-    with jax.ensure_compile_time_eval():
-        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
-    return Embedding(parameters, recipe.name, recipe.backbone, **recipe.settings, **options.of_network)
+    return Embedding(as_arrays(parameters), recipe.name, recipe.backbone, **recipe.settings, **options.of_network)
 
 
 DREAMSIM = (CLIP_VIT_B32, OPENCLIP_VIT_B32)
@@ -172,11 +136,10 @@ FAMILY = Family(RECIPES, build, Embedding)
 @functools.partial(jax.jit, static_argnames="value_range")
 @automatic_axes("images")
 def _features(metric: Embedding, images: Images, *, value_range: ValueRange) -> Features:
-    accumulator = _accumulator(metric)
+    accumulator = accumulator_dtype(metric)
     computation = Computation(metric.dtype, metric.precision, metric.forward_mode)
     scaling = metric.backbone.scaling
     mean, deviation = (np.array(each, accumulator) for each in (scaling.mean, scaling.deviation))
-    parameters = jax.lax.stop_gradient(metric.parameters) if metric.frozen else metric.parameters
 
     def embed(parameters: Any, x: Float[Array, "n h w 3"]) -> Features:
         embedding = metric.backbone.embedding(parameters, x, computation).astype(accumulator)
@@ -188,20 +151,17 @@ def _features(metric: Embedding, images: Images, *, value_range: ValueRange) -> 
     compute = recompute(embed) if metric.remat else embed
 
     def block(images: Images) -> Features:
-        return compute(parameters["backbone"], (to_unit(images, value_range, accumulator) - mean) / deviation)
+        return compute(
+            parameters_of(metric)["backbone"], (to_unit(images, value_range, accumulator) - mean) / deviation
+        )
 
     leading = images.shape[:-3]
     features = in_blocks(block, jnp.asarray(images).reshape(-1, *images.shape[-3:]), most=metric.max_batch)
     return features.reshape(*leading, features.shape[-1])
 
 
-def _accumulator(metric: Embedding) -> DTypeLike:
-    """What images, norms, differences and sums are computed in."""
-    return jnp.promote_types(metric.dtype, jnp.float32)
-
-
 def _values(metric: Embedding, images: Images, value_range: ValueRange) -> Float[Array, "n _"]:
-    return to_unit(images, value_range, _accumulator(metric)).reshape(images.shape[0], -1)
+    return to_unit(images, value_range, accumulator_dtype(metric)).reshape(images.shape[0], -1)
 
 
 def _rows(features: Float[Array, "n d"], images: Float[Array, "n _"] | None = None) -> Rows:

@@ -30,6 +30,7 @@ from rlpips_jax.distances.network import (
     Weights,
     accumulator_dtype,
     activations,
+    as_arrays,
     parameters_of,
     position_mean,
 )
@@ -161,14 +162,12 @@ def build(
     backbone = recipe.backbone
     if options.unweighted or "heads" not in parameters:
         parameters = parameters | {"heads": tuple(np.ones(channels, np.float32) for channels in backbone.channels)}
-    with jax.ensure_compile_time_eval():
-        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
     name = (
         f"{recipe.name} (unweighted)"
         if options.unweighted and any("heads" in part.holds for part in recipe.parts)
         else recipe.name
     )
-    return kind(parameters, name, backbone, **recipe.settings, **options.of_network)
+    return kind(as_arrays(parameters), name, backbone, **recipe.settings, **options.of_network)
 
 
 CITATION = "Zhang et al.: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018"

@@ -1,4 +1,4 @@
-"""What metrics over the activations of a network have in common: features, options, masks, images of several sizes."""
+"""What metrics over a network have in common: parameters, options, features, masks, images of several sizes."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ Weights = Sequence[Float[Array, "..."] | None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NetworkMetric(Called):
-    """A metric over the activations of a backbone: parameters and how to use them. Made by `rlpips_jax.load`.
+class ParameterMetric(Called):
+    """A metric with parameters, and how to use them. Made by `rlpips_jax.load`.
 
     A pytree whose leaves are the parameters: pass it to a jitted function as an argument. A metric that a jitted
     function closes over is baked into the program as constants, which makes the program large and slow to compile. Its
@@ -47,35 +47,65 @@ class NetworkMetric(Called):
     Attributes:
         parameters: `{"backbone": {...}}` and what stands beside it, float32; the leaves of the pytree.
         name: what it was loaded as.
-        backbone: the network and its taps.
+        backbone: the network.
         dtype: what the network computes in; norms, differences and sums are never below float32.
-        precision: of the convolutions, as `jax.lax.Precision` names it.
+        precision: of the convolutions and products, as `jax.lax.Precision` names it.
         max_batch: most images that are in the network at once; None for no limit.
-        max_memory: bytes that activations may take, roughly; larger images are computed in tiles. None for no limit.
         remat: whether the gradient recomputes activations instead of keeping them.
         forward_mode: whether `jax.jvp` works, at the price of slower gradients on CPU.
         frozen: whether gradients by the parameters are 0, for a metric that is a field of a model which is trained.
 
     Metrics are compared by identity; `signature` tells whether two give the same numbers.
-
-    A kind of metric is a subclass that says what goes into the network (`_prepared`), what is kept of it (`_taps`), and
-    what each tap has of the distance (`_parts`).
     """
 
     parameters: Parameters
     name: str
-    backbone: Backbone
+    backbone: Any
     dtype: str = "float32"
     precision: str = "highest"
     max_batch: int | None = None
     remat: bool = False
     forward_mode: bool = False
     frozen: bool = False
-    max_memory: int | None = None
 
     def __repr__(self) -> str:
         options = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)[3:])
         return f"{type(self).__name__}({self.name!r}, backbone={self.backbone.name!r}, {options})"
+
+    @property
+    def signature(self) -> str:
+        """A line that pins a number: library version, metric, network, parameters, dtype, precision.
+
+        The parameters are followed by "unofficial" where those published under the metric's name are others.
+
+        Raises:
+            MetricError: the parameters are traced or abstract, and so have no values to hash.
+        """
+        return (
+            f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{self._details} "
+            f"{pinned(self.name, self.parameters)} dtype={self.dtype} precision={self.precision}"
+        )
+
+    @property
+    def _details(self) -> str:
+        """What else pins a number, beginning with a space."""
+        return ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NetworkMetric(ParameterMetric):
+    """A metric over the activations of a backbone. `ParameterMetric` has the other attributes.
+
+    A kind of metric is a subclass that says what goes into the network (`_prepared`), what is kept of it (`_taps`), and
+    what each tap has of the distance (`_parts`).
+
+    Attributes:
+        backbone: the network and its taps.
+        max_memory: bytes that activations may take, roughly; larger images are computed in tiles. None for no limit.
+    """
+
+    backbone: Backbone
+    max_memory: int | None = None
 
     def features(self, images: Images, *, value_range: ValueRange = UNIT_RANGE) -> Features:
         """What is compared, to compare one image with many by `between`.
@@ -194,28 +224,9 @@ class NetworkMetric(Called):
         return replace(self, parameters=self.parameters | {"backbone": backbone})
 
     @property
-    def signature(self) -> str:
-        """A line that pins a number: library version, metric, network, parameters, dtype, precision.
-
-        The parameters are followed by "unofficial" where those published under the metric's name are others.
-
-        Raises:
-            MetricError: the parameters are traced or abstract, and so have no values to hash.
-        """
-        return (
-            f"rlpips-jax {__version__} {self.name} {self.backbone.signature}{self._details} "
-            f"{pinned(self.name, self.parameters)} dtype={self.dtype} precision={self.precision}"
-        )
-
-    @property
     def minimum_size(self) -> int:
         """Smallest height and width of an image, in pixels."""
         return self.backbone.minimum_size
-
-    @property
-    def _details(self) -> str:
-        """What else pins a number, beginning with a space."""
-        return ""
 
     @property
     def _channels(self) -> tuple[int, ...]:
@@ -254,14 +265,20 @@ class NetworkMetric(Called):
             )
 
 
-def accumulator_dtype(metric: NetworkMetric) -> DTypeLike:
+def accumulator_dtype(metric: ParameterMetric) -> DTypeLike:
     """What images, norms, differences and sums are computed in."""
-    return jnp.float64 if metric.dtype == "float64" else jnp.float32
+    return jnp.promote_types(metric.dtype, jnp.float32)
 
 
-def parameters_of(metric: NetworkMetric) -> Parameters:
+def parameters_of(metric: ParameterMetric) -> Parameters:
     """The parameters, without gradients if the metric is frozen."""
     return jax.lax.stop_gradient(metric.parameters) if metric.frozen else metric.parameters
+
+
+def as_arrays(parameters: Parameters) -> Parameters:
+    """Parameters as they were read, as float32 arrays of JAX, also where a metric is built inside `jax.jit`."""
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parameters)
 
 
 def activations(
