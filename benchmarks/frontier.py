@@ -34,6 +34,9 @@ SHOWN = "4/255"
 
 PEOPLE = "materials"
 
+LEFT = ("lpips-squeeze", "rlpips-alex")
+"""Whose name stands left of their point, where there is room."""
+
 Points = dict[str, list[dict[str, float]]]
 """By metric, the numbers of each seed."""
 
@@ -96,7 +99,9 @@ def _draw(points: Points, path: Path) -> None:
             (x, y), (wide, high) = ([of(each) for each in values] for of in (np.mean, deviation))
             marker = "s" if label.startswith("r") else "o"
             axes.errorbar(x, y, high, wide, fmt=marker, markersize=6, elinewidth=0.8)
-            axes.annotate(label, (x, y), (5, 5), textcoords="offset points", fontsize=9, color="0.2")
+            left = label in LEFT
+            place: Any = {"xytext": (-6, 5) if left else (6, 5), "ha": "right" if left else "left"}
+            axes.annotate(label, (x, y), textcoords="offset points", fontsize=9, color="0.2", **place)
         axes.set_xlabel(title)
         axes.margins(0.15)
         axes.grid(alpha=0.3)
