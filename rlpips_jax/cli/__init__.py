@@ -42,6 +42,9 @@ COMMANDS = {
 
 COMPILATION_CACHE = "RLPIPS_COMPILATION_CACHE"
 
+KEPT_FROM = 0.1
+"""Seconds that compilation must take for its program to be kept."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """How a file that cannot grow is told."""
 
@@ -166,7 +169,7 @@ def keep_compiled_programs() -> None:
     except OSError:
         return  # A convenience: whatever stands in its way is told by `rlpips doctor`.
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM)
 
 
 def _show_warning(
