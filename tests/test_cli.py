@@ -188,7 +188,7 @@ import jax
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None)
 from rlpips_jax import cli
-cli.KEPT_FROM = 0  # A fast machine compiles this program in less than what is worth keeping.
+cli.MIN_COMPILE_SECONDS = 0  # A fast machine compiles this program in less than what is worth keeping.
 sys.argv[0] = "rlpips"
 try:
     cli.main()

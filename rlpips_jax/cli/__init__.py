@@ -42,7 +42,7 @@ COMMANDS = {
 
 COMPILATION_CACHE = "RLPIPS_COMPILATION_CACHE"
 
-KEPT_FROM = 0.1
+MIN_COMPILE_SECONDS = 0.1
 """Seconds that compilation must take for its program to be kept."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -169,7 +169,7 @@ def keep_compiled_programs() -> None:
     except OSError:
         return  # A convenience: whatever stands in its way is told by `rlpips doctor`.
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
 
 def _show_warning(

@@ -317,7 +317,8 @@ def to_pytorch(parameters: Parameters, backbone: Backbone) -> dict[str, np.ndarr
     if parameters.get("floors"):
         raise WeightsMismatch(
             "the metric has floors, f / sqrt(|f|^2 + c^2), and the lpips package always computes f / (|f| + 1e-10): "
-            "no checkpoint gives its distances there. Only a metric without floors can be written for that package"
+            "no checkpoint gives its distances there. Only a metric without floors, such as rlpips-alex or "
+            "rlpips-squeeze@1, can be written for that package"
         )
     tensors: dict[str, np.ndarray] = {}
     if parameters.get("backbone") and parameters.get("heads"):
