@@ -46,7 +46,7 @@ COUNTS = (
     *("attack_steps", "evaluation_steps", "steps", "evaluate_every", "samples", "metric_size"),
 )
 """Options that must be 1 or more."""
-NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs")
+NOT_NEGATIVE = ("seed", "workers", "prefetch", "epochs", "decay_epochs", "shift")
 RATES = ("rate", "backbone_rate", "floor_rate", "floor", "natural_weight", "noise", "first_layer")
 
 
@@ -237,6 +237,9 @@ class Training(Run):
     noise: float = 0.0
     """Above 0: learn also to judge every triplet with Gaussian noise on p0 and p1, of a standard deviation drawn up to
     this in units of [-1, 1], so that smoothed rankings (`rlpips certify`) are right more often."""
+    shift: int = 0
+    """Above 0: crop the images of each triplet by this many pixels, and in half of the triplets move p0 and p1 together
+    against the reference by up to as many, so that a shift of the images reverses fewer rankings."""
     ordinal_share: float = 0.5
     """Share of a batch that is ordinal, where there are both sorts."""
     dropout: float | None = None

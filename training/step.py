@@ -3,7 +3,8 @@
     min over heads (ranking head, floors, backbone) of
         E max over |delta| <= epsilon of L(attacked) + w E L(as is) [+ E L(under noise)]
 
-with L the cross-entropy of people's judgment with what the two distances say. Images are floats in [-1, 1].
+with L the cross-entropy of people's judgment with what the two distances say. Images are floats in [-1, 1], and where
+it is asked for, p0 and p1 are shifted against the reference in half of the triplets.
 """
 
 import functools
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, UInt8
 
 import rlpips_jax as rl
 from rlpips_jax.distances.protocol import is_random
+from rlpips_jax.errors import TrainingError
 from rlpips_jax.judgment import draw_ranking_head, judgment_loss, ranking_head_logit, ratio_logit
 from rlpips_jax.ops.automatic_axes import automatic_axes
 from training import update
@@ -243,6 +245,8 @@ def _loss(config: Training, trained: Trained, metric: Any, groups: Groups, key: 
         key, attacking, dropping = jax.random.split(key, 3)
         attacked_weight, natural_weight = losses(config, groups, name)
         images = _as_floats(batch)
+        if config.shift:
+            images = shifted(images, config.shift, jax.random.fold_in(dropping, 2))
         if natural_weight:
             d0, d1 = _distances(config, metric, images, dropping)
             total += natural_weight * _judgment_loss(config, trained, d0, d1, batch.judgment)
@@ -262,6 +266,28 @@ def _loss(config: Training, trained: Trained, metric: Any, groups: Groups, key: 
 
 def _as_floats(batch: Batch) -> Images:
     reference, p0, p1 = (array.astype(jnp.float32) / 127.5 - 1 for array in batch[:3])
+    return reference, p0, p1
+
+
+def shifted(images: Images, most: int, key: Any) -> Images:
+    """Crops of triplets, `most` pixels smaller; in half of the triplets p0 and p1 are cut elsewhere than the reference.
+
+    Raises:
+        TrainingError: nothing is left of the images.
+    """
+    count, height, width, _ = images[0].shape
+    if most >= min(height, width):
+        raise TrainingError(f"--shift {most} leaves nothing of images of {height}x{width}; give a few pixels")
+    choosing, *placing = jax.random.split(key, 3)
+    here, there = (jax.random.randint(own, (count, 2), 0, most + 1) for own in placing)
+    there = jnp.where(jax.random.bernoulli(choosing, shape=(count, 1)), there, here)
+
+    def cropped(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (height - most, width - most, image.shape[-1]))
+
+    reference, p0, p1 = (
+        jax.vmap(cropped)(image, corner) for image, corner in zip(images, (here, there, there), strict=True)
+    )
     return reference, p0, p1
 
 

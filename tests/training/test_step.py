@@ -16,6 +16,7 @@ from rlpips_jax.attacks.objectives import ATTACKED
 from rlpips_jax.attacks.table import ATTACKS, names
 from rlpips_jax.backbones import ALEX, Convolution, Fire, Pool, Sequential
 from rlpips_jax.distances.lpips import Lpips
+from rlpips_jax.errors import TrainingError
 from rlpips_jax.judgment import judgment_loss, ratio_logit
 from rlpips_jax.ops.pooling import Pooling
 from rlpips_jax.weights.parameters import from_pytorch, with_heads
@@ -31,6 +32,7 @@ from training.step import (
     losses,
     make_optimiser,
     make_step,
+    shifted,
     with_trained,
 )
 from training.update import State
@@ -254,6 +256,33 @@ def test_noise_adds_a_loss_on_noisy_triplets(tiny, groups) -> None:
     assert without == pytest.approx(np.log(2), rel=1e-6)
     assert little == pytest.approx(2 * np.log(2), rel=1e-4)
     assert much != pytest.approx(2 * np.log(2), rel=1e-4)
+
+
+def test_a_shift_moves_both_images_of_half_the_triplets() -> None:
+    """Every pixel says where it lies, and in which image."""
+    count, most = 200, 4
+    rows, columns = jnp.meshgrid(jnp.arange(12.0), jnp.arange(10.0), indexing="ij")
+    first, second, third = (
+        jnp.broadcast_to(jnp.stack([rows, columns, jnp.full_like(rows, place)], -1), (count, 12, 10, 3))
+        for place in range(3)
+    )
+    images = (first, second, third)
+    cut = shifted(images, most, jax.random.key(0))
+    corners = []
+    for place, image in enumerate(cut):
+        assert image.shape == (count, 8, 6, 3)
+        corner = np.asarray(image[:, :1, :1, :2])
+        np.testing.assert_array_equal(image[..., :2] - corner, jnp.broadcast_to(first[:, :8, :6, :2], (count, 8, 6, 2)))
+        assert (image[..., 2] == place).all()
+        corners.append(corner[:, 0, 0])
+    reference, p0, p1 = corners
+    np.testing.assert_array_equal(p0, p1)
+    # A place is drawn equal one time in 25 even where it is drawn anew: .52 in all, with a standard error of .035.
+    assert (p0 == reference).all(1).mean() == pytest.approx(0.52, abs=0.15)
+    for least, largest in ((reference.min(), reference.max()), (p0.min(), p0.max())):
+        assert (least, largest) == (0, most)
+    with pytest.raises(TrainingError, match="--shift 10 leaves nothing of images of 12x10"):
+        shifted(images, 10, jax.random.key(0))
 
 
 def test_heads_alone_are_trained_where_nothing_else_is_asked_for(tiny) -> None:
