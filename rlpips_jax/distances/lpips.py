@@ -246,7 +246,7 @@ HEADS = {
         heads_part("lpips-tiny", TINY, "3564a5abe57b033adbbe288fb55929c1a30316cb56f560442cd1b166ee66045a"),
         heads_part("rlpips-alex", ALEX, "d3d81b4f2894bd64ca96f3425c7b4166ef372b40191b3cf4b913249565ec9192"),
         heads_part("rlpips-vgg", VGG, "8be12ff39e0db5e91ea951600d9aac516153bafb4c578054012c51cc2137bab8"),
-        heads_part("rlpips-squeeze", SQUEEZE, "623dcceaad1c8dc0fe6e17b49289ad37a1a9ccfcc4e19319340a599e58d1e918"),
+        heads_part("rlpips-squeeze", SQUEEZE, "3187a985ea2ab4d5a9c340ea7d828669293c0c4dd2bc6b5d3d48ca6a8313e711"),
         heads_part("rlpips-squeeze@1", SQUEEZE, "eb75c4c5dd5a71521636052f285bb0464e269890acb1635ed9004f11e0b7f5aa"),
         heads_part("rlpips-tiny", TINY_WIDE, "3c95db28ea0ee47a3e9b9d5e95d0e37e823ee3e262acecf6b8c6132437d0f455"),
         heads_part("rlpips-tiny@1", TINY, "c39a6c4138a70944b19d8d08e63261f96cabcc61e9d0b387bf49f0026d280e76"),
