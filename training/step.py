@@ -272,6 +272,11 @@ def _as_floats(batch: Batch) -> Images:
 def shifted(images: Images, most: int, key: Any) -> Images:
     """Crops of triplets, `most` pixels smaller; in half of the triplets p0 and p1 are cut elsewhere than the reference.
 
+    Args:
+        images: reference, p0 and p1, in any range.
+        most: pixels by which p0 and p1 lie elsewhere, at most, in each direction.
+        key: of the draws.
+
     Raises:
         TrainingError: nothing is left of the images.
     """
