@@ -1,6 +1,5 @@
 """Compares the distances and gradients of the library with those of PyTorch, on the same images."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,10 @@ from rlpips_jax.distances.lpips import Lpips
 
 LIMIT = 1e-4
 """Largest relative difference that passes."""
+
+ROUNDED_GRADIENT = 5e-2
+"""That which passes of a gradient in float32. Rounding, which differs between processors, decides on which side of 0 a
+ReLU's input is (1.2e-2 in a drawn ResNet-50); the gradient in float64 is held to `LIMIT`."""
 
 SIZES = ((64, 64), (80, 65))
 """Heights and widths of generated images; in the second size, pooling windows hang over the edge."""
@@ -34,18 +37,24 @@ class Differences(NamedTuple):
     layers: float
     gradient: float | None
 
-    @property
-    def largest(self) -> float:
-        """The largest of them; NaN if any is."""
-        found = [difference for difference in self if difference is not None]
-        return math.nan if any(map(math.isnan, found)) else max(found)
+    def within(self, limit: float, of_gradient: float) -> bool:
+        """Whether none is larger, nor NaN."""
+        gradient = 0.0 if self.gradient is None else self.gradient
+        return self.distance <= limit and self.layers <= limit and gradient <= of_gradient
 
 
 class Row(NamedTuple):
-    """A row of the table: what was compared, and its largest differences over all images."""
+    """A row of the table.
+
+    Attributes:
+        what: was compared.
+        differences: the largest over all images.
+        rounded: whether in float32.
+    """
 
     what: str
     differences: Differences
+    rounded: bool = False
 
 
 def generated(seed: int = 0) -> list[Pair]:
@@ -98,21 +107,21 @@ def compare(
         if package is not None:
             theirs = package.layers(*pair)
             found.setdefault("package lpips", []).append(_differences(theirs, None, layers, gradient))
-    return [Row(what, _worst(differences)) for what, differences in found.items()]
+    return [Row(what, _worst(differences), what.endswith("float32")) for what, differences in found.items()]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as lines of text."""
     lines = [f"{'':<20}{'distance':>12}{'layers':>12}{'gradient':>12}"]
-    for what, differences in rows:
+    for what, differences, _ in rows:
         cells = ["-" if difference is None else f"{difference:.1e}" for difference in differences]
         lines.append(f"{what:<20}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 
 def passes(rows: Sequence[Row]) -> bool:
-    """Whether every difference is within the limit."""
-    return bool(rows) and all(row.differences.largest <= LIMIT for row in rows)
+    """Whether every difference is within its limit."""
+    return bool(rows) and all(row.differences.within(LIMIT, ROUNDED_GRADIENT if row.rounded else LIMIT) for row in rows)
 
 
 def _distance_of_second(y: jax.Array, x: jax.Array, metric: Lpips) -> tuple[jax.Array, jax.Array]:

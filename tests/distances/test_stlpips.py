@@ -18,6 +18,7 @@ from rlpips_jax.distances.lpips import Lpips
 from rlpips_jax.distances.stlpips import RECIPES
 from rlpips_jax.weights.parameters import from_pytorch, to_pytorch, with_heads
 from rlpips_jax.weights.pytorch import read_checkpoint
+from tests.goldens.compare import assert_gradient
 from tests.goldens.make import draw
 
 
@@ -62,14 +63,14 @@ def test_distances(alex: Lpips, goldens: dict[str, np.ndarray], dtype: str, tole
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("forward_mode", [False, True])
-def test_gradients(alex: Lpips, goldens: dict[str, np.ndarray], *, forward_mode: bool) -> None:
-    gradient = jax.jit(jax.grad(lambda y, x, metric: rl.distance(x, y, metric)))
-    for pair in range(1 if forward_mode else 3):
-        x, y = (jnp.asarray(goldens[f"{side}{pair}"] / 255, jnp.float32) for side in "xy")
-        expected = goldens[f"stlpips-alex/grad_y{pair}"]
-        found = gradient(y, x, replace(alex, forward_mode=forward_mode))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+@pytest.mark.parametrize(("dtype", "forward_mode"), [("float32", False), ("float32", True), ("float64", False)])
+def test_gradients(alex: Lpips, goldens: dict[str, np.ndarray], dtype: str, *, forward_mode: bool) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        metric = replace(alex, dtype=dtype, forward_mode=forward_mode)
+        gradient = jax.jit(jax.grad(lambda y, x, metric: rl.distance(x, y, metric)))
+        for pair in range(1 if forward_mode else 3):
+            x, y = (jnp.asarray(goldens[f"{side}{pair}"] / 255, dtype) for side in "xy")
+            assert_gradient(gradient(y, x, metric), goldens[f"stlpips-alex/grad_y{pair}"])
 
 
 @functools.cache
