@@ -13,8 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 PART = 2**21
-"""Values of a part's transformed images, 8 MiB in float32 (measured on a processor with 32 MiB of cache: from half to
-twice as many are as fast)."""
+"""Values of a part's transformed images: 8 MiB in float32 (measured beside a half, with 32 MiB of cache)."""
 
 
 def winograd(
