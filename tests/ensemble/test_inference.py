@@ -57,7 +57,10 @@ def test_nothing_is_drawn_to_tell_identical_images_apart(ensemble: Ensemble) -> 
     # Of the others it is no matter how many there are of each.
     beaten = rl.compare(x, jnp.stack([y, y, nearer, y]), ensemble, key=KEY)
     assert (beaten.samples, beaten.closest) == (64, 2)
-    assert beaten.confidence == rl.compare(x, jnp.stack([nearer, y]), ensemble, key=KEY).confidence >= 0.95
+    # Rounding differs with the number of images; counted thrice, the others would be beaten with a third of this doubt.
+    alone = rl.compare(x, jnp.stack([nearer, y]), ensemble, key=KEY)
+    assert 1 - beaten.confidence == pytest.approx(1 - alone.confidence, rel=1e-3)
+    assert beaten.confidence >= 0.95
     np.testing.assert_array_equal(beaten.distances, closest.distances[[0, 0, 1, 0]])
     np.testing.assert_array_equal(beaten.difference_errors[:2], beaten.difference_errors[3])
 
