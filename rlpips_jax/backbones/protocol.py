@@ -7,6 +7,7 @@ batch, and use dropout. One whose activations each depend on a part of the image
 can then be computed in tiles.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
@@ -44,6 +45,9 @@ CLIP = Scaling((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 """That of OpenAI's CLIP, which OpenCLIP took over."""
 
 
+_DIRECT = functools.partial(convolution, filtered=False)
+
+
 @dataclass(frozen=True)
 class Computation:
     """How a network is computed.
@@ -52,11 +56,13 @@ class Computation:
         dtype: of the activations, as NumPy names it; parameters stay float32.
         precision: of the convolutions, as `jax.lax.Precision` names it.
         forward_mode: use derivatives that `jax.jvp` can take, which are slower on CPU.
+        bounded: spare memory rather than time.
     """
 
     dtype: str = "float32"
     precision: str = "highest"
     forward_mode: bool = False
+    bounded: bool = False
 
     def convolve(
         self, parameters: Mapping[str, Array], x: Float[Array, "n h w c"], *, stride: int = 1, padding: int = 0
@@ -85,7 +91,7 @@ class Computation:
     @property
     def conv_general_dilated(self) -> Callable[..., Array] | None:
         """What `flax.linen.Conv` takes under this name: `rlpips_jax.ops.convolution`, or None for XLA's own."""
-        return None if self.forward_mode else convolution
+        return None if self.forward_mode else _DIRECT if self.bounded else convolution
 
     def depthwise(self, parameters: Mapping[str, Array], x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """A convolution of each channel by itself, with zeros around: `{"kernel": (h, w, 1, c), "bias": (c,)}`."""

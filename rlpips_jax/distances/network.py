@@ -300,7 +300,8 @@ def activations(
         sizes: of the images, where the batch has several.
         dropout: masks on the inputs of convolutions.
     """
-    backbone, computation = metric.backbone, Computation(metric.dtype, metric.precision, metric.forward_mode)
+    backbone, bounded = metric.backbone, metric.max_memory is not None
+    computation = Computation(metric.dtype, metric.precision, metric.forward_mode, bounded)
     kernels, dtype = parameters_of(metric)["backbone"], accumulator_dtype(metric)
     recompute = jax.checkpoint if metric.forward_mode else recomputed
     arguments = [()] * len(backbone.channels) if arguments is None else arguments

@@ -55,7 +55,7 @@ class _Geometry:
         stride: along both axes.
         padding: of the input.
         precision: as `jax.lax.Precision` names it.
-        direct: whether without Winograd's way.
+        filtered: whether Winograd's way may be taken.
     """
 
     size: tuple[Any, ...]
@@ -63,7 +63,7 @@ class _Geometry:
     stride: tuple[int, ...]
     padding: Padding
     precision: Any
-    direct: bool = False
+    filtered: bool = True
 
     @property
     def output(self) -> tuple[Any, ...]:
@@ -99,6 +99,7 @@ def convolution(
     dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = LAYOUT,
     feature_group_count: int = 1,
     precision: Any = None,
+    filtered: bool = True,
 ) -> Float[Array, "n h2 w2 d"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it, with an input gradient that is fast on CPU.
 
@@ -112,6 +113,7 @@ def convolution(
         dimension_numbers: channels last.
         feature_group_count: 1.
         precision: as `jax.lax.Precision` names it.
+        filtered: whether Winograd's way may be taken, which holds the kernels' transforms in memory.
 
     Raises:
         MetricError: the convolution is dilated, grouped, padded by name, or laid out in another way.
@@ -127,7 +129,12 @@ def convolution(
     if x.ndim != 4 or lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) != layout:
         raise MetricError(f"this convolution takes images (n, h, w, c): {LAYOUT}, got {dimension_numbers}")
     geometry = _Geometry(
-        x.shape[1:3], kernel.shape[:2], tuple(strides), tuple((before, after) for before, after in padding), precision
+        x.shape[1:3],
+        kernel.shape[:2],
+        tuple(strides),
+        tuple((before, after) for before, after in padding),
+        precision,
+        filtered,
     )
     return _convolution(*reverse_only(varying_alike((x, kernel))), geometry)
 
@@ -158,7 +165,7 @@ def _convolution(x: Array, kernel: Array, geometry: _Geometry) -> Array:
 def _filtered(x: Array, kernel: Array, geometry: _Geometry) -> bool:
     """Whether Winograd's way is wanted, and faster."""
     lengths = (x.shape[0], *geometry.output)
-    if geometry.direct or not all(isinstance(length, int) for length in lengths):
+    if not geometry.filtered or not all(isinstance(length, int) for length in lengths):
         return False
     return (
         (geometry.window, geometry.stride) == ((3, 3), (1, 1))
@@ -196,7 +203,7 @@ def _forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, geometry: _Geometry) -
     asked = jnp.zeros((0,), x.value.dtype) if x.perturbed else nothing
     # Winograd's rounding is two to three times as large. A distance does not tell; but its gradient jumps where
     # rounding decides on which side of 0 a ReLU's input is, or which of two pixels is the maximum.
-    value = _convolution(x.value, kernel.value, replace(geometry, direct=True))
+    value = jnp.asarray(_convolution(x.value, kernel.value, replace(geometry, filtered=False)))
     return value, _Residuals(kernel.value, saved, asked)
 
 
@@ -326,9 +333,9 @@ def _transposed(kernel: Array, cotangent: Array, geometry: _Geometry) -> Array:
             (around - before, around - after)
             for (around, _), (before, after) in zip(full, geometry.padding, strict=True)
         )
-        inner = _Geometry(cotangent.shape[1:3], blocks, (1, 1), padding, geometry.precision)
+        inner = replace(geometry, size=cotangent.shape[1:3], padding=padding)
         return _convolution(cotangent, kernel, inner)
-    inner = _Geometry(cotangent.shape[1:3], blocks, (1, 1), full, geometry.precision)
+    inner = replace(geometry, size=cotangent.shape[1:3], window=blocks, stride=(1, 1), padding=full)
     phases = jnp.asarray(_convolution(cotangent, kernel, inner))
     n, h, w, _ = phases.shape
     pixels = phases.reshape(n, h, w, rows, columns, channels).transpose(0, 1, 3, 2, 4, 5)
