@@ -300,7 +300,7 @@ def activations(
         sizes: of the images, where the batch has several.
         dropout: masks on the inputs of convolutions.
     """
-    backbone, bounded = metric.backbone, metric.max_memory is not None
+    backbone, bounded = metric.backbone, metric.remat or metric.max_memory is not None
     computation = Computation(metric.dtype, metric.precision, metric.forward_mode, bounded)
     kernels, dtype = parameters_of(metric)["backbone"], accumulator_dtype(metric)
     recompute = jax.checkpoint if metric.forward_mode else recomputed
