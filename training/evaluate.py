@@ -14,6 +14,7 @@ from rlpips_jax.evaluation.distortions import DISTORTIONS
 from rlpips_jax.evaluation.placement import Placement
 from rlpips_jax.evaluation.triplets import AnyTriplets
 from training.config import Training, radius
+from training.devices import say
 from training.stopping import Interrupted
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ def scores(
     for name, triplets in sets.items():
         if interrupted():
             raise Interrupted
+        say(f"evaluating on {name}")
         found[name] = _scores(config, metric, triplets, placement=placement, interrupted=interrupted)
     return found
 

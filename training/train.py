@@ -49,6 +49,9 @@ def train(config: Training) -> Path:
             start: Any = rl.load(config.metric, weights_dir=config.weights_dir)
             check_options(config, start)
             path = export.path_of(start, config.out, robust=not isinstance(config, Natural))
+            devices.say(
+                "making the triplets" if config.data == "photographs" else f"reading the triplets of {config.data}"
+            )
             sets = load_sets(config)
             # Triplets that no loss looks at would only fill the batch.
             sets = sets.only([group for group in sets.sources if any(losses(config, sets.sources, group))])

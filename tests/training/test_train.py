@@ -294,7 +294,9 @@ def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_pat
     # No batch came after the one at hand.
     assert [one.rpartition("/")[2] for one in calls] == [ordinal, "attacked", crossed, ordinal]
     assert exit_.value.code == 0
-    assert "stopped at step 3 of 6" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stopped at step 3 of 6" in printed
+    assert printed.count(f"evaluating on {ordinal}\n") == 2
     assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
     train(configure(out))
     check_same_bits(out, whole)
