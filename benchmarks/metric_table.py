@@ -71,6 +71,8 @@ class MetricTable:
     """Ordinal triplets to certify, with a large network."""
     large_draws: int = 3_000
     """Draws of a certificate of a large network; at sigma 0.15 they are enough for 108/255."""
+    samples: int = 8
+    """Draws of an ensemble for each vote; more take hours on a CPU."""
     steps: int = 20
     """Of attacks."""
     repeats: int = 15
@@ -83,26 +85,24 @@ class Stage(NamedTuple):
     Attributes:
         name: of its folder.
         command: arguments of `rlpips`, without metric and folder.
-        random: whether it takes ensembles.
     """
 
     name: str
     command: tuple[object, ...]
-    random: bool = True
 
 
-def stages(config: MetricTable, ordinal: Path, crossed: Path, large: bool) -> list[Stage]:
-    """All commands, for a metric with a large network or a small one."""
+def stages(config: MetricTable, ordinal: Path, crossed: Path, *, large: bool, random: bool) -> list[Stage]:
+    """All commands, for a metric with a large network or a small one, an ensemble or not."""
     triplets, certified, draws = (
         (config.large_triplets, config.large_certified, config.large_draws)
         if large
         else (config.triplets, config.certified, config.draws)
     )
+    drawn = ("--samples", config.samples) if random else ()
     attacked = ("evaluate", "--data", ordinal, "--limit", triplets, "--steps", config.steps)
     return [
         Stage("agreement", ("evaluate", "--data", crossed)),
-        # An ensemble transforms both images of every pair anew: hours on a CPU.
-        Stage("materials", ("evaluate", "--data", config.shared / "judgments" / "materials"), random=False),
+        Stage("materials", ("evaluate", "--data", config.shared / "judgments" / "materials", *drawn)),
         Stage("shift", ("evaluate", "--data", crossed, "--shift", 1, 2, 4)),
         Stage("pgd", (*attacked, "--attack", "pgd", "--epsilon", *RADII)),
         Stage("union", (*attacked, "--attack", "union", "--epsilon", *RADII)),
@@ -113,7 +113,6 @@ def stages(config: MetricTable, ordinal: Path, crossed: Path, large: bool) -> li
                 *("certify", "--data", ordinal, "--limit", certified, "--sigma", 0.15, "--samples", draws),
                 *("--radius", *CERTIFIED),
             ),
-            random=False,
         ),
     ]
 
@@ -138,7 +137,7 @@ def _asked(document: dict[str, Any], stage: Stage) -> bool:
     steps = values.get("--steps")
     return (
         document["triplets"] == limit
-        and samples in (None, document.get("certificate", {}).get("samples"))
+        and samples in (None, document.get("certificate", document).get("samples"))
         and steps in (None, (document.get("threat") or {}).get("steps", steps))
     )
 
@@ -204,9 +203,9 @@ def main(config: MetricTable) -> None:
     for name in config.metric:
         metric = load_metric(name, config.weights_dir)
         row = rows[metric.name] = {}
-        for stage in stages(config, paths["ordinal"], paths["crossed"], name in config.large):
-            if stage.random or not is_random(metric):
-                row |= dict(cells(stage.name, run(config, name, stage)))
+        of = {"large": name in config.large, "random": is_random(metric)}
+        for stage in stages(config, paths["ordinal"], paths["crossed"], **of):
+            row |= dict(cells(stage.name, run(config, name, stage)))
         _write(config, rows)
     for name, ratio in times(config).items():
         rows[load_metric(name, config.weights_dir).name]["time"] = f"{ratio:.2f}"

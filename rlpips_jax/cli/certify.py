@@ -17,6 +17,7 @@ from rlpips_jax.cli import interrupts, say
 from rlpips_jax.cli.results import Recording, write_whole
 from rlpips_jax.cli.terminal import visible
 from rlpips_jax.cli.triplet_options import TripletOptions
+from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import CertificateError
 from rlpips_jax.evaluation import scores
 from rlpips_jax.evaluation.certification import (
@@ -85,6 +86,9 @@ class Certify(TripletOptions):
     """Which images may be perturbed, and get noise. Noise on the closer image alone moves it away, so that the smoothed
     ranking is often wrong."""
 
+    draws: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")] = None
+    """For randomised metrics: draws that a ranking or a distance averages, anew with every draw of noise."""
+
     max_batch: int = 64
     """Most images in the network at once: bounds memory."""
 
@@ -115,7 +119,7 @@ class Certify(TripletOptions):
         radii = self._radii
         self._say_what_needs_more_draws(self.alpha)
         sets = [_decided(triplets) for triplets in self.sets()]
-        metrics = self.metrics()
+        metrics = self._metrics()
         rows: list[tuple[str, ...]] = []
         from tqdm import tqdm
 
@@ -131,6 +135,17 @@ class Certify(TripletOptions):
                         abstained = f"{abstention_rate(certificate):.3f}"
                         rows.append((triplets.name, label, *cells, abstained, str(len(triplets))))
         return rows
+
+    def _metrics(self) -> dict[str, Any]:
+        """The metrics by their labels.
+
+        Raises:
+            CertificateError: none is randomised, and there are --draws.
+        """
+        metrics = dict(self.metrics())
+        if self.draws is not None and not any(map(is_random, metrics.values())):
+            raise CertificateError("--draws is for randomised metrics, such as --metric elpips-squeeze")
+        return metrics
 
     @property
     def _radii(self) -> list[float]:
@@ -177,8 +192,7 @@ class Certify(TripletOptions):
         self._say_what_needs_more_draws(self.alpha / 2)
         pictures = {path: load_image(path) for path in (x, y)}
         rows = []
-        metrics: dict[str, Any] = dict(self.metrics())
-        for label, metric in metrics.items():
+        for label, metric in self._metrics().items():
             check_files(metric, pictures)
             for sigma in self.sigma:
                 proof = certify_distance(
@@ -188,6 +202,7 @@ class Certify(TripletOptions):
                     self._smoothing(sigma),
                     radii=self._radii,
                     key=jax.random.key(self.seed),
+                    draws=self.draws or 1,
                 )
                 ends = zip(proof.low[0], proof.high[0], strict=True)
                 rows.append((label, f"{sigma:g}", f"{proof.median[0]:.4f}", *(f"[{a:.4f}, {b:.4f}]" for a, b in ends)))
@@ -207,13 +222,17 @@ class Certify(TripletOptions):
             "signature": metric.signature,
             "certificate": {**dataclasses.asdict(smoothing), "attacked": self.attacked, "seed": self.seed},
         }
+        draws = self.draws or 1
+        if is_random(metric):
+            settings["certificate"]["draws"] = draws
         recording = Recording(self.out, [triplets.name, label, f"sigma {sigma:g}"], settings, COLUMNS)
 
         def compute(start: int) -> Iterator[tuple[np.ndarray, ...]]:
             key = jax.random.key(self.seed)
             for begin in range(start, len(triplets), BATCH):
                 part = triplets.batch(begin, begin + BATCH)
-                found = certify_triplets(metric, part, smoothing, key=key, attacked=self.attacked, start=begin)
+                options = {"key": key, "attacked": self.attacked, "start": begin, "draws": draws}
+                found = certify_triplets(metric, part, smoothing, **options)
                 yield tuple(np.asarray(getattr(found, name)) for name in COLUMNS)
 
         started = time.monotonic()

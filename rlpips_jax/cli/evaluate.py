@@ -144,7 +144,7 @@ class Evaluate(TripletOptions):
         # A folder may hold both, as that of BAPPS does.
         paths = [path for path in self.data if path not in judged or triplet_source_of(path)]
         sets = self.sets(paths) if paths or not self.data else []
-        return Subjects(sets, self.pairs(judged), self.metrics(random=True))
+        return Subjects(sets, self.pairs(judged), self.metrics())
 
     def measure(self, subjects: "Subjects | None" = None) -> "Measured":
         """Computes what --out does not hold yet.

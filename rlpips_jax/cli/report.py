@@ -16,7 +16,6 @@ from rlpips_jax.cli.report_sections import sections
 from rlpips_jax.cli.results import write_whole
 from rlpips_jax.cli.threats import TripletAttack
 from rlpips_jax.cli.triplet_options import TripletOptions
-from rlpips_jax.distances.protocol import is_random
 from rlpips_jax.errors import ReportError
 from rlpips_jax.evaluation.sources import triplet_source_of
 from rlpips_jax.reports.page import render
@@ -77,8 +76,6 @@ class Report(TripletOptions):
         self._check()
         natural = self._evaluate()
         subjects = natural.subjects()
-        if self.certify is not None and (drawn := [name for name, of in subjects.metrics.items() if is_random(of)]):
-            raise ReportError(f"--certify needs metrics without random draws, which {', '.join(drawn)} is not")
         natural.measure(subjects)
         found = findings(self.results, subjects)
         if self.attack or self.epsilon or not _all_attacked(found):

@@ -109,30 +109,22 @@ class TripletOptions:
 
     def _read(self, path: Path) -> list[AnyTriplets]:
         source = TRIPLET_SOURCES[source_of(path)]
-        teacher = None if self.teacher is None else self.certain(self.teacher, "--teacher")
         options = ReadOptions(
-            size=self.size, split=self.split, count=self.count, kinds=self.kinds or None, teacher=teacher
+            size=self.size, split=self.split, count=self.count, kinds=self.kinds or None, teacher=self._teacher()
         )
         sets = list(source.read(path, options))
         if self.size is None or not source.resizes:
             return sets
         return [replace(triplets, name=f"{triplets.name} at {self.size}") for triplets in sets]
 
-    def metrics(self, *, random: bool = False) -> dict[str, Metric | RandomMetric]:
+    def metrics(self) -> dict[str, Metric | RandomMetric]:
         """The metrics by their labels: their names, or folder and name for files with the same name.
 
-        Args:
-            random: whether randomised metrics are allowed.
-
         Raises:
-            EnsembleError: one is randomised, and that is not allowed.
             TripletsError: two have the same label.
         """
         names = self.metric or (DEFAULT,)
-        if random:
-            metrics: list[Any] = [load_metric(name, self.weights_dir) for name in names]
-        else:
-            metrics = [self.certain(name, "--metric") for name in names]
+        metrics: list[Any] = [load_metric(name, self.weights_dir) for name in names]
         plain = [metric.name for metric in metrics]
         labels = [
             _label(given, name) if plain.count(name) > 1 else name for given, name in zip(names, plain, strict=True)
@@ -140,15 +132,19 @@ class TripletOptions:
         _check_names("--metric", "metrics", labels)
         return dict(zip(labels, metrics, strict=True))
 
-    def certain(self, name: str, option: str) -> Metric:
-        """A metric without random draws.
+    def _teacher(self) -> Metric | None:
+        """The metric of --teacher, if there is one.
 
         Raises:
             EnsembleError: it is randomised.
         """
-        metric = load_metric(name, self.weights_dir)
+        if self.teacher is None:
+            return None
+        metric = load_metric(self.teacher, self.weights_dir)
         if is_random(metric):
-            raise EnsembleError(f"{option} {name} is randomised; a metric without random draws is needed: lpips-alex")
+            raise EnsembleError(
+                f"--teacher {self.teacher} is randomised; a metric without random draws is needed, such as lpips-alex"
+            )
         return metric
 
 

@@ -9,7 +9,8 @@ whatever the metric. p is estimated by counting, and bounded from below (Clopper
 
 A ranking is given by an objective of `rlpips_jax.attacks`: a function of images `(n, ..., h, w, 3)`, one example per
 entry of the first axis, that is positive where the order is reversed and negative where it is kept. A `Randomised`
-objective is drawn anew with every draw of noise; p is then over both, and the proof is the same.
+objective is drawn anew with every draw of noise; p is then over both. The proof is the same: it needs of the ranking at
+each x + e only the probability of its answer.
 """
 
 import functools
@@ -27,10 +28,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
 from rlpips_jax.arguments import check_key, whole_number
-from rlpips_jax.attacks import Randomised, attacked_images, ranking
+from rlpips_jax.attacks import Randomised, attacked_images
 from rlpips_jax.attacks.arguments import as_floats
+from rlpips_jax.attacks.expectations import Randomness, triplet_objective
 from rlpips_jax.attacks.objectives import as_pytree
-from rlpips_jax.distances.protocol import Metric, is_random
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import CertificateError, ImageError
 from rlpips_jax.images import UNIT_RANGE, Images, ValueRange, check_images, check_value_range
 
@@ -141,7 +143,7 @@ def certify(
     Args:
         objective: `images -> (n,)`, positive where the order is reversed, negative where it is kept, such as
             `rlpips_jax.attacks.ranking`; `rlpips_jax.attacks.objectives` says which are compiled once. It is called
-            with all n examples at once, under `vmap` over several draws.
+            with all n examples at once, under `vmap` over several draws; a `Randomised` one without.
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`: the images that an adversary may perturb.
         smoothing: the noise and the numbers of draws, such as `Smoothing(sigma=0.1)`.
         key: a key of `jax.random`. The draws of an example depend on it and on the place of the example.
@@ -161,13 +163,14 @@ def certify(
 
 
 def certify_triplets(
-    metric: Metric,
+    metric: Metric | RandomMetric,
     triplets: JudgedImages,
     smoothing: Smoothing,
     *,
     key: PRNGKeyArray,
     attacked: str = "both",
     start: int = 0,
+    draws: int = 1,
 ) -> Certificate:
     """`certify` for the order in which people put each triplet, in batches.
 
@@ -176,7 +179,8 @@ def certify_triplets(
     proven for both holds if only one is perturbed.
 
     Args:
-        metric: from `rlpips_jax.load`, or your own; without random draws.
+        metric: from `rlpips_jax.load`, or your own. A randomised one draws anew with every draw of noise: what is
+            proven is about the order that it finds most often over both.
         triplets: `reference`, `p0` and `p1`, uint8 `(n, h, w, 3)`, and `judgment` `(n,)`: p1 is the closer image where
             it is above 1/2, p0 where it is below.
         smoothing: the noise and the numbers of draws; white is 1. `max_batch` bounds the images in the network.
@@ -184,19 +188,20 @@ def certify_triplets(
         attacked: which image may be perturbed, and gets noise: "closer", "farther", "both" or "reference". The radius
             for "both" is that of the two perturbations together, the root of the sum of their squares, and so holds for
             one of them alone too.
-        start: the place of the first triplet in a larger set: the certificates of parts are those of the whole.
+        start: the place of the first triplet in a larger set: the certificates of parts are those of the whole, by a
+            randomised metric if they are cut into the same batches.
+        draws: of a randomised metric, such as transformations: a ranking under noise is by the mean over so many.
 
     Returns:
         The certificate, with radii for white = 1. Where `reversed`, the smoothed ranking contradicts the judgment.
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`.
-        CertificateError: there are no triplets, a judgment is 1/2 or outside [0, 1], the metric is randomised, or as in
-            `certify`.
+        CertificateError: there are no triplets, a judgment is 1/2 or outside [0, 1], or as in `certify`.
         AttackError: `attacked` is not one of the four.
+        EnsembleError: `draws` is not a whole number of 1 or more.
     """
-    if is_random(metric):
-        raise CertificateError(f"{metric.name} is randomised; certify the triplets by a metric without random draws")
+    randomness = Randomness(draws=draws)
     key = check_key("the noise", key, error=CertificateError)
     judgment = _decided(triplets.judgment)
     swapped = (judgment > 0.5)[:, None, None, None]
@@ -208,7 +213,9 @@ def certify_triplets(
     for first in range(0, len(judgment), size):
         places = np.minimum(np.arange(first, first + size), len(judgment) - 1)
         images = (triplets.reference[places], closer[places], farther[places])
-        objective = ranking(metric, *images, attacked=attacked)
+        objective = triplet_objective(
+            metric, images, attacked=attacked, randomness=randomness, key=key, value_range=UNIT_RANGE
+        )
         moving = batch_of_floats(attacked_images(*images, attacked), UNIT_RANGE)
         parts.append(_certify(objective, moving, key, start + first, smoothing))
     columns = {
@@ -389,7 +396,8 @@ def values_under_noise(
             return objective.function(noisy, jax.random.fold_in(keys.objective, draw))
         return objective(noisy)
 
-    values = jax.vmap(value)(draws)
+    # Under vmap, an ensemble that draws one scale would compute all.
+    values = lax.map(value, draws) if isinstance(objective, Randomised) else jax.vmap(value)(draws)
     if getattr(values, "shape", None) != (len(draws), len(images)):
         found = jax.tree.map(lambda leaf: leaf.shape[1:], values)
         raise CertificateError(

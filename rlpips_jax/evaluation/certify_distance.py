@@ -5,7 +5,7 @@ distance is the median q(1/2). For every y + delta with |delta|_2 <= r it lies w
 
     q(Phi(-r / sigma)) <= q(1/2 | y + delta) <= q(Phi(r / sigma)),        Phi the normal distribution function,
 
-whatever the metric. The quantiles are bounded by order statistics of the draws.
+whatever the metric; of a randomised one the quantiles are over its draws too. They are bounded by order statistics.
 """
 
 import functools
@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rlpips_jax.arguments import check_key
-from rlpips_jax.attacks import distance_from
-from rlpips_jax.distances.protocol import Metric, is_random
+from rlpips_jax.attacks.expectations import Randomness, distance_objective
+from rlpips_jax.distances.protocol import Metric, RandomMetric
 from rlpips_jax.errors import CertificateError
 from rlpips_jax.evaluation.certification import (
     NoiseKeys,
@@ -57,7 +57,7 @@ class DistanceCertificate:
 
 
 def certify_distance(
-    metric: Metric,
+    metric: Metric | RandomMetric,
     x: Images,
     y: Images,
     smoothing: Smoothing,
@@ -65,6 +65,7 @@ def certify_distance(
     radii: Float[np.ndarray, " r"] | Sequence[float | int],
     key: PRNGKeyArray,
     value_range: ValueRange = UNIT_RANGE,
+    draws: int = 1,
 ) -> DistanceCertificate:
     """The smoothed distance of each pair, and the interval that it cannot leave when y changes.
 
@@ -72,29 +73,31 @@ def certify_distance(
     is not 0. What is proven is about the smoothed distance, not about the distance itself.
 
     Args:
-        metric: from `rlpips_jax.load`, or your own; without random draws.
+        metric: from `rlpips_jax.load`, or your own. A randomised one draws anew with every draw of noise.
         x: `(n, h, w, 3)`, uint8 or floats in `value_range`: the images that stay as they are.
         y: images of the same shape, which may change.
         smoothing: the noise and the number of draws; `selection_samples` are not needed here.
         radii: l2 norms of the change, over all numbers of an image, in units of the value range: 36/255 is .141.
         key: a key of `jax.random`. The draws of a pair depend on it and on the place of the pair.
         value_range: black and white of floating-point images, and of uint8 ones after conversion to floats.
+        draws: of a randomised metric: a distance under noise is the mean over so many.
 
     Returns:
         NumPy arrays; this cannot be called under `jit`. One compiled program serves every sigma, alpha and radius.
 
     Raises:
         ImageError: the images break the convention of `rlpips_jax.images`, or are not batches of one shape.
-        CertificateError: a radius is negative or not a number, the key is not one, or the metric is randomised.
+        CertificateError: a radius is negative or not a number, or the key is not one.
+        EnsembleError: `draws` is not a whole number of 1 or more.
     """
-    if is_random(metric):
-        raise CertificateError(f"{metric.name} is randomised; certify distances by a metric without random draws")
+    randomness = Randomness(draws=draws)
     value_range = check_value_range(value_range)
     key = check_key("the noise", key, error=CertificateError)
     asked = check_radii(radii)
     check_images(value_range, x=x, y=y, minimum_size=metric.minimum_size, user=metric.name)
     x, y = batch_of_floats(x, value_range), batch_of_floats(y, value_range)
-    values = _values(distance_from(metric, x, value_range=value_range), y, key, smoothing)
+    objective = distance_objective(metric, x, randomness=randomness, key=key, value_range=value_range)
+    values = _values(objective, y, key, smoothing)
     if bad := np.count_nonzero(~np.isfinite(values)):
         raise CertificateError(f"{bad} of {values.size} distances under noise are NaN or infinite")
     ordered = np.sort(values, axis=0)

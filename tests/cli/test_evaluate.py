@@ -269,6 +269,21 @@ def test_certificates(command: Command, data: Path, tmp_path: Path) -> None:
     status, _, err = command(*arguments, "--radius", -1)
     assert status == 2
     assert "--radius must be 0 or more" in err
+    status, _, err = command(*arguments, "--draws", 2)
+    assert status == 2
+    assert "--draws is for randomised metrics" in err
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_certified(command: Command, data: Path, pictures: list[Path], tmp_path: Path) -> None:
+    smoothing = ("--metric", "elpips-tiny", "--draws", 2, "--sigma", 0.02, "--samples", 20, "--alpha", 0.1)
+    status, out, _ = command("certify", "--data", data, "--limit", 2, *smoothing, "--radius", 0, "--out", tmp_path)
+    assert status == 0
+    assert out.splitlines()[-1].split()[3:] == ["0.02", "1.000", "0.000", "2"]
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["certificate"]["draws"] == 2
+    status, out, _ = command("certify", "--images", *pictures[:2], *smoothing, "--radius", 0)
+    assert (status, "elpips-tiny" in out) == (0, True)
 
 
 @pytest.mark.slow

@@ -346,6 +346,54 @@ def test_triplets_are_certified_as_their_objective_is_in_whatever_batches():
     assert 0 < expected.count.min() < 40  # there was something to count
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Brightness:
+    """The difference of two images' means, times a sign."""
+
+    sign: jax.Array
+    name, signature, minimum_size = "brightness", "brightness 1", 1
+
+    def features(self, images: Any, *, value_range: Any = (0, 1)) -> jax.Array:
+        return images.mean((-3, -2, -1))
+
+    def between(self, features: jax.Array, others: jax.Array) -> jax.Array:
+        return self.sign * jnp.abs(features - others)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Contrary:
+    """A randomised metric; one draw in four calls near what is far."""
+
+    name, signature, minimum_size = "contrary", "contrary 1", 1
+
+    def distance(self, x: Any, y: Any, *, value_range: Any, key: Any, samples: Any) -> Any:
+        raise NotImplementedError
+
+    def under(self, key: Any, *, samples: Any = None) -> Any:
+        raise NotImplementedError
+
+    def expectation(self, function: Callable[..., Any], arguments: Any, *, key: Any, samples: int) -> jax.Array:
+        def one(key: jax.Array) -> jax.Array:
+            metric = Brightness(jnp.where(jax.random.uniform(key) < 0.25, -1.0, 1.0))
+            return function(metric, metric.features, arguments)
+
+        return jax.lax.map(one, jax.random.split(key, samples)).mean(axis=0)
+
+
+@pytest.mark.parametrize(("draws", "kept"), [(1, 0.75), (3, 0.75**3 + 3 * 0.25 * 0.75**2)])
+def test_triplets_are_certified_by_a_randomised_metric_over_its_draws(draws, kept):
+    grey = {"reference": 100, "p0": 110, "p1": 200}
+    images = {name: np.full((2, 4, 4, 3), value, np.uint8) for name, value in grey.items()}
+    triplets, samples = Judged(**images, judgment=np.array([0.0, 1.0])), 2_000
+    found = smoothed(
+        certify_triplets, Contrary(), triplets, key=KEY, sigma=0.01, samples=samples, max_batch=400, draws=draws
+    )
+    assert found.reversed.tolist() == [False, True]
+    assert np.abs(found.count / samples - kept).max() < 4 * np.sqrt(kept * (1 - kept) / samples)
+
+
 def test_triplets_without_an_order_are_refused():
     metric, triplets = rl.load("lpips-tiny"), drawn_triplets(3)
     triplets.judgment[1] = 0.5

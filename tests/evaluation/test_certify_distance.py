@@ -1,6 +1,7 @@
 """Median smoothing: the interval of a distance that is linear under noise is known exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,41 @@ class Mean:
         return 10 + features - others
 
 
-def certified(smoothing: Smoothing):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shifted(Mean):
+    """The same, plus a number."""
+
+    shift: jax.Array = field(default_factory=lambda: jnp.zeros(()))
+
+    def between(self, features, others):
+        return super().between(features, others) + self.shift
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Unsteady:
+    """The mean over draws of a number from N(0, 1) more: a randomised metric."""
+
+    name: str = "unsteady"
+    signature: str = "unsteady"
+    minimum_size: int = 1
+
+    def distance(self, x, y, *, value_range, key, samples):
+        raise NotImplementedError
+
+    def under(self, key, *, samples=None):
+        raise NotImplementedError
+
+    def expectation(self, function, arguments, *, key, samples):
+        metric = Shifted(shift=jnp.mean(jax.random.normal(key, (samples,))))
+        return function(metric, metric.features, arguments)
+
+
+def certified(smoothing: Smoothing, metric: Any = Mean(), **options: Any):
     x = jnp.full((2, *SHAPE), 0.5)
     radii = [0.0, 0.1, 0.2]
-    return certify_distance(Mean(), x, x, smoothing, radii=radii, key=jax.random.key(0))
+    return certify_distance(metric, x, x, smoothing, radii=radii, key=jax.random.key(0), **options)
 
 
 def test_the_interval_contains_what_a_change_can_do_and_is_close_to_it():
@@ -47,6 +79,17 @@ def test_the_interval_contains_what_a_change_can_do_and_is_close_to_it():
     assert np.all(proof.high >= 10 + proof.radii)
     np.testing.assert_allclose(proof.low, np.broadcast_to(10 - proof.radii, (2, 3)), atol=0.02)
     np.testing.assert_allclose(proof.high, np.broadcast_to(10 + proof.radii, (2, 3)), atol=0.02)
+
+
+def test_the_interval_of_a_randomised_metric_is_over_its_draws_too():
+    sigma, draws = 0.2, 25
+    proof = certified(Smoothing(sigma=sigma, samples=20_000, max_batch=4_000), Unsteady(), draws=draws)
+    # The quantiles of N(10, sigma^2 + 1 / draws).
+    wider = proof.radii * np.sqrt(1 + 1 / draws / sigma**2)
+    assert np.all(proof.low <= 10 - wider)
+    assert np.all(proof.high >= 10 + wider)
+    np.testing.assert_allclose(proof.low, np.broadcast_to(10 - wider, (2, 3)), atol=0.03)
+    np.testing.assert_allclose(proof.high, np.broadcast_to(10 + wider, (2, 3)), atol=0.03)
 
 
 def test_too_few_draws_prove_nothing():
