@@ -140,8 +140,10 @@ class Certify(TripletOptions):
         """The metrics by their labels.
 
         Raises:
-            CertificateError: none is randomised, and there are --draws.
+            CertificateError: none is randomised, and there are --draws; or these are not 1 or more.
         """
+        if self.draws is not None and self.draws < 1:
+            raise CertificateError(f"--draws must be 1 or more, got {self.draws}")
         metrics = dict(self.metrics())
         if self.draws is not None and not any(map(is_random, metrics.values())):
             raise CertificateError("--draws is for randomised metrics, such as --metric elpips-squeeze")

@@ -269,9 +269,9 @@ def test_certificates(command: Command, data: Path, tmp_path: Path) -> None:
     status, _, err = command(*arguments, "--radius", -1)
     assert status == 2
     assert "--radius must be 0 or more" in err
-    status, _, err = command(*arguments, "--draws", 2)
-    assert status == 2
-    assert "--draws is for randomised metrics" in err
+    for draws, says in ((2, "--draws is for randomised metrics"), (0, "--draws must be 1 or more, got 0")):
+        status, _, err = command(*arguments, "--draws", draws)
+        assert (status, says in err) == (2, True)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Median smoothing: the interval of a distance that is linear under noise is known exactly."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,9 +22,7 @@ SHAPE = (4, 5, 3)
 class Mean:
     """10 plus the difference of the images' sums over the root of their number: N(10 + m, sigma^2) under noise."""
 
-    name: str = "mean"
-    signature: str = "mean"
-    minimum_size: int = 1
+    name, signature, minimum_size = "mean", "mean 1", 1
 
     def features(self, images, *, value_range=(0, 1)):
         return jnp.sum(images, axis=(-3, -2, -1)) / np.sqrt(np.prod(SHAPE))
@@ -38,7 +36,7 @@ class Mean:
 class Shifted(Mean):
     """The same, plus a number."""
 
-    shift: jax.Array = field(default_factory=lambda: jnp.zeros(()))
+    shift: jax.Array
 
     def between(self, features, others):
         return super().between(features, others) + self.shift
@@ -49,9 +47,7 @@ class Shifted(Mean):
 class Unsteady:
     """The mean over draws of a number from N(0, 1) more: a randomised metric."""
 
-    name: str = "unsteady"
-    signature: str = "unsteady"
-    minimum_size: int = 1
+    name, signature, minimum_size = "unsteady", "unsteady 1", 1
 
     def distance(self, x, y, *, value_range, key, samples):
         raise NotImplementedError
