@@ -5,6 +5,7 @@ the placement of its arguments.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -90,6 +91,6 @@ def on_first(action: Callable[[], T], failure: type[RlpipsError]) -> T:
 
 
 def say(text: str) -> None:
-    """Prints a line above the progress bar, once for all processes."""
+    """Writes a line above the progress bar, to stderr as that one, once for all processes."""
     if jax.process_index() == 0:
-        tqdm.write(text)
+        tqdm.write(text, file=sys.stderr)

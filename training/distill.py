@@ -40,6 +40,7 @@ from rlpips_jax.files.locks import locked
 from rlpips_jax.weights import native
 from rlpips_jax.weights.parameters import with_heads
 from training import procedural, run_folder
+from training.devices import say
 
 FLOOR = 1e-3
 
@@ -221,7 +222,7 @@ def _distill(config: Distill) -> Path:
     distances = teach(teacher, groups)
     held_out = make_groups(config, config.validation, config.held_out, 0, config.seed + 1)
     expected = teach(teacher, held_out)
-    tqdm.write(f"{len(groups)} groups ready after {time.perf_counter() - started:.0f} s on {jax.devices()[0]}")
+    say(f"{len(groups)} groups ready after {time.perf_counter() - started:.0f} s on {jax.devices()[0]}")
 
     student = draw_student(jax.random.key(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(0, config.rate, config.steps // 50, config.steps)
@@ -234,7 +235,7 @@ def _distill(config: Distill) -> Path:
         latest = manager.latest_step()
         if latest is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
-            tqdm.write(f"resumed at step {latest}")
+            say(f"resumed at step {latest}")
         for number in tqdm(range(int(state.step), config.steps), unit="step", mininterval=5):
             chosen = batch_of(len(groups), config.batch, config.seed, number)
             state, value = take_step(state, groups[chosen], distances[chosen])
@@ -243,7 +244,7 @@ def _distill(config: Distill) -> Path:
             if (number + 1) % config.report_every == 0:
                 manager.save(number + 1, args=ocp.args.StandardSave(state))
                 report = follows(teach(replace(student, parameters=state.parameters), held_out), expected)
-                tqdm.write(f"step {number + 1}: loss {float(value):.5f}, held out {_numbers(report)}")
+                say(f"step {number + 1}: loss {float(value):.5f}, held out {_numbers(report)}")
 
     student = replace(student, parameters=state.parameters, precision="highest")
     report = follows(teach(student, held_out), expected)

@@ -117,7 +117,7 @@ def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, tmp_path, mo
         with pytest.raises(SystemExit) as exit_:
             run(out, stopping)
     assert exit_.value.code == 0
-    assert "stopped at step 3 of 6; the same command goes on from there" in capsys.readouterr().out
+    assert "stopped at step 3 of 6; the same command goes on from there" in capsys.readouterr().err
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["2", "3"]
     files = [path for path in (out / "checkpoints" / "3" / "state").rglob("*") if path.is_file()]
@@ -128,7 +128,7 @@ def test_stopped_and_then_damaged_it_ends_with_the_same_bits(whole, tmp_path, mo
     # How often checkpoints are written from now on changes nothing else.
     with pytest.warns(CheckpointWarning, match=r"3 is damaged"):
         end = run(out, checkpoint_every=1)
-    assert "resumed at step 2 of 6" in capsys.readouterr().out
+    assert "resumed at step 2 of 6" in capsys.readouterr().err
     check_same_bits(out, end, whole)
 
 
@@ -146,7 +146,7 @@ def test_stopped_during_an_evaluation_it_is_made_again(whole, tmp_path, capsys) 
         with pytest.raises(SystemExit) as exit_:
             run(out, stopping, evaluate=terminated)
     assert exit_.value.code == 0
-    assert "stopped at step 3 of 6" in capsys.readouterr().out
+    assert "stopped at step 3 of 6" in capsys.readouterr().err
     assert steps_of(out, "evaluation") == []
     check_same_bits(out, run(out), whole)
 
@@ -156,7 +156,7 @@ def test_the_best_checkpoint_may_have_been_evaluated_by_an_earlier_start(whole, 
     with listening() as stopping, pytest.raises(SystemExit):
         run(out, stopping, feed=functools.partial(stopping_at, 5), export="best")
     end = run(out, keep=1, export="best")
-    assert "the best checkpoint is that of step 3" in capsys.readouterr().out
+    assert "the best checkpoint is that of step 3" in capsys.readouterr().err
     assert end.step == 3
     assert -float(jnp.sum(end.state["w"] ** 2)) == end.record("evaluation", 3)["people/natural"]
     assert (out / RECORDS).read_bytes() == (whole[0] / RECORDS).read_bytes()

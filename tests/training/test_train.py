@@ -294,7 +294,7 @@ def test_stopped_during_an_evaluation_it_is_made_again(whole, configure, tmp_pat
     # No batch came after the one at hand.
     assert [one.rpartition("/")[2] for one in calls] == [ordinal, "attacked", crossed, ordinal]
     assert exit_.value.code == 0
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "stopped at step 3 of 6" in printed
     assert printed.count(f"evaluating on {ordinal}\n") == 2
     assert [record["step"] for record in read(out / RECORDS) if record["kind"] == "evaluation"] == []
@@ -322,8 +322,8 @@ def whole_best(configure, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configure, capsys) -> None:
     train(configure(whole_best, export="best"))
-    printed = capsys.readouterr().out
-    assert "the best checkpoint is that of step 3" in printed
+    printed = capsys.readouterr()
+    assert "the best checkpoint is that of step 3" in printed.err
     exported, metadata = native.read(whole_best / WEIGHTS, with_heads(TINY))
     card, records = json.loads(metadata["card"]), read(whole_best / RECORDS)
     before, third, last = (record["people/natural"] for record in records if record["kind"] != "step")
@@ -333,7 +333,7 @@ def test_the_best_checkpoint_is_exported_with_its_own_scores(whole_best, configu
         name: {"people": {"natural": pytest.approx(value, abs=1e-6)}}
         for name, value in (("start", before), ("trained", third))
     }
-    assert re.search(rf"people +100\.00 +{100 * third:.2f}\n", printed)
+    assert re.search(rf"people +100\.00 +{100 * third:.2f}\n", printed.out)
     # Heads are rescaled on the way, and what they were is in the checkpoints.
     exported = np.concatenate(exported["heads"])
     for step in (3, STEPS):
@@ -351,7 +351,7 @@ def test_stopped_while_data_are_loaded_it_leaves_nothing(configure, tmp_path, mo
     with pytest.raises(SystemExit) as exit_:
         train(configure(tmp_path / "run"))
     assert exit_.value.code == 0
-    assert "stopped while data were being loaded; nothing is lost" in capsys.readouterr().out
+    assert "stopped while data were being loaded; nothing is lost" in capsys.readouterr().err
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run").exists()
 
@@ -416,16 +416,16 @@ def test_two_processes_that_are_stopped_and_go_on_come_to_what_one_does(whole, s
     # One of them gets the signal, and both stop after the same step.
     for status, printed, errors in (stopped := together(("stop", "stop"))):
         assert status == 0, printed + errors
-    first = re.search(r"stopped at step (\d) of 6; the same command goes on from there", stopped[0][1])
+    first = re.search(r"stopped at step (\d) of 6; the same command goes on from there", stopped[0][2])
     assert first is not None, stopped[0]
     assert not (out / WEIGHTS).exists()
     for status, printed, errors in (finished := together(("never", "never"))):
         assert status == 0, printed + errors
-    assert f"resumed at step {first[1]} of 6" in finished[0][1]
+    assert f"resumed at step {first[1]} of 6" in finished[0][2]
     # The first one speaks for both.
     assert "written" in finished[0][1]
     for said in ("stopped", "resumed", "written", "validation"):
-        assert said not in stopped[1][1] + finished[1][1]
+        assert said not in "".join(stopped[1][1:] + finished[1][1:])
     check_close(out, whole)
 
 
