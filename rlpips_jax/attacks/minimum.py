@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rlpips_jax.attacks import balls
-from rlpips_jax.attacks.arguments import as_floats, check_counts
+from rlpips_jax.attacks.arguments import Radius, as_floats, check_counts
 from rlpips_jax.attacks.keys import Key, as_key
 from rlpips_jax.attacks.objectives import Objective, Randomised, TracedObjective, as_pytree
 from rlpips_jax.attacks.procedure import Evaluation, Point, Procedure, Rendered, State
@@ -50,6 +50,7 @@ def minimum(
     images: Images,
     *,
     key: Key,
+    epsilon: Radius | None = None,
     norm: str = "linf",
     steps: int,
     value_range: ValueRange = UNIT_RANGE,
@@ -69,6 +70,8 @@ def minimum(
         images: `(n, ..., h, w, 3)`, uint8 or floats in `value_range`. A distance from the image itself has no slope
             there, so images that are equal to their reference are not moved.
         key: a key of `jax.random`, as all attacks take one; nothing is drawn.
+        epsilon: the largest radius that is of interest, in the units of `value_range`: one number, or one for each
+            example. No iterate leaves that ball, and what cannot be reached in it has an infinite radius. None: any.
         norm: "linf" or "l2". Of several images of one example the longest change counts. The smallest root mean square
             error is the smallest l2 length divided by the root of the number of values.
         steps: gradients that are computed.
@@ -84,8 +87,11 @@ def minimum(
     images, value_range = as_floats(images, value_range)
     balls.ball(norm)
     check_counts(steps=steps)
+    farthest = jnp.full((), jnp.inf, images.dtype)
+    if epsilon is not None:
+        farthest = balls.radius_in(norm, epsilon, images, value_range)
     closeness = Closeness(with_goal(objective, value_range), images, norm)
-    boundary = _Boundary(closeness=closeness, value_range=value_range, steps=steps)
+    boundary = _Boundary(closeness=closeness, value_range=value_range, farthest=farthest, steps=steps)
     return cast(MinimumResult, search(closeness, images, boundary, key=as_key(key), steps=steps))
 
 
@@ -96,14 +102,19 @@ def with_goal(objective: Objective, value_range: ValueRange) -> TracedObjective:
         AttackError: it has no goal, or it is randomised.
     """
     function = as_pytree(objective, value_range)
+    if has_goal(function):
+        return cast(TracedObjective, function)
     if isinstance(function, Randomised):
         raise AttackError("a randomised objective has no boundary; fix its draws: expected_ranking(..., key=key)")
-    if getattr(function, "goal", None) is None:
-        raise AttackError(
-            f"the objective must have a goal, such as ranking(...) or classification(...) with its margin; "
-            f"{type(objective).__name__} has none"
-        )
-    return cast(TracedObjective, function)
+    raise AttackError(
+        f"the objective must have a goal, such as ranking(...) or classification(...) with its margin; "
+        f"{type(objective).__name__} has none"
+    )
+
+
+def has_goal(objective: Objective) -> bool:
+    """Whether `minimum` can be asked for the nearest image that reaches the goal of an objective."""
+    return not isinstance(objective, Randomised) and getattr(objective, "goal", None) is not None
 
 
 @jax.tree_util.register_dataclass
@@ -163,6 +174,7 @@ class _State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Boundary(Approach):
+    farthest: Float[Array, "..."]
     steps: int = field(metadata={"static": True})
 
     def state(self, variable: Float[Array, "n ..."]) -> _State:
@@ -185,7 +197,7 @@ class _Boundary(Approach):
         black, white = self.value_range
         # A step that rounding undoes would be tried for ever.
         ahead = jnp.maximum(ahead, LEAST * (white - black))
-        radius = jnp.where(jnp.isfinite(nearest), around, (1 + change) * ahead)
+        radius = jnp.minimum(jnp.where(jnp.isfinite(nearest), around, (1 + change) * ahead), self.farthest)
 
         stride = balls.per_example(share * radius, images)
         moved = balls.project(point.variable + stride * steepest, images, radius, norm, self.value_range)

@@ -18,7 +18,7 @@ from rlpips_jax.attacks.first_reversal import first_reversal
 from rlpips_jax.attacks.impostor import impostor
 from rlpips_jax.attacks.keys import Key
 from rlpips_jax.attacks.lagrangian import lagrangian
-from rlpips_jax.attacks.minimum import minimum
+from rlpips_jax.attacks.minimum import has_goal, minimum
 from rlpips_jax.attacks.noise import noise
 from rlpips_jax.attacks.objectives import ATTACKED, Objective
 from rlpips_jax.attacks.perceptual_pgd import perceptual_pgd
@@ -128,9 +128,13 @@ def strongest(
     restarts: int = 1,
     value_range: ValueRange = UNIT_RANGE,
 ) -> AttackResult:
-    """`worst_case` of `pgd`, `apgd` and `square`, all with these arguments."""
-    options = {"epsilon": epsilon, "norm": norm, "steps": steps, "restarts": restarts}
-    parts = [functools.partial(attack, **options) for attack in (pgd, apgd, square)]
+    """`worst_case` of `pgd`, `apgd`, `square`, in l-inf `recolor`, and, where the objective has a goal, `minimum`."""
+    options = {"epsilon": epsilon, "steps": steps}
+    parts = [functools.partial(attack, norm=norm, restarts=restarts, **options) for attack in (pgd, apgd, square)]
+    if norm == "linf":
+        parts.append(functools.partial(recolor, restarts=restarts, **options))
+    if has_goal(objective):
+        parts.append(functools.partial(minimum, norm=norm, **options))
     return worst_case(objective, images, key=key, attacks=parts, value_range=value_range)
 
 
@@ -178,7 +182,10 @@ ATTACKS: dict[str, AttackEntry] = {
         function=shift, does="moves whole images by whole pixels, the worst of all shifts", norms=(), unit="pixels",
         restarts=False, gradients=False, pace=16, measured=("1", "2", "3", "4", "5", "6", "7", "8"),
     ),
-    "worst_case": AttackEntry(function=strongest, does="the worst of `pgd`, `apgd` and `square` for each example"),
+    "worst_case": AttackEntry(
+        function=strongest, does="the worst of `pgd`, `apgd`, `square`, `minimum` and, in l-inf, `recolor` for each "
+        "example",
+    ),
     "union": AttackEntry(
         function=union, does="the worst of `pgd`, `apgd`, `square`, `recolor` in l-inf and of `spatial`, one pixel for "
         "4/255", norms=(),

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlpips_jax.attacks.arguments import as_floats
 from rlpips_jax.attacks.keys import Key, Purpose, as_key, child
+from rlpips_jax.attacks.minimum import MinimumResult
 from rlpips_jax.attacks.objectives import Objective, Randomised, as_pytree
 from rlpips_jax.attacks.procedure import objective_value
 from rlpips_jax.attacks.result import AttackResult
@@ -37,7 +39,8 @@ def worst_case(
 
     An attack draws the same whatever attacks follow it in the list, so that more of them are never weaker. A randomised
     objective compares all under the same draws, and judges what was chosen once more; no attack has used the keys of
-    either.
+    either. Of `minimum` and `first_reversal`, whose results are lengths, the images are compared by the objective as
+    all others; they take a radius too, `functools.partial(minimum, epsilon=0.1, steps=20)`.
 
     Args:
         objective: as in `pgd`.
@@ -62,9 +65,13 @@ def worst_case(
         run(attack, objective, images, jax.random.fold_in(key, index), value_range)
         for index, attack in enumerate(attacks)
     ]
+    choice, judge = (child(key, purpose) for purpose in (Purpose.CHOICE, Purpose.OUTCOME))
+    results = [
+        _judged(objective, images, result.adversarial, None, judge) if isinstance(result, MinimumResult) else result
+        for result in results
+    ]
     if len(attacks) == 1 or not isinstance(objective, Randomised):
         return worst_of(results)
-    choice, judge = (child(key, purpose) for purpose in (Purpose.CHOICE, Purpose.OUTCOME))
     alike = [replace(result, after=_value(objective, result.adversarial, choice)) for result in results]
     result = worst_of(alike)
     return _judged(objective, images, result.adversarial, result.trajectory, judge)
@@ -93,11 +100,13 @@ def _judged(
     objective: Objective,
     images: Float[Array, "n ..."],
     adversarial: Float[Array, "n ..."],
-    trajectory: Float[Array, "steps n"],
+    trajectory: Float[Array, "steps n"] | None,
     key: Key,
 ) -> AttackResult:
+    """What was found, by its objective; None for a trajectory from the images to it."""
     values = (objective_value(objective, images, key), objective_value(objective, adversarial, key))
-    return summary(objective, images, adversarial, values, trajectory)
+    way = jnp.stack(values).astype(images.dtype) if trajectory is None else trajectory
+    return summary(objective, images, adversarial, values, way)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlpips_jax.attacks.minimum import MinimumResult
 from rlpips_jax.attacks.result import AttackResult, worth
 from rlpips_jax.errors import AttackError
 
@@ -23,7 +24,8 @@ def worst_of(results: Sequence[AttackResult]) -> AttackResult:
         had more steps.
 
     Raises:
-        AttackError: there are no results, or they are of images of several shapes.
+        AttackError: there are no results, they are of images of several shapes, or only some are of `minimum`, which
+            gives lengths.
     """
     results = tuple(results)
     if not results:
@@ -33,6 +35,8 @@ def worst_of(results: Sequence[AttackResult]) -> AttackResult:
         raise AttackError(
             f"results have images of shapes {', '.join(map(str, sorted(shapes)))}; they must be of the same images"
         )
+    if 0 < sum(isinstance(result, MinimumResult) for result in results) < len(results):
+        raise AttackError("`after` of minimum's results is a length, and of the others the objective; use worst_case")
     return _worst_of(results)
 
 

@@ -69,10 +69,10 @@ class Evaluate(TripletOptions):
     """
 
     attack: Annotated[tuple[TripletAttack, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help_behavior_hint="")] = ()
-    """Attack to measure too; worst_case is the worst of pgd, apgd and square. distort and impostor change references
-    alone: to the largest distance within --epsilon, or to the largest difference of pixels within --bound; their table
-    compares with the usual distance and difference. minimum and first_reversal look for the smallest change that
-    reverses each triplet; their table has its quartiles. May be given several times."""
+    """Attack to measure too; worst_case is the worst of pgd, apgd, square, minimum and, in l-inf, recolor. distort and
+    impostor change references alone: to the largest distance within --epsilon, or to the largest difference of pixels
+    within --bound; their table compares with the usual distance and difference. minimum and first_reversal look for the
+    smallest change that reverses each triplet; their table has its quartiles. May be given several times."""
 
     norm: tuple[Literal["linf", "l2"], ...] = ("linf",)
     """Norms in which attacks are bounded."""

@@ -1,5 +1,6 @@
 """`minimum` and `first_reversal`: radii of planes, whose distance is known, and promises that no radius may break."""
 
+import functools
 from typing import Any, cast
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 import rlpips_jax as rl
-from rlpips_jax.attacks import classification, first_reversal, minimum, pgd, search
+from rlpips_jax.attacks import classification, first_reversal, minimum, noise, pgd, search, worst_case, worst_of
 from rlpips_jax.attacks.balls import BALLS
 from rlpips_jax.errors import AttackError
 
@@ -48,6 +49,32 @@ def test_the_distance_of_a_plane(planes: Any, norm: str) -> None:
     np.testing.assert_allclose(BALLS[norm].length(result.adversarial - images), result.radius, rtol=1e-6)
     np.testing.assert_array_equal(result.adversarial[3], images[3])
     np.testing.assert_array_equal(result.after, -result.radius)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_within_a_radius(planes: Any, norm: str) -> None:
+    objective, images, _, missing = planes
+    lengths = np.asarray(minimum(objective, images, key=KEY, norm=norm, steps=40).radius)
+    assert list(np.argsort(lengths)) == list(np.argsort(missing))
+    # The first and the last plane are within it, and one is a little beyond.
+    epsilon = float(0.9 * lengths[1])
+    bounded = functools.partial(minimum, norm=norm, epsilon=epsilon, steps=40)
+    result = bounded(objective, images, key=KEY)
+    assert np.asarray(result.success).tolist() == [True, False, False, True]
+    np.testing.assert_allclose(result.radius, np.where(result.success, lengths, np.inf), rtol=0.01)
+    assert np.all(BALLS[norm].length(result.adversarial - images) <= epsilon * (1 + 1e-5))
+    # Beside other attacks its images count by the objective.
+    nearest = objective(result.adversarial)
+    alone = worst_case(objective, images, key=KEY, attacks=[bounded])
+    np.testing.assert_allclose(alone.after, nearest, atol=1e-5)
+    together = functools.partial(worst_case, objective, images, key=KEY)
+    parts = [functools.partial(noise, norm=norm, epsilon=epsilon, steps=2), bounded]
+    drawn, worst = together(attacks=parts[:1]), together(attacks=parts)
+    np.testing.assert_allclose(worst.after, np.maximum(drawn.after, nearest), atol=1e-5)
+    np.testing.assert_array_equal(worst.success, result.success)
+    assert np.all(BALLS[norm].length(worst.adversarial - images) <= epsilon * (1 + 1e-5))
+    with pytest.raises(AttackError, match="is a length, and of the others the objective; use worst_case"):
+        worst_of([drawn, result])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
