@@ -1,5 +1,6 @@
 """What every test has: several devices, checked types, caches of its own, no network, fixed examples."""
 
+import contextlib
 import gc
 import importlib.metadata
 import importlib.util
@@ -10,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,24 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     # What was refused in another thread, or caught as a BaseException, comes out here.
     if refused:
         pytest.fail("; ".join(refused), pytrace=False)
+
+
+@pytest.fixture
+def checking_leaks() -> Callable[[], AbstractContextManager[None]]:
+    """`jax.checking_leaks`, which collects garbage after every trace, but nothing of other tests."""
+
+    @contextlib.contextmanager
+    def checking() -> Iterator[None]:
+        import jax
+
+        gc.freeze()
+        try:
+            with jax.checking_leaks():
+                yield
+        finally:
+            gc.unfreeze()
+
+    return checking
 
 
 @pytest.fixture(scope="session")

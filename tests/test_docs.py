@@ -1,6 +1,7 @@
 """The documentation: every public name is in the reference, links lead somewhere, and examples run."""
 
 import ast
+import functools
 import importlib.util
 import pkgutil
 import re
@@ -112,6 +113,7 @@ def test_the_examples_of_a_page_run_from_the_first_line_to_the_last(
     monkeypatch.setattr(rl, "load", stand_in)
     monkeypatch.setattr("rlpips_jax.loading.load", stand_in)
     monkeypatch.setattr("rlpips_jax.distances.named.named", stand_in)
+    monkeypatch.setattr(rl.evaluation, "Smoothing", functools.partial(rl.evaluation.Smoothing, samples=100))
     namespace: dict[str, object] = {}
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), namespace)

@@ -104,7 +104,7 @@ def test_nnx_with_the_metric_as_data_of_the_module(images, drawn) -> None:
 
 
 @pytest.mark.slow
-def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch) -> None:
+def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path, monkeypatch, checking_leaks) -> None:
     """`distance` loads "lpips-alex" once and keeps it: what it keeps must be no tracer."""
     from rlpips_jax.distances.named import named
     from rlpips_jax.weights import native
@@ -116,14 +116,14 @@ def test_the_default_metric_may_be_loaded_while_tracing(images, drawn, tmp_path,
     monkeypatch.setenv("RLPIPS_WEIGHTS_DIR", str(tmp_path))
     named.cache_clear()
     x, y = images[:1], images[1:2]
-    with jax.checking_leaks():
+    with checking_leaks():
         traced = jax.jit(lambda x, y: rl.distance(x, y, value_range=(-1, 1)))(x, y)
     np.testing.assert_allclose(rl.distance(x, y, value_range=(-1, 1)), traced, rtol=1e-5)
     named.cache_clear()
 
 
 @pytest.mark.slow
-def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path) -> None:
+def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path, checking_leaks) -> None:
     """The metric is read from disk while a gradient is being traced, then used outside."""
     from rlpips_jax.weights import native
     from rlpips_jax.weights.parameters import with_heads
@@ -140,7 +140,7 @@ def test_a_first_load_under_tracing_leaks_nothing(images, drawn, tmp_path: Path)
 
         return jax.grad(loss)(x)
 
-    with jax.checking_leaks():
+    with checking_leaks():
         gradient = step(images * 0.9)
     assert jnp.isfinite(gradient).all()
     assert all(not isinstance(leaf, Tracer) for leaf in jax.tree.leaves(loaded))

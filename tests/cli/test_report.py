@@ -1,6 +1,7 @@
 """`rlpips report`: a page of what is measured, complete in itself, that computes nothing twice."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -96,6 +97,8 @@ def test_the_page_shows_what_is_in_the_documents(command: Command, data: Path, t
 def test_nothing_is_computed_twice(
     command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few = functools.partial(certify.Certify, samples=40, selection_samples=10)
+    monkeypatch.setattr("rlpips_jax.cli.report.Certify", few)
     options = ("--metric", "rlpips-tiny", "--examples", 1, "--certify", 2, "--epsilon", "1/255", "16/255")
     status, out, _ = report(command, data, tmp_path, *options)
     assert status == 0

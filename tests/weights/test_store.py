@@ -526,7 +526,7 @@ def squeeze(places: SimpleNamespace) -> Path:
     return places.argument
 
 
-def test_loading_under_tracing_leaks_nothing(squeeze: Path) -> None:
+def test_loading_under_tracing_leaks_nothing(squeeze: Path, checking_leaks) -> None:
     loaded = []
 
     def total(scale: jax.Array) -> jax.Array:
@@ -534,7 +534,7 @@ def test_loading_under_tracing_leaks_nothing(squeeze: Path) -> None:
         loaded.append(metric)
         return scale * sum(head.sum() for head in metric.parameters["heads"])
 
-    with jax.checking_leaks():
+    with checking_leaks():
         result = jax.jit(jax.grad(total))(1.0)
     (metric,) = loaded
     for leaf in jax.tree.leaves(metric.parameters):
