@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlpips_jax.attacks import balls
 from rlpips_jax.attacks.arguments import as_floats
 from rlpips_jax.attacks.keys import Key, Purpose, as_key, child
 from rlpips_jax.attacks.minimum import MinimumResult
 from rlpips_jax.attacks.objectives import Objective, Randomised, as_pytree
 from rlpips_jax.attacks.procedure import objective_value
-from rlpips_jax.attacks.result import AttackResult
+from rlpips_jax.attacks.result import AttackResult, worth
 from rlpips_jax.attacks.search import summary
 from rlpips_jax.attacks.worst_of import worst_of
 from rlpips_jax.errors import AttackError
@@ -67,7 +68,7 @@ def worst_case(
     ]
     choice, judge = (child(key, purpose) for purpose in (Purpose.CHOICE, Purpose.OUTCOME))
     results = [
-        _judged(objective, images, result.adversarial, None, judge) if isinstance(result, MinimumResult) else result
+        _by_objective(objective, images, result.adversarial, judge) if isinstance(result, MinimumResult) else result
         for result in results
     ]
     if len(attacks) == 1 or not isinstance(objective, Randomised):
@@ -100,13 +101,22 @@ def _judged(
     objective: Objective,
     images: Float[Array, "n ..."],
     adversarial: Float[Array, "n ..."],
-    trajectory: Float[Array, "steps n"] | None,
+    trajectory: Float[Array, "steps n"],
     key: Key,
 ) -> AttackResult:
-    """What was found, by its objective; None for a trajectory from the images to it."""
     values = (objective_value(objective, images, key), objective_value(objective, adversarial, key))
-    way = jnp.stack(values).astype(images.dtype) if trajectory is None else trajectory
-    return summary(objective, images, adversarial, values, way)
+    return summary(objective, images, adversarial, values, trajectory)
+
+
+@jax.jit
+def _by_objective(
+    objective: Objective, images: Float[Array, "n ..."], adversarial: Float[Array, "n ..."], key: Key
+) -> AttackResult:
+    """What an attack has found whose own values are lengths; the image itself where that is better."""
+    before, after = (objective_value(objective, array, key).astype(images.dtype) for array in (images, adversarial))
+    better = worth(after) > worth(before)
+    kept, value = jnp.where(balls.per_example(better, images), adversarial, images), jnp.where(better, after, before)
+    return summary(objective, images, kept, (before, value), jnp.stack([before, value]))
 
 
 @jax.jit

@@ -77,6 +77,20 @@ def test_within_a_radius(planes: Any, norm: str) -> None:
         worst_of([drawn, result])
 
 
+def peak(images: Any) -> Any:
+    """Logits whose margin is largest, and below 0, very near a grey of .5."""
+    margins = -1 - jnp.square(300 * jnp.mean(images - 0.50001, axis=(1, 2, 3)))
+    return jnp.stack([jnp.zeros_like(margins), margins], axis=1)
+
+
+def test_in_the_worst_case_the_image_stays_where_all_steps_lead_down() -> None:
+    images = np.full((1, 4, 5, 3), 0.5, np.float32)
+    bounded = functools.partial(minimum, epsilon=0.1, steps=4)
+    result = worst_case(classification(Partial(peak), np.zeros(1, int)), images, key=KEY, attacks=[bounded])
+    np.testing.assert_array_equal(result.adversarial, images)
+    np.testing.assert_array_equal(result.after, result.before)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_tie_is_reversed_by_a_change_that_rounding_keeps(norm: str) -> None:
     images, signs = np.full((4, 4, 5, 3), 0.5, np.float32), np.resize([1.0, 1.0, -1.0], (4, 4, 5, 3))

@@ -38,4 +38,5 @@ def test_memory_is_more_than_none(contestant, what, tmp_path) -> None:
     found = process.memory(contestant, {"what": what, "images": str(tmp_path / "images.npz")})
     assert found["first"] is not None
     assert found["first"] >= 0
-    assert process.resident("VmHWM") >= process.resident("VmRSS") > 1
+    # Between the two readings memory may grow by a page.
+    assert process.resident("VmHWM") + 1 >= process.resident("VmRSS") > 1
