@@ -78,7 +78,7 @@ def minimum(
         value_range: black and white of the images; the nearest images stay within.
 
     Returns:
-        A `MinimumResult`; its images are floats in `value_range`.
+        A `MinimumResult`; its images are floats in `value_range`, the last ones where the goal was not reached.
 
     Raises:
         AttackError: an argument makes no sense, or the objective has no goal.
